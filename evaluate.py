@@ -1,0 +1,169 @@
+"""Accuracy against NFE, for any checkpoint and any decoder setting.
+
+    python evaluate.py runs/NAME --task countdown                                   the learned threshold, greedy
+    python evaluate.py runs/NAME --task countdown --setting learned 0.01 0.1 1      beside fixed ones
+    python evaluate.py runs/NAME --task countdown --decoder top_k --setting 1 2 4   the LLaDA rule
+    python evaluate.py runs/NAME --task countdown --data problems.jsonl             your own problems, or d1's test file
+
+NFE is the number of denoiser calls a completion took. Prints one JSON line per setting, with every sampler setting in it,
+and then the same as a table.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from runs import load_policy, read_lines
+from sampler import Decoder
+from tasks import TASKS
+
+
+def wilson_interval(successes, n, z=1.96):
+    """The 95% score interval of a share: honest near 0 and 1, where the normal approximation is not."""
+    share, spread = successes / n, z * math.sqrt(successes * (n - successes) / n + z * z / 4) / n
+    middle, scale = share + z * z / (2 * n), 1 + z * z / n
+    return (middle - spread) / scale, (middle + spread) / scale
+
+
+def evaluate(policy, task, problems, decoder, temperature=0.0, seed=0, batch_size=256):
+    """One row of results: a dict of every setting and every score. Raises ValueError for a problem that the tokenizer cannot write."""
+    generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
+    solved, reward, calls, tokens, gammas = 0, 0.0, 0, 0, []
+    began = time.perf_counter()
+    for start in range(0, len(problems), batch_size):
+        batch = problems[start : start + batch_size]
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in batch])
+        rollout = policy.rollout(
+            prompt_ids, prompt_mask, task.compact_length, decoder, generator, temperature, sample_threshold=False, stop_at_eos=True
+        )
+        texts = policy.decode(rollout)
+        solved += sum(task.solved(problem, text) for problem, text in zip(batch, texts, strict=True))
+        reward += sum(task.reward(problem, text) for problem, text in zip(batch, texts, strict=True))
+        calls += int(rollout.nfe.sum())
+        tokens += int(rollout.token_mask.sum())
+        gammas.append(rollout.threshold)
+    n, gamma = len(problems), torch.cat(gammas)
+    low, high = wilson_interval(solved, n)
+    return {
+        "decoder": decoder.rule,
+        "setting": "learned" if decoder.setting is None else decoder.setting,
+        "block_length": decoder.block_length or task.compact_length,
+        "length": task.compact_length,
+        "temperature": temperature,
+        "problems": n,
+        "seed": seed,
+        "solved": solved / n,
+        "solved_low": low,
+        "solved_high": high,
+        "reward": reward / n,
+        "nfe": calls / n,
+        "tokens_per_call": tokens / calls,
+        "threshold_mean": gamma.mean().item() if decoder.rule == "eb" else None,
+        "threshold_std": gamma.std(unbiased=False).item() if decoder.rule == "eb" else None,
+        "seconds": time.perf_counter() - began,
+        "device": str(policy.denoiser.device),
+        "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
+    }
+
+
+def print_table(rows):
+    print(f"{'':8} {'decoder':10} {'setting':>8} {'block':>5} {'T':>4} {'problems':>8} {'solved':>7} {'95% interval':>14} "
+          f"{'reward':>6} {'NFE':>6} {'tokens/call':>11} {'gamma':>14} {'seconds':>7}")  # fmt: skip
+    for row in rows:
+        gamma = "" if row["threshold_mean"] is None else f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}"
+        setting = row["setting"] if isinstance(row["setting"], str) else f"{row['setting']:g}"
+        interval = f"{row['solved_low']:.1%}–{row['solved_high']:.1%}"
+        print(f"{row['name']:8} {row['decoder']:10} {setting:>8} {row['block_length']:5} {row['temperature']:4} {row['problems']:8} {row['solved']:7.1%} "
+              f"{interval:>14} {row['reward']:6.3f} {row['nfe']:6.2f} {row['tokens_per_call']:11.2f} {gamma:>14} {row['seconds']:7.1f}")  # fmt: skip
+
+
+def plot_curves(run_dir):
+    """curves.png of a run folder: what metrics.jsonl says, step by step and as a running mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_lines(run_dir / "metrics.jsonl")
+    panels = {
+        "reward_mean": "reward (sampled, training problems)",
+        "solved_mean": "solved share (sampled, training problems)",
+        "nfe_mean": "NFE per completion",
+        "threshold_mean": "threshold γ, nats",
+        "surrogate_kl": "KL(true ‖ surrogate), nats per token",
+        "grad_norm": "gradient norm before clipping",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    for axis, (key, label) in zip(axes.flat, panels.items(), strict=True):
+        points = [(row["step"], row[key]) for row in rows if row[key] is not None]
+        axis.set(title=label, xlabel="step")
+        axis.grid(alpha=0.3)
+        if points:
+            steps, values = zip(*points, strict=True)
+            window = max(1, len(values) // 20)
+            smooth = [sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
+            axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
+            axis.plot(steps, smooth, color="tab:blue", linewidth=2, label=f"mean of {window} steps")
+            axis.legend(frameon=False)
+        axis.set_ylim(bottom=0)
+    figure.suptitle(str(run_dir.name))
+    figure.savefig(run_dir / "curves.png.tmp", dpi=110, format="png")
+    plt.close(figure)
+    Path(run_dir / "curves.png.tmp").replace(run_dir / "curves.png")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Bad flags get one line, like all other bad input, not a page of usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
+
+
+def main(arguments=None):
+    parser = OneLineParser(description="Accuracy against NFE of a run folder or checkpoint folder.")
+    parser.add_argument("path", help="a run folder, or a checkpoint folder")
+    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
+    parser.add_argument("--decoder", default="eb", help="eb, confidence or top_k")
+    parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma (eb), tau (confidence), k (top_k); several give several rows")
+    parser.add_argument("--block_length", type=int, default=0, help="tokens a block; 0 is the whole canvas")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--problems", type=int, default=512, help="how many generated problems")
+    parser.add_argument("--split", default="test", help="train, validation or test")
+    parser.add_argument("--data", help="a JSON-lines file of problems instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the generated problems, and of the tokens drawn where temperature is above 0")
+    options = parser.parse_args(arguments)
+    try:
+        if options.task not in TASKS:
+            raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
+        if options.split not in ("train", "validation", "test"):
+            raise ValueError(f"unknown split {options.split!r}: choose one of train, validation, test")
+        if options.problems < 1 or options.temperature < 0 or options.block_length < 0:
+            raise ValueError("problems has to be at least 1, temperature and block_length at least 0")
+        decoders = []
+        for text in options.setting:
+            try:
+                value = None if text == "learned" else float(text)
+            except ValueError:
+                raise ValueError(f"setting {text!r} is neither a number nor learned") from None
+            decoders.append(Decoder(options.decoder, value, options.block_length or None))
+        task, policy = TASKS[options.task], load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
+        if policy.threshold_head is None and any(decoder.rule == "eb" and decoder.setting is None for decoder in decoders):
+            raise ValueError(f"{options.path} has no learned threshold: give --setting a number")
+        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed, policy.compact)
+        rows = []
+        for decoder in decoders:
+            row = {"name": Path(options.path).name, "task": options.task, "data": options.data or options.split}
+            rows.append(row | evaluate(policy, task, problems, decoder, options.temperature, options.seed))
+            print(json.dumps(rows[-1]), flush=True)
+    except ValueError as error:
+        parser.exit(2, f"evaluate.py: {error}\n")
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""Problems, prompts and verifiable rewards.
+
+A task is an object with
+
+    problems(split, n, seed)   n problems, as plain dicts; the splits share nothing that could leak
+    prompt(problem)            what the model reads
+    reward(problem, text)      in [0, 1], from the last <answer>...</answer> of the text; never an exception
+    solved(problem, text)      the strict yes or no that evaluations report
+    load(path)                 problems from a file (JSON lines)
+
+`compact=True` asks for the small form that the embedded "tiny" model can learn in a minute: smaller numbers, and a
+prompt of a few tokens instead of a paragraph of instructions. The verifier is the same for both.
+
+To add a task, write these five methods and put an instance into TASKS.
+"""
+
+import itertools
+import json
+import random
+import re
+import zlib
+from fractions import Fraction
+
+INSTRUCTION = (
+    "Think step by step inside <reasoning> and </reasoning>. "
+    "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
+)
+
+
+def extract_answer(text):
+    """The inside of the last `<answer>...</answer>`, or None. An unclosed tag is no answer; of nested tags the innermost counts."""
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    return None if end < 0 or start < 0 else text[start + len("<answer>") : end].strip()
+
+
+def split_of(key):
+    """Which split a key belongs to: 20% test, 10% validation, 70% train.
+
+    Decided by a checksum of the key alone, so it never depends on a seed, on an order or on how many problems were drawn.
+    Settings are tuned on "validation"; "test" is only ever reported.
+    """
+    bucket = zlib.crc32(key.encode()) % 10
+    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def read_json_lines(path):
+    """The rows of a JSON-lines file, each with its line number, for error messages. Raises ValueError on a bad or empty file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from None
+    if not lines:
+        raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line.strip()[:40]}")
+        yield number, row
+
+
+# ---- countdown ---------------------------------------------------------------------------------------------------------
+
+
+def expression_value(text, numbers):
+    """The exact value, a Fraction, of an arithmetic expression that uses exactly these integers, + - * / and parentheses.
+
+    The numbers are compared before anything is computed, so no hostile text can make us work with numbers of its own. Then
+    two stacks and one pass (Dijkstra's shunting yard): no recursion, so 10,000 nested parentheses cost only their length,
+    and nothing is ever evaluated by Python itself.
+
+    Raises ValueError on other numbers and on anything that is no such expression (signs, `**`, `//`, decimals, letters,
+    other scripts' digits), ZeroDivisionError on a division by zero.
+    """
+    tokens = re.findall(r"[0-9]+|\S", text)
+    if sorted(t for t in tokens if t[0] in "0123456789") != sorted(map(str, numbers)):
+        raise ValueError("not exactly the given numbers")
+    precedence = {"+": 1, "-": 1, "*": 2, "/": 2}
+    values, operators = [], []
+
+    def reduce_once():
+        operator, right, left = operators.pop(), values.pop(), values.pop()
+        values.append({"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[operator](right))
+
+    expect_operand = True
+    for token in tokens:
+        if expect_operand:
+            if token == "(":
+                operators.append(token)
+            elif token[0] in "0123456789":
+                values.append(Fraction(int(token)))
+                expect_operand = False
+            else:
+                raise ValueError(f"a number was expected, not {token}")
+        elif token == ")":
+            while operators and operators[-1] != "(":
+                reduce_once()
+            if not operators:
+                raise ValueError("a parenthesis is closed that was not opened")
+            operators.pop()
+        elif token in precedence:  # first finish what binds at least as tightly, so that a - b - c is (a - b) - c
+            while operators and operators[-1] != "(" and precedence[operators[-1]] >= precedence[token]:
+                reduce_once()
+            operators.append(token)
+            expect_operand = True
+        else:
+            raise ValueError(f"an operator was expected, not {token}")
+    if expect_operand or "(" in operators:
+        raise ValueError("the expression breaks off")
+    while operators:
+        reduce_once()
+    return values[0]
+
+
+class Countdown:
+    """Reach the target with all the given numbers, each used once. Problem: {"numbers": [a, b, c], "target": t}.
+
+    Splits share no multiset of numbers. Reward: 1 for the target, 0.1 for a well-formed expression of exactly the given
+    numbers with another value, else 0.
+    """
+
+    max_number = 99  # instruct models: three numbers of 1 to 99, as in d1's setting
+    max_target = 99
+    compact_max_number = 12  # the tiny model: 364 multisets
+    compact_length = 10  # tokens of a compact completion: two tags, seven for ( a + b ) * c, [EOS]
+
+    def _draw(self, split, rng, compact):
+        """A random problem with the expression that made it, as (problem, expression)."""
+        highest = self.compact_max_number if compact else self.max_number
+        while True:
+            numbers = [rng.randint(1, highest) for _ in range(3)]
+            if split_of("countdown " + " ".join(map(str, sorted(numbers)))) != split:
+                continue
+            expression = self._expression(numbers, rng)
+            try:
+                value = expression_value(expression, numbers)
+            except ZeroDivisionError:
+                continue
+            if value.denominator == 1 and 1 <= value <= self.max_target:
+                return {"numbers": numbers, "target": int(value)}, expression
+
+    @staticmethod
+    def _expression(numbers, rng):
+        """A random expression of the numbers in random order, always with one pair of parentheses."""
+        a, b, c = rng.sample(numbers, 3)
+        first, second = rng.choice("+-*/"), rng.choice("+-*/")
+        return f"( {a} {first} {b} ) {second} {c}" if rng.random() < 0.5 else f"{a} {first} ( {b} {second} {c} )"
+
+    def problems(self, split, n, seed, compact=False):
+        rng = random.Random(f"countdown {split} {seed}")
+        return [self._draw(split, rng, compact)[0] for _ in range(n)]
+
+    def demonstrations(self, n, seed, careless):
+        """n pairs (problem, text) of compact demonstrations from the training split, for the tiny model's warm start.
+
+        A share `careless` of them is a random expression of the right numbers: the form is right, the value hardly ever.
+        """
+        rng = random.Random(f"countdown demonstrations {seed}")
+        for _ in range(n):
+            problem, expression = self._draw("train", rng, compact=True)
+            if rng.random() < careless:
+                expression = self._expression(problem["numbers"], rng)
+            yield problem, f"<answer>{expression}</answer>"
+
+    def prompt(self, problem, compact=False):
+        numbers = problem["numbers"]
+        if compact:
+            return " ".join(map(str, numbers)) + f" = {problem['target']}"
+        return (
+            INSTRUCTION
+            + f"Numbers: {', '.join(map(str, numbers))}\nTarget: {problem['target']}\n"
+            + "Write an arithmetic expression whose value is the target. Use every number exactly once, the operations + - * / "
+            + "and parentheses. The answer is the expression alone, without an equals sign."
+        )
+
+    def reward(self, problem, text):
+        try:
+            value = expression_value(extract_answer(text) or "", problem["numbers"])
+        except (ValueError, ZeroDivisionError):
+            return 0.0
+        return 1.0 if value == problem["target"] else 0.1
+
+    def solved(self, problem, text):
+        return self.reward(problem, text) == 1.0
+
+    def load(self, path):
+        """Rows {"numbers": [..], "target": t}, or d1's {"input": "30,100,93", "output": "23"}."""
+        problems = []
+        for number, row in read_json_lines(path):
+            try:
+                if "input" in row:
+                    row = {"numbers": row["input"].split(","), "target": row["output"]}
+                problem = {"numbers": [int(x) for x in row["numbers"]], "target": int(row["target"])}
+                if not problem["numbers"]:
+                    raise ValueError
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise ValueError(
+                    f'{path}, line {number}: expected {{"numbers": [3, 4, 5], "target": 35}} or {{"input": "3,4,5", "output": "35"}}'
+                ) from None
+            problems.append(problem)
+        return problems
+
+
+# ---- sudoku 4x4 --------------------------------------------------------------------------------------------------------
+
+ROWS = [range(4 * r, 4 * r + 4) for r in range(4)]
+COLUMNS = [range(c, 16, 4) for c in range(4)]
+BOXES = [[8 * (b // 2) + 2 * (b % 2) + i for i in (0, 1, 4, 5)] for b in range(4)]
+
+
+def is_solution_grid(grid):
+    """Whether 16 characters are a finished grid: 1 to 4 once in every row, column and box."""
+    return len(grid) == 16 and all({grid[i] for i in unit} == set("1234") for unit in (*ROWS, *COLUMNS, *BOXES))
+
+
+class Sudoku:
+    """Fill a 4x4 sudoku. Problem: {"puzzle": "16 characters, 0 is blank", "solution": "16 characters"}.
+
+    There are only 288 finished grids, so whole grids are held out, and every puzzle has one solution. Reward: the share of
+    blank cells that are right; a changed given earns nothing.
+    """
+
+    blanks = (6, 11)  # how many cells are taken away
+    compact_length = 19  # tokens of a compact completion: two tags, 16 digits, [EOS]
+
+    def __init__(self):
+        rows = ["".join(p) for p in itertools.permutations("1234")]
+        grids = ("".join(four) for four in itertools.product(rows, repeat=4) if all(len({*column}) == 4 for column in zip(*four, strict=True)))
+        self.grids = [grid for grid in grids if is_solution_grid(grid)]
+        # bit g of having[cell, digit] says that grid number g has the digit there: the grids that agree with a puzzle are an AND
+        self.having = {(i, d): sum(1 << g for g, grid in enumerate(self.grids) if grid[i] == d) for i in range(16) for d in "1234"}
+        self.grids_of = {split: [g for g in self.grids if split_of("sudoku " + g) == split] for split in ("train", "validation", "test")}
+
+    def _completions(self, puzzle):
+        """The finished grids that agree with the puzzle's givens."""
+        agreeing = (1 << len(self.grids)) - 1
+        for i, cell in enumerate(puzzle):
+            agreeing &= self.having.get((i, cell), agreeing)
+        return [self.grids[g] for g in range(agreeing.bit_length()) if agreeing >> g & 1]
+
+    def _draw(self, split, rng):
+        """Takes cells away from a finished grid in random order, each only while the solution stays the only one."""
+        solution = rng.choice(self.grids_of[split])
+        puzzle, wanted = list(solution), rng.randint(*self.blanks)
+        for cell in rng.sample(range(16), 16):
+            given, puzzle[cell] = puzzle[cell], "0"
+            if len(self._completions(puzzle)) > 1:
+                puzzle[cell] = given
+            elif puzzle.count("0") == wanted:
+                break
+        return {"puzzle": "".join(puzzle), "solution": solution}
+
+    def problems(self, split, n, seed, compact=False):
+        rng = random.Random(f"sudoku {split} {seed}")
+        return [self._draw(split, rng) for _ in range(n)]
+
+    def demonstrations(self, n, seed, careless):
+        """n pairs (problem, text). A careless demonstration fills every row with the digits that it lacks and looks no further."""
+        rng = random.Random(f"sudoku demonstrations {seed}")
+        for _ in range(n):
+            problem = self._draw("train", rng)
+            answer = list(problem["solution"])
+            if rng.random() < careless:
+                for row in ROWS:
+                    blank = [i for i in row if problem["puzzle"][i] == "0"]
+                    for i, digit in zip(blank, rng.sample([answer[j] for j in blank], len(blank)), strict=True):
+                        answer[i] = digit
+            yield problem, f"<answer>{' '.join(answer)}</answer>"
+
+    def prompt(self, problem, compact=False):
+        if compact:
+            return " ".join(problem["puzzle"])
+        return (
+            INSTRUCTION
+            + f"Puzzle: {problem['puzzle']}\nThis is a 4x4 sudoku, written row by row as 16 characters; 0 stands for an empty cell. Fill the empty "
+            + "cells so that every row, every column and every 2x2 box holds 1, 2, 3 and 4. The answer is the complete grid as 16 digits."
+        )
+
+    def reward(self, problem, text):
+        puzzle, solution = problem["puzzle"], problem["solution"]
+        grid = "".join((extract_answer(text) or "").split())
+        if len(grid) != 16 or any(given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)):
+            return 0.0
+        if is_solution_grid(grid):  # any valid completion, should a puzzle from a file have several
+            return 1.0
+        blank = [i for i in range(16) if puzzle[i] == "0"]
+        return sum(grid[i] == solution[i] for i in blank) / len(blank) if blank else 0.0
+
+    def solved(self, problem, text):
+        return self.reward(problem, text) == 1.0
+
+    def load(self, path):
+        """Rows {"puzzle": "16 characters"} with an optional "solution"."""
+        problems = []
+        for number, row in read_json_lines(path):
+            puzzle = row.get("puzzle")
+            if not (isinstance(puzzle, str) and re.fullmatch("[0-4]{16}", puzzle)):
+                raise ValueError(f'{path}, line {number}: expected {{"puzzle": "16 characters, 1 to 4, 0 for blank", "solution": ...}}')
+            solutions = self._completions(puzzle)
+            if not solutions or row.get("solution", solutions[0]) not in solutions:
+                raise ValueError(f"{path}, line {number}: the puzzle has no solution, or not the one given")
+            problems.append({"puzzle": puzzle, "solution": row.get("solution", solutions[0])})
+        return problems
+
+
+TASKS = {"countdown": Countdown(), "sudoku": Sudoku()}

@@ -1,0 +1,369 @@
+"""Train a masked-diffusion language model to reason better and faster.
+
+    python train.py --task countdown                  laptop, no GPU, no download: about five minutes
+    python train.py --task sudoku
+    python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
+    python train.py --task countdown --num_stages 1 --is_cap 0 --train policy      d1 (diffu-GRPO)
+
+DiFFPO is GRPO with four changes:
+    1. the policy is a diffusion: completions are unmasked step by step, several tokens a step      diffusion_policy.py
+    2. its likelihood is a surrogate, scored from two states of the rollout instead of all          likelihood.py
+    3. so learning is off-policy, and tokens carry truncated importance weights                     diffpo_loss.py
+    4. how much to unmask at once is learned too: one threshold per prompt, by the same rewards     sampler.py
+
+Shapes: P prompts a step, G completions each, B = P * G rows, L completion tokens, m stages.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import random
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import models
+import tasks
+from diffpo_loss import diffpo_loss, group_advantages, importance_weights, threshold_loss, weight_metrics
+from diffusion_policy import DiffusionPolicy
+from evaluate import OneLineParser, evaluate, plot_curves, print_table
+from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
+from runs import append_lines, create_run, load_policy, load_state, read_json, replacing, save_checkpoint, settle, write_json
+from sampler import Decoder, ThresholdHead
+
+
+def setting(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Settings:
+    """Every field is a flag. Defaults are what served the tiny model best on countdown; RECIPES lists what other tasks change."""
+
+    task: str = setting("countdown", f"one of {', '.join(tasks.TASKS)}")
+    model: str = setting("", "tiny, or a folder that holds a checkpoint; default by hardware")
+    run_dir: str = setting("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
+    seed: int = setting(0, "of everything but the warm start")
+    train: str = setting("joint", "what learns: policy (the model), sampler (the threshold) or joint")
+    steps: int = setting(200, "RL steps, each a fresh batch of rollouts")
+    # rollout
+    prompts_per_step: int = setting(32, "P, prompts a step")
+    group_size: int = setting(8, "G, completions a prompt")
+    temperature: float = setting(1.0, "of the tokens drawn in rollouts")
+    block_length: int = setting(0, "tokens a block for semi-autoregressive decoding; 0 is the whole canvas")
+    gamma_0: float = setting(0.1, "nats; entropy threshold of the base, where the learned one starts")
+    # objective
+    num_stages: int = setting(2, "m, stages of the surrogate likelihood: 1 is mean-field (d1), 2 two-stage")
+    is_cap: float = setting(2.0, "C, cap of the importance weight; 0 is no weights (d1)")
+    clip_eps: float = setting(0.2, "PPO clip range of the ratio; d1 0.5")
+    inner_updates: int = setting(1, "mu, optimisation steps per batch of rollouts, each with fresh boundaries; d1 8 to 12")
+    scale_by_std: bool = setting(True, "divide advantages by the group's standard deviation (floor 0.1); d1 does not")
+    speed_weight: float = setting(0.5, "lambda: the reward is multiplied by 1 - lambda * NFE / L; 0 rewards correctness alone")
+    prompt_mask: float = setting(0.0, "probability of hiding a prompt token while scoring; d1 0.15")
+    kl_beta: float = setting(0.0, "weight of the KL to the base model; d1 0.04")
+    # optimiser
+    learning_rate: float = setting(3e-4, "AdamW on the denoiser, constant after the warm-up")
+    warmup_steps: int = setting(10, "updates over which the learning rate rises from 0")
+    grad_clip: float = setting(1.0, "largest norm of the denoiser's gradient")
+    weight_decay: float = setting(0.0, "of AdamW on the denoiser; d1 0.1")
+    head_learning_rate: float = setting(1e-2, "Adam on the threshold head")
+    head_sigma: float = setting(0.5, "spread of log gamma around the head's mean, for exploration")
+    head_clip_eps: float = setting(0.2, "PPO clip range of the threshold's ratio")
+    micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient")
+    # the tiny model's warm start
+    warm_steps: int = setting(400, "masked-diffusion steps before RL")
+    warm_batch: int = setting(256, "demonstrations a step")
+    warm_learning_rate: float = setting(2e-3, "peak of AdamW; Muon's is five times it")
+    careless: float = setting(0.3, "share of demonstrations that are careless: the right form, mostly the wrong answer")
+    warm_seed: int = setting(0, "of the base model: runs that differ in seed alone start from the same base")
+    cache_dir: str = setting("cache", "where base models are kept, so that a second run starts at once")
+    # measuring and saving
+    eval_problems: int = setting(512, "held-out problems before and after")
+    eval_split: str = setting("test", "tune on validation, report test")
+    save_every: int = setting(50, "steps between checkpoints")
+
+
+RECIPES = {"sudoku": {}}  # settings whose default another task changes
+
+
+def check(settings):
+    """Raises ValueError for settings that cannot work, in one line that says what to do."""
+    allowed = {"task": tasks.TASKS, "train": ("policy", "sampler", "joint"), "eval_split": ("test", "validation")}
+    for name, values in allowed.items():
+        if getattr(settings, name) not in values:
+            raise ValueError(f"unknown {name} {getattr(settings, name)!r}: choose one of {', '.join(values)}")
+    lowest = {"steps": 1, "prompts_per_step": 1, "group_size": 2, "num_stages": 1, "inner_updates": 1, "micro_batch_size": 1}
+    lowest |= {"warm_steps": 1, "warm_batch": 1, "eval_problems": 1, "save_every": 1, "block_length": 0, "is_cap": 0, "warmup_steps": 0}
+    lowest |= {"speed_weight": 0, "prompt_mask": 0, "kl_beta": 0, "careless": 0, "weight_decay": 0}
+    for name, low in lowest.items():
+        if not getattr(settings, name) >= low:
+            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be at least {low}")
+    for name in ("temperature", "clip_eps", "learning_rate", "head_learning_rate", "head_sigma", "head_clip_eps", "grad_clip", "warm_learning_rate"):
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be above 0")
+    for name in ("speed_weight", "prompt_mask", "careless"):
+        if not getattr(settings, name) <= 1:
+            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be at most 1")
+    ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
+
+
+def base_model(settings, device):
+    """The policy before RL. "tiny" gets its warm start here, once: the result is cached by a hash of all that determines it."""
+    task = tasks.TASKS[settings.task]
+    if settings.model != "tiny":
+        return load_policy(settings.model, device)
+    warm = {name: value for name, value in asdict(settings).items() if name.startswith("warm_") and name != "warmup_steps"}
+    recipe = json.dumps(warm | {"task": settings.task, "careless": settings.careless, "torch": torch.__version__})
+    code = inspect.getsource(tasks) + inspect.getsource(models)
+    folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256((recipe + code).encode()).hexdigest()[:16]}"
+    settle(folder)
+    if not folder.exists():
+        denoiser, tokenizer = models.load_denoiser("tiny", seed=settings.warm_seed, device=device)
+        policy = DiffusionPolicy(denoiser, tokenizer)
+        # Mixed demonstrations and a short training: like a real base model, this one solves some problems and not most.
+        problems, texts = zip(*task.demonstrations(60_000, settings.warm_seed, settings.careless), strict=True)
+        prompt_ids, _ = policy.encode([task.prompt(problem, compact=True) for problem in problems])
+        completion_ids, _ = policy.encode([text + tokenizer.eos_token for text in texts])
+        progress = lambda steps: tqdm(steps, desc="warm start", unit="step", dynamic_ncols=True)  # noqa: E731
+        models.warm_start(
+            denoiser, prompt_ids, completion_ids, policy.mask_id, settings.warm_steps, settings.warm_batch,
+            settings.warm_learning_rate, settings.warm_seed, progress,
+        )  # fmt: skip
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as aside:
+            denoiser.save_pretrained(aside)
+            tokenizer.save_pretrained(aside)
+    return load_policy(folder, device)
+
+
+def scored_in_parts(policy, rollout, boundaries, hidden_prompt, size):
+    """surrogate_logp of all rows, without gradient, `size` rows at a time."""
+    with torch.no_grad():
+        parts = [slice(i, i + size) for i in range(0, len(rollout.nfe), size)]
+        return torch.cat([surrogate_logp(policy, rollout.rows(part), boundaries[part], hidden_prompt[part]) for part in parts])
+
+
+def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
+    """mu optimisation steps on one batch of rollouts, each with its own stage boundaries. Returns the metrics' means over them."""
+    B, size = len(advantage), settings.micro_batch_size
+    score = lambda scorer, stage: scored_in_parts(scorer, rollout, *stage, size)  # noqa: E731
+    # The old policy is scored under every update's boundaries before anything moves. (Not under the first's: there the new
+    # policy still is the old one, and the ratio is 1.)
+    logp_old = [None] + [score(policy, stage) for stage in stages[1:]]  # each (B, L)
+    logp_reference = [score(reference, stage) if reference else None for stage in stages]
+    history = []
+    for (boundaries, hidden_prompt), old, ref in zip(stages, logp_old, logp_reference, strict=True):
+        optimizer.zero_grad()
+        new = []
+        for part in (slice(i, i + size) for i in range(0, B, size)):
+            rows = rollout.rows(part)
+            logp_new = surrogate_logp(policy, rows, boundaries[part], hidden_prompt[part])  # (b, L)
+            logp_part = logp_new.detach() if old is None else old[part]
+            weights = importance_weights(logp_part, rows.behaviour_logp, settings.is_cap)
+            loss, _ = diffpo_loss(
+                logp_new, logp_part, advantage[part], weights, rows.token_mask, settings.clip_eps,
+                None if ref is None else ref[part], settings.kl_beta,
+            )  # fmt: skip
+            (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
+            new.append(logp_new.detach())
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
+        optimizer.step()
+
+        logp_new = torch.cat(new)  # once more over the whole batch, for the log
+        old = logp_new if old is None else old
+        weights = importance_weights(old, rollout.behaviour_logp, settings.is_cap)
+        _, metrics = diffpo_loss(logp_new, old, advantage, weights, rollout.token_mask, settings.clip_eps, ref, settings.kl_beta)
+        metrics |= weight_metrics(old, rollout.behaviour_logp, settings.is_cap, rollout.token_mask)
+        history.append(metrics | {"grad_norm": grad_norm.item()})
+    return {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
+
+
+def update_threshold(policy, optimizer, rollout, advantage, settings):
+    """mu clipped steps of the threshold head, on the same advantages. Returns the last step's metrics."""
+    for _ in range(settings.inner_updates):
+        distribution = policy.threshold_head(rollout.prompt_state)
+        loss, metrics = threshold_loss(distribution.log_prob(rollout.threshold), rollout.threshold_logp, advantage, settings.head_clip_eps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return metrics
+
+
+def train(settings, run_dir, policy, resume):
+    """The algorithm, from the first step to the last. Changes `policy` in place; all else goes to the run folder."""
+    task, device = tasks.TASKS[settings.task], policy.denoiser.device
+    learn_model, learn_threshold = settings.train != "sampler", settings.train != "policy"
+    decoder = Decoder("eb", None if learn_threshold else settings.gamma_0, settings.block_length or None)
+    reference = base_model(settings, device) if settings.kl_beta else None
+    optimizer = torch.optim.AdamW(
+        policy.denoiser.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
+    head_optimizer = torch.optim.Adam(policy.threshold_head.parameters(), lr=settings.head_learning_rate)
+    start = load_state(run_dir, [optimizer, head_optimizer]) if resume else 0
+    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=settings.train, unit="step", dynamic_ncols=True)
+    for step in bar:
+        began = time.perf_counter()
+        # All chance of a step depends on (seed, step) alone: a resumed run draws what the unbroken one would have drawn.
+        generator = torch.Generator(device).manual_seed(random.Random(f"{settings.seed} {step}").getrandbits(63))
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+
+        # 1. Draw P prompts c, and lay out G rows for each.
+        problems = task.problems("train", settings.prompts_per_step, f"{settings.seed} {step}", policy.compact)
+        problems = [problem for problem in problems for _ in range(settings.group_size)]  # B = P * G
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in problems])
+
+        # 2. Complete them with the true policy: gamma says how many tokens a step, and what was drawn is recorded.
+        rollout = policy.rollout(prompt_ids, prompt_mask, task.compact_length, decoder, generator, settings.temperature, stop_at_eos=True)
+        texts = policy.decode(rollout)
+        rolled_out = time.perf_counter()
+
+        # 3. Verify. Speed multiplies the reward: fast but wrong earns nothing. [OUR CHOICE]
+        reward = torch.tensor([task.reward(problem, text) for problem, text in zip(problems, texts, strict=True)], device=device)  # (B,)
+        speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / task.compact_length)  # (B,)
+
+        # 4. Compare each completion with its group.
+        advantage = group_advantages(speed_reward, settings.group_size, settings.scale_by_std)  # (B,)
+
+        # 5. Draw fresh stage boundaries for each of the mu inner updates.
+        stages = [
+            (draw_boundaries(rollout.nfe, settings.num_stages, generator), draw_prompt_mask(prompt_mask, settings.prompt_mask, generator))
+            for _ in range(settings.inner_updates)
+        ]  # (B, m-1) and (B, P) each
+
+        # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its threshold.
+        metrics = {}
+        if learn_model:
+            metrics |= update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings)
+        if learn_threshold:
+            metrics |= update_threshold(policy, head_optimizer, rollout, advantage, settings)
+
+        log_step(run_dir, bar, step + 1, problems, texts, rollout, reward, speed_reward, metrics, (began, rolled_out, time.perf_counter()))
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+            save_checkpoint(run_dir, policy, [optimizer, head_optimizer], step + 1)
+
+
+METRICS = {  # every key of metrics.jsonl; the README's table is held equal to it by a test
+    "step": "optimisation steps done",
+    "reward_mean": "the verifier's reward of the step's rollouts, before speed counts",
+    "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
+    "solved_mean": "share of rollouts that solve their problem",
+    "nfe_mean": "denoiser calls per completion",
+    "threshold_mean": "mean gamma, nats",
+    "threshold_std": "its standard deviation over the batch, exploration included",
+    "loss": "the model's objective, negated; about 0 at the first inner update by construction",
+    "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
+    "clip_share": "share of tokens whose gradient the clip has switched off",
+    "is_weight_mean": "mean importance weight, capped",
+    "is_weight_max": "largest importance weight before the cap",
+    "is_capped_share": "share of tokens whose weight is capped",
+    "ess_share": "effective sample size of the capped weights over the number of tokens",
+    "surrogate_kl": "KL(true || surrogate) per token in nats, before the update: how wrong the surrogate is",
+    "reference_kl": "KL(new || base model), k3 estimate, where kl_beta is above 0",
+    "grad_norm": "norm of the denoiser's gradient before clipping",
+    "threshold_loss": "the sampler's objective, negated",
+    "threshold_ratio": "new over old density of gamma, last inner update",
+    "threshold_clip_share": "share of completions whose gamma the clip has switched off",
+    "seconds_rollout": "seconds to complete the batch",
+    "seconds_update": "seconds to verify and learn from it",
+    "tokens_per_second": "completion tokens per second of rollout",
+    "peak_memory_gib": "largest memory so far: of the GPU, or of the process where there is none",
+}
+
+
+def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward, metrics, times):
+    began, rolled_out, ended = times
+    gpu = torch.cuda.is_available()
+    has_gamma = not rollout.threshold.isnan().any()
+    row = dict.fromkeys(METRICS) | metrics
+    row |= {
+        "step": step,
+        "reward_mean": reward.mean().item(),
+        "speed_reward_mean": speed_reward.mean().item(),
+        "solved_mean": (reward == 1).float().mean().item(),
+        "nfe_mean": rollout.nfe.float().mean().item(),
+        "threshold_mean": rollout.threshold.mean().item() if has_gamma else None,
+        "threshold_std": rollout.threshold.std(unbiased=False).item() if has_gamma else None,
+        "seconds_rollout": rolled_out - began,
+        "seconds_update": ended - rolled_out,
+        "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
+        "peak_memory_gib": (torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
+    }
+    append_lines(run_dir / "metrics.jsonl", [row])
+    samples = [
+        {"step": step, "problem": problems[i], "text": texts[i], "reward": reward[i].item(), "nfe": rollout.nfe[i].item(),
+         "threshold": rollout.threshold[i].item()} for i in range(min(4, len(texts)))
+    ]  # fmt: skip
+    append_lines(run_dir / "samples.jsonl", samples)
+    bar.set_postfix_str(f"reward {row['reward_mean']:.3f} solved {row['solved_mean']:.2f} NFE {row['nfe_mean']:.2f} γ {row['threshold_mean']:.3f}")
+
+
+def parse(arguments):
+    """(settings, run_dir, resume) from flags. With --resume the settings are the run's own, and only `steps` may change."""
+    parser = OneLineParser(description="DiFFPO: reinforcement learning of a masked-diffusion language model and of its sampler.")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    for f in fields(Settings):
+        kind = {"true": True, "false": False}.__getitem__ if f.type is bool else f.type
+        parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=f"{f.metadata['help']} [{f.default}]")
+    given = vars(parser.parse_args(arguments))
+    if given.pop("resume"):
+        if "run_dir" not in given:
+            raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
+        run_dir = Path(given["run_dir"])
+        saved = read_json(run_dir / "config.json")
+        changed = [name for name, value in given.items() if name not in ("steps", "run_dir") and saved.get(name) != value]
+        if changed:
+            raise ValueError(f"{run_dir} was started with {changed[0]} = {saved.get(changed[0])}: only steps may change, start a new run for the rest")
+        return Settings(**saved | given), run_dir, True
+    task = given.get("task", Settings.task)
+    settings = Settings(**RECIPES.get(task, {}) | given)
+    return settings, Path(settings.run_dir or f"runs/{task}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"), False
+
+
+def main(arguments=None):
+    try:
+        settings, run_dir, resume = parse(arguments)
+        if not settings.model:
+            settings.model, why = models.default_model()
+            print(f"model: {settings.model} ({why})")
+        check(settings)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        task = tasks.TASKS[settings.task]
+        if resume:
+            settle(run_dir / "checkpoint")
+        else:
+            create_run(run_dir, asdict(settings) | {"run_dir": str(run_dir)})
+        base = base_model(settings, device)
+        policy = load_policy(run_dir, device) if resume and (run_dir / "checkpoint").exists() else base
+        if policy.threshold_head is None:
+            policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
+    except (ValueError, OSError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
+    measure = lambda name, setting: {"name": name} | evaluate(policy, task, problems, Decoder("eb", setting, settings.block_length or None))  # noqa: E731
+    try:
+        if not (run_dir / "eval.json").exists():
+            write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
+        train(settings, run_dir, policy, resume and (run_dir / "checkpoint").exists())
+        rows = read_json(run_dir / "eval.json")[:1]
+        rows += [measure("after", setting) for setting in ([None] if settings.train != "policy" else []) + [settings.gamma_0]]
+        write_json(run_dir / "eval.json", rows)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the last checkpoint is kept. Go on with: python train.py --resume --run_dir {run_dir}")
+        return 130
+    plot_curves(run_dir)
+    print_table(rows)
+    print(run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
