@@ -51,13 +51,15 @@ class DiffusionPolicy:
     def encode(self, prompts):
         """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded so that every completion starts at column P.
 
-        Raises ValueError for a text that the tokenizer has no tokens for.
+        Raises ValueError for an empty prompt, and for a text that the tokenizer has no tokens for.
         """
+        if not all(prompts):
+            raise ValueError("an empty prompt: there is nothing to complete")
         try:
             batch = self.tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         except Exception as error:  # tokenizers raises bare Exceptions
             longest = max(prompts, key=len)
-            raise ValueError(f"the tokenizer cannot write a prompt such as {longest[:60]!r} ({error}); tiny knows integers of 0 to 99") from None
+            raise ValueError(f"no tokens for a text such as {longest[:60]!r}: {error}. (tiny reads integers of 0 to 99)") from None
         device = self.denoiser.device
         return batch.input_ids.to(device), batch.attention_mask.bool().to(device)
 
@@ -89,14 +91,14 @@ class DiffusionPolicy:
         return logits.masked_fill(blocked, -torch.inf)
 
     @torch.no_grad()
-    def rollout(
-        self, prompt_ids, prompt_mask, length, decoder, generator=None, temperature=1.0, sample_threshold=True, stop_at_eos=False
-    ):
+    def rollout(self, prompt_ids, prompt_mask, length, decoder, generator=None, temperature=1.0, sample_threshold=True, stop_at_eos=False):
         """Complete B prompts with `length` tokens each. Returns a Rollout.
 
         temperature 0 is greedy, and its log-probs are 0. `sample_threshold` False takes the median gamma. `stop_at_eos` ends
         a row once all up to an [EOS] is unmasked, since what is left can only be padding.
         """
+        if decoder.rule == "eb" and decoder.setting is None and self.threshold_head is None:
+            raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
         device = prompt_ids.device
         B, P = prompt_ids.shape
         completion = torch.full((B, length), self.mask_id, device=device)

@@ -72,14 +72,25 @@ def evaluate(policy, task, problems, decoder, temperature=0.0, seed=0, batch_siz
 
 
 def print_table(rows):
-    print(f"{'':8} {'decoder':10} {'setting':>8} {'block':>5} {'T':>4} {'problems':>8} {'solved':>7} {'95% interval':>14} "
-          f"{'reward':>6} {'NFE':>6} {'tokens/call':>11} {'gamma':>14} {'seconds':>7}")  # fmt: skip
-    for row in rows:
-        gamma = "" if row["threshold_mean"] is None else f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}"
-        setting = row["setting"] if isinstance(row["setting"], str) else f"{row['setting']:g}"
-        interval = f"{row['solved_low']:.1%}–{row['solved_high']:.1%}"
-        print(f"{row['name']:8} {row['decoder']:10} {setting:>8} {row['block_length']:5} {row['temperature']:4} {row['problems']:8} {row['solved']:7.1%} "
-              f"{interval:>14} {row['reward']:6.3f} {row['nfe']:6.2f} {row['tokens_per_call']:11.2f} {gamma:>14} {row['seconds']:7.1f}")  # fmt: skip
+    columns = {
+        "": lambda row: row["name"],
+        "decoder": lambda row: row["decoder"],
+        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else f"{row['setting']:g}",
+        "gamma": lambda row: "" if row["threshold_mean"] is None else f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}",
+        "block": lambda row: str(row["block_length"]),
+        "T": lambda row: f"{row['temperature']:g}",
+        "problems": lambda row: str(row["problems"]),
+        "solved": lambda row: f"{row['solved']:.1%}",
+        "95% interval": lambda row: f"{row['solved_low']:.1%} to {row['solved_high']:.1%}",
+        "reward": lambda row: f"{row['reward']:.3f}",
+        "NFE": lambda row: f"{row['nfe']:.2f}",
+        "tokens/call": lambda row: f"{row['tokens_per_call']:.2f}",
+        "seconds": lambda row: f"{row['seconds']:.1f}",
+    }
+    table = [list(columns)] + [[show(row) for show in columns.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def plot_curves(run_dir):
@@ -129,13 +140,13 @@ def main(arguments=None):
     parser.add_argument("path", help="a run folder, or a checkpoint folder")
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--decoder", default="eb", help="eb, confidence or top_k")
-    parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma (eb), tau (confidence), k (top_k); several give several rows")
+    parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma, tau or k; several give several rows")
     parser.add_argument("--block_length", type=int, default=0, help="tokens a block; 0 is the whole canvas")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--problems", type=int, default=512, help="how many generated problems")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--data", help="a JSON-lines file of problems instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the generated problems, and of the tokens drawn where temperature is above 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the problems, and of the draws where temperature is above 0")
     options = parser.parse_args(arguments)
     try:
         if options.task not in TASKS:

@@ -8,7 +8,9 @@ rollout into m stages, and a token unmasked at step t is scored given the last b
 
     m = 1                  mean-field, d1's: everything given z_0, all [MASK]. One call. [PAPER]
     m = 2                  two-stage, DiFFPO's: tokens after tau are given z_tau, a state really visited. Two calls. [PAPER]
-    a boundary every step  the exact trajectory likelihood. T calls. m > 2 as a setting is [OUR CHOICE].
+    a boundary every step  the exact likelihood of the text's tokens. T calls. m > 2 as a setting is [OUR CHOICE].
+
+Only the text counts, up to the first [EOS]: what a rollout drew behind it is padding, and carries no loss.
 
 Shapes: B rows, P prompt tokens, L completion tokens, m stages, R the (row, stage) pairs that hold a token.
 """
@@ -31,6 +33,8 @@ def draw_boundaries(nfe, num_stages, generator=None):
     One set per completion, drawn afresh for each optimisation step, the same for old and new policy. [PAPER]
     A row with fewer than m-1 inner steps gets them all, which makes it exact, and then T: an empty stage.
     """
+    if num_stages < 1:
+        raise ValueError(f"num_stages = {num_stages}: a likelihood has at least 1 stage")
     nfe = nfe.unsqueeze(1)  # (B, 1)
     inner = torch.arange(1, max(int(nfe.max()), num_stages), device=nfe.device)  # (K,) candidate steps
     key = torch.rand((len(nfe), len(inner)), generator=generator, device=nfe.device).masked_fill(inner >= nfe, torch.inf)
@@ -56,8 +60,9 @@ def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
         raise ValueError("a greedy rollout has no likelihood to learn from: sample with a temperature above 0")
     # A token's stage is the number of boundaries before its step.
     stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(-1)  # (B, L) in 0..m-1
-    starts = torch.cat([torch.zeros_like(boundaries[:, :1]) if boundaries.shape[1] else rollout.nfe.unsqueeze(1) * 0, boundaries], 1)  # (B, m)
-    scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == torch.arange(starts.shape[1], device=stage.device).view(1, -1, 1))
+    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step from whose state a stage is scored
+    stages = torch.arange(starts.shape[1], device=stage.device).view(1, -1, 1)
+    scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == stages)  # (B, m, L)
     row, k = scored.any(-1).nonzero(as_tuple=True)  # (R,) each: the pairs worth a pass through the denoiser
     scored = scored[row, k]  # (R, L)
 

@@ -81,7 +81,7 @@ def load_denoiser(name_or_path, seed=0, device="cpu"):
     elif Path(name_or_path).is_dir():
         denoiser, tokenizer = _load_folder(Path(name_or_path))
     elif Path(name_or_path).name.startswith(("LLaDA", "Dream")):
-        raise ValueError(f"{name_or_path} cannot be loaded yet: LLaDA-class checkpoints are the next step. Train the embedded model with --model tiny")
+        raise ValueError(f"{name_or_path} cannot be loaded yet (it is the next step): train the embedded model with --model tiny")
     else:
         raise ValueError(f"unknown model {name_or_path!r}: choose tiny, or a folder that holds a checkpoint")
     check_bidirectional(denoiser)

@@ -76,10 +76,14 @@ def read_lines(path):
     return rows
 
 
-def create_run(run_dir, settings):
-    """Start a run's folder. Raises ValueError if there is one already."""
+def refuse_used(run_dir):
+    """Raises ValueError if the folder holds anything already."""
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ValueError(f"{run_dir} already holds another run: choose a new --run_dir, or go on with that run by --resume")
+
+
+def create_run(run_dir, settings):
+    """Start a run's folder, with what is needed to repeat it."""
     run_dir.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     versions = f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
@@ -96,7 +100,7 @@ def save_checkpoint(run_dir, policy, optimizers, step):
         torch.save({"step": step, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, folder / "state.pt")
 
 
-def load_policy(path, device="cpu"):
+def load_policy(path, device="cpu", head_sigma=0.5):
     """The policy of a run folder, or of any checkpoint folder (then without a threshold head). Raises ValueError."""
     path = Path(path)
     settle(path / "checkpoint")
@@ -104,7 +108,7 @@ def load_policy(path, device="cpu"):
     denoiser, tokenizer = load_denoiser(str(folder), device=device)
     head = None
     if (folder / "threshold_head.safetensors").exists():
-        head = ThresholdHead(denoiser.config.hidden_size).to(device)
+        head = ThresholdHead(denoiser.config.hidden_size, sigma=head_sigma).to(device)
         head.load_state_dict(load_file(folder / "threshold_head.safetensors"))
     return DiffusionPolicy(denoiser, tokenizer, head)
 

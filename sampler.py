@@ -57,7 +57,7 @@ class Decoder:
     """A rule with its setting, and how far ahead it may look.
 
     rule           "eb", "confidence" or "top_k"
-    setting        gamma in nats, tau in (0, 1), or k; None with "eb" is the threshold head's own gamma for each prompt
+    setting        gamma in nats, tau in [0, 1], or k; None with "eb" is the threshold head's own gamma for each prompt
     block_length   semi-autoregressive: a row's next block opens when its last one is full, as LLaDA decodes.
                    None is the whole canvas: any masked position may come next.
     """
@@ -67,7 +67,7 @@ class Decoder:
     block_length: int | None = None
 
     def __post_init__(self):
-        allowed = {"eb": (0, math.inf), "confidence": (0, 1), "top_k": (1, math.inf)}
+        allowed = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
         if self.rule not in allowed:
             raise ValueError(f"unknown decoder {self.rule!r}: choose one of {', '.join(allowed)}")
         low, high = allowed[self.rule]
@@ -77,8 +77,8 @@ class Decoder:
             raise ValueError(f"decoder {self.rule} takes a setting of {low} to {high}, not {self.setting}")
         if self.rule == "top_k" and self.setting != int(self.setting):
             raise ValueError(f"decoder top_k takes a whole number of tokens a step, not {self.setting}")
-        if self.block_length is not None and self.block_length < 1:
-            raise ValueError(f"block_length must be at least 1, not {self.block_length}")
+        if self.block_length is not None and (self.block_length < 1 or self.block_length != int(self.block_length)):
+            raise ValueError(f"block_length has to be a whole number of tokens, at least 1, not {self.block_length}")
 
     def open_positions(self, masked):
         """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool"""
@@ -132,6 +132,7 @@ class ClampedLogNormal:
         self.mean, self.sigma, self.floor, self.ceiling = mean, sigma, floor, ceiling  # mean (B,)
         self.normal = torch.distributions.LogNormal(mean, sigma)
 
+    @torch.no_grad()  # a draw is data: its log_prob must not be differentiated through the draw
     def sample(self, generator=None):
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
         return (self.mean + self.sigma * noise).exp().clamp(self.floor, self.ceiling)

@@ -21,6 +21,8 @@ import re
 import zlib
 from fractions import Fraction
 
+SPLITS = ("train", "validation", "test")
+
 INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
@@ -28,10 +30,9 @@ INSTRUCTION = (
 
 
 def extract_answer(text):
-    """The inside of the last `<answer>...</answer>`, or None. An unclosed tag is no answer; of nested tags the innermost counts."""
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return None if end < 0 or start < 0 else text[start + len("<answer>") : end].strip()
+    """The inside of the last `<answer>...</answer>`, or "". An unclosed tag is no answer; of nested tags the innermost counts."""
+    start = text.rfind("<answer>", 0, max(text.rfind("</answer>"), 0))  # the last opening with a closing behind it
+    return text[start + len("<answer>") : text.find("</answer>", start)].strip() if start >= 0 else ""
 
 
 def split_of(key):
@@ -40,17 +41,22 @@ def split_of(key):
     Decided by a checksum of the key alone, so it never depends on a seed, on an order or on how many problems were drawn.
     Settings are tuned on "validation"; "test" is only ever reported.
     """
-    bucket = zlib.crc32(key.encode()) % 10
+    bucket = zlib.crc32(key.encode()) % 10  # 0 to 9
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
+
+
+def check_split(split):
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
 
 
 def read_json_lines(path):
     """The rows of a JSON-lines file, each with its line number, for error messages. Raises ValueError on a bad or empty file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error}") from None
     if not lines:
         raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
     for number, line in lines:
@@ -59,7 +65,7 @@ def read_json_lines(path):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line.strip()[:40]}")
+            raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line.strip()[:40]!r}")
         yield number, row
 
 
@@ -135,35 +141,43 @@ class Countdown:
             numbers = [rng.randint(1, highest) for _ in range(3)]
             if split_of("countdown " + " ".join(map(str, sorted(numbers)))) != split:
                 continue
-            expression = self._expression(numbers, rng)
-            try:
-                value = expression_value(expression, numbers)
-            except ZeroDivisionError:
-                continue
+            expression, value = self._expression(numbers, rng)
             if value.denominator == 1 and 1 <= value <= self.max_target:
                 return {"numbers": numbers, "target": int(value)}, expression
 
     @staticmethod
     def _expression(numbers, rng):
-        """A random expression of the numbers in random order, always with one pair of parentheses."""
-        a, b, c = rng.sample(numbers, 3)
-        first, second = rng.choice("+-*/"), rng.choice("+-*/")
-        return f"( {a} {first} {b} ) {second} {c}" if rng.random() < 0.5 else f"{a} {first} ( {b} {second} {c} )"
+        """(text, value) of a random expression, written as a tidy person does: where order is free, the larger number first
+        and the parentheses in front.
+        """
+        while True:
+            a, b, c = rng.sample(numbers, 3)
+            inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
+            if inner in "+*":
+                a, b = max(a, b), min(a, b)
+            in_front = outer in "+*" or rng.random() < 0.5
+            text = f"( {a} {inner} {b} ) {outer} {c}" if in_front else f"{c} {outer} ( {a} {inner} {b} )"
+            try:
+                return text, expression_value(text, numbers)
+            except ZeroDivisionError:
+                continue
 
     def problems(self, split, n, seed, compact=False):
+        check_split(split)
         rng = random.Random(f"countdown {split} {seed}")
         return [self._draw(split, rng, compact)[0] for _ in range(n)]
 
     def demonstrations(self, n, seed, careless):
         """n pairs (problem, text) of compact demonstrations from the training split, for the tiny model's warm start.
 
-        A share `careless` of them is a random expression of the right numbers: the form is right, the value hardly ever.
+        A share `careless` of them forgets the inverse operations and writes + for - and * for /: the right numbers in the
+        right places, mostly with the wrong value.
         """
         rng = random.Random(f"countdown demonstrations {seed}")
         for _ in range(n):
             problem, expression = self._draw("train", rng, compact=True)
             if rng.random() < careless:
-                expression = self._expression(problem["numbers"], rng)
+                expression = expression.replace("-", "+").replace("/", "*")
             yield problem, f"<answer>{expression}</answer>"
 
     def prompt(self, problem, compact=False):
@@ -179,7 +193,7 @@ class Countdown:
 
     def reward(self, problem, text):
         try:
-            value = expression_value(extract_answer(text) or "", problem["numbers"])
+            value = expression_value(extract_answer(text), problem["numbers"])
         except (ValueError, ZeroDivisionError):
             return 0.0
         return 1.0 if value == problem["target"] else 0.1
@@ -192,11 +206,11 @@ class Countdown:
         problems = []
         for number, row in read_json_lines(path):
             try:
-                if "input" in row:
-                    row = {"numbers": row["input"].split(","), "target": row["output"]}
-                problem = {"numbers": [int(x) for x in row["numbers"]], "target": int(row["target"])}
-                if not problem["numbers"]:
+                numbers, target = (row["input"].split(","), row["output"]) if "input" in row else (row["numbers"], row["target"])
+                whole = [re.fullmatch(r"\s*[0-9]{1,9}\s*", str(value)) for value in [*numbers, target]]  # not 3.7, true or "1_0"
+                if not isinstance(numbers, list) or not numbers or not all(whole):
                     raise ValueError
+                problem = {"numbers": [int(x) for x in numbers], "target": int(target)}
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise ValueError(
                     f'{path}, line {number}: expected {{"numbers": [3, 4, 5], "target": 35}} or {{"input": "3,4,5", "output": "35"}}'
@@ -229,11 +243,11 @@ class Sudoku:
 
     def __init__(self):
         rows = ["".join(p) for p in itertools.permutations("1234")]
-        grids = ("".join(four) for four in itertools.product(rows, repeat=4) if all(len({*column}) == 4 for column in zip(*four, strict=True)))
-        self.grids = [grid for grid in grids if is_solution_grid(grid)]
+        halves = [a + b for a in rows for b in rows if len({*a[:2], *b[:2]}) == 4]  # two rows with good boxes
+        self.grids = [top + bottom for top in halves for bottom in halves if is_solution_grid(top + bottom)]  # 288
         # bit g of having[cell, digit] says that grid number g has the digit there: the grids that agree with a puzzle are an AND
         self.having = {(i, d): sum(1 << g for g, grid in enumerate(self.grids) if grid[i] == d) for i in range(16) for d in "1234"}
-        self.grids_of = {split: [g for g in self.grids if split_of("sudoku " + g) == split] for split in ("train", "validation", "test")}
+        self.grids_of = {split: [g for g in self.grids if split_of("sudoku " + g) == split] for split in SPLITS}
 
     def _completions(self, puzzle):
         """The finished grids that agree with the puzzle's givens."""
@@ -255,6 +269,7 @@ class Sudoku:
         return {"puzzle": "".join(puzzle), "solution": solution}
 
     def problems(self, split, n, seed, compact=False):
+        check_split(split)
         rng = random.Random(f"sudoku {split} {seed}")
         return [self._draw(split, rng) for _ in range(n)]
 
@@ -276,13 +291,14 @@ class Sudoku:
             return " ".join(problem["puzzle"])
         return (
             INSTRUCTION
-            + f"Puzzle: {problem['puzzle']}\nThis is a 4x4 sudoku, written row by row as 16 characters; 0 stands for an empty cell. Fill the empty "
-            + "cells so that every row, every column and every 2x2 box holds 1, 2, 3 and 4. The answer is the complete grid as 16 digits."
+            + f"Puzzle: {problem['puzzle']}\nThis is a 4x4 sudoku, written row by row as 16 characters; 0 stands for an empty cell. "
+            + "Fill the empty cells so that every row, every column and every 2x2 box holds 1, 2, 3 and 4. "
+            + "The answer is the complete grid as 16 digits."
         )
 
     def reward(self, problem, text):
         puzzle, solution = problem["puzzle"], problem["solution"]
-        grid = "".join((extract_answer(text) or "").split())
+        grid = "".join((extract_answer(text)).split())
         if len(grid) != 16 or any(given not in ("0", cell) for given, cell in zip(puzzle, grid, strict=True)):
             return 0.0
         if is_solution_grid(grid):  # any valid completion, should a puzzle from a file have several

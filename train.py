@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import inspect
 import json
+import math
 import random
 import resource
 import sys
@@ -35,12 +36,12 @@ from diffpo_loss import diffpo_loss, group_advantages, importance_weights, thres
 from diffusion_policy import DiffusionPolicy
 from evaluate import OneLineParser, evaluate, plot_curves, print_table
 from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
-from runs import append_lines, create_run, load_policy, load_state, read_json, replacing, save_checkpoint, settle, write_json
+from runs import append_lines, create_run, load_policy, load_state, read_json, refuse_used, replacing, save_checkpoint, settle, write_json
 from sampler import Decoder, ThresholdHead
 
 
-def setting(default, help):
-    return field(default=default, metadata={"help": help})
+def setting(default, help, low=None, high=None):
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
 
 
 @dataclass
@@ -52,42 +53,42 @@ class Settings:
     run_dir: str = setting("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
     seed: int = setting(0, "of everything but the warm start")
     train: str = setting("joint", "what learns: policy (the model), sampler (the threshold) or joint")
-    steps: int = setting(200, "RL steps, each a fresh batch of rollouts")
+    steps: int = setting(200, "RL steps, each on a fresh batch of rollouts", 1)
     # rollout
-    prompts_per_step: int = setting(32, "P, prompts a step")
-    group_size: int = setting(8, "G, completions a prompt")
-    temperature: float = setting(1.0, "of the tokens drawn in rollouts")
-    block_length: int = setting(0, "tokens a block for semi-autoregressive decoding; 0 is the whole canvas")
-    gamma_0: float = setting(0.1, "nats; entropy threshold of the base, where the learned one starts")
+    prompts_per_step: int = setting(32, "P, prompts a step", 1)
+    group_size: int = setting(8, "G, completions a prompt", 2)
+    temperature: float = setting(1.0, "of the tokens drawn in rollouts", 0.01)
+    block_length: int = setting(0, "tokens a block for semi-autoregressive decoding; 0 is the whole canvas", 0)
+    gamma_0: float = setting(0.1, "nats; the base's entropy threshold, where the learned one starts")
     # objective
-    num_stages: int = setting(2, "m, stages of the surrogate likelihood: 1 is mean-field (d1), 2 two-stage")
-    is_cap: float = setting(2.0, "C, cap of the importance weight; 0 is no weights (d1)")
-    clip_eps: float = setting(0.2, "PPO clip range of the ratio; d1 0.5")
-    inner_updates: int = setting(1, "mu, optimisation steps per batch of rollouts, each with fresh boundaries; d1 8 to 12")
+    num_stages: int = setting(2, "m, stages of the surrogate likelihood: 1 is mean-field (d1), 2 two-stage", 1)
+    is_cap: float = setting(2.0, "C, cap of the importance weight; 0 is no weights (d1)", 0)
+    clip_eps: float = setting(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
+    inner_updates: int = setting(1, "mu, optimisation steps per batch of rollouts, each with fresh boundaries; d1 8 to 12", 1)
     scale_by_std: bool = setting(True, "divide advantages by the group's standard deviation (floor 0.1); d1 does not")
-    speed_weight: float = setting(0.5, "lambda: the reward is multiplied by 1 - lambda * NFE / L; 0 rewards correctness alone")
-    prompt_mask: float = setting(0.0, "probability of hiding a prompt token while scoring; d1 0.15")
-    kl_beta: float = setting(0.0, "weight of the KL to the base model; d1 0.04")
+    speed_weight: float = setting(0.5, "lambda: the reward is multiplied by 1 - lambda * NFE / L; 0 rewards correctness alone", 0, 1)
+    prompt_mask: float = setting(0.0, "probability of hiding a prompt token while scoring; d1 0.15", 0, 1)
+    kl_beta: float = setting(0.0, "weight of the KL to the base model; d1 0.04", 0)
     # optimiser
-    learning_rate: float = setting(3e-4, "AdamW on the denoiser, constant after the warm-up")
-    warmup_steps: int = setting(10, "updates over which the learning rate rises from 0")
-    grad_clip: float = setting(1.0, "largest norm of the denoiser's gradient")
-    weight_decay: float = setting(0.0, "of AdamW on the denoiser; d1 0.1")
-    head_learning_rate: float = setting(1e-2, "Adam on the threshold head")
-    head_sigma: float = setting(0.5, "spread of log gamma around the head's mean, for exploration")
-    head_clip_eps: float = setting(0.2, "PPO clip range of the threshold's ratio")
-    micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient")
+    learning_rate: float = setting(3e-4, "AdamW on the denoiser, constant after the warm-up", 0, 1)
+    warmup_steps: int = setting(10, "steps over which the learning rate rises from 0", 0)
+    grad_clip: float = setting(1.0, "largest norm of the denoiser's gradient", 1e-6)
+    weight_decay: float = setting(0.0, "of AdamW on the denoiser; d1 0.1", 0, 1)
+    head_learning_rate: float = setting(1e-2, "Adam on the threshold head", 0, 1)
+    head_sigma: float = setting(0.5, "spread of log gamma around the head's mean, for exploration", 1e-3)
+    head_clip_eps: float = setting(0.2, "PPO clip range of the threshold's ratio", 1e-6)
+    micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient", 1)
     # the tiny model's warm start
-    warm_steps: int = setting(400, "masked-diffusion steps before RL")
-    warm_batch: int = setting(256, "demonstrations a step")
-    warm_learning_rate: float = setting(2e-3, "peak of AdamW; Muon's is five times it")
-    careless: float = setting(0.3, "share of demonstrations that are careless: the right form, mostly the wrong answer")
+    warm_steps: int = setting(400, "masked-diffusion steps before RL", 1)
+    warm_batch: int = setting(256, "demonstrations a step", 1)
+    warm_learning_rate: float = setting(2e-3, "peak of AdamW; Muon's is five times it", 0, 1)
+    careless: float = setting(0.3, "share of demonstrations that are careless: the right form, mostly the wrong answer", 0, 1)
     warm_seed: int = setting(0, "of the base model: runs that differ in seed alone start from the same base")
     cache_dir: str = setting("cache", "where base models are kept, so that a second run starts at once")
     # measuring and saving
-    eval_problems: int = setting(512, "held-out problems before and after")
+    eval_problems: int = setting(512, "held-out problems before and after", 1)
     eval_split: str = setting("test", "tune on validation, report test")
-    save_every: int = setting(50, "steps between checkpoints")
+    save_every: int = setting(50, "steps between checkpoints", 1)
 
 
 RECIPES = {"sudoku": {}}  # settings whose default another task changes
@@ -99,18 +100,12 @@ def check(settings):
     for name, values in allowed.items():
         if getattr(settings, name) not in values:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}: choose one of {', '.join(values)}")
-    lowest = {"steps": 1, "prompts_per_step": 1, "group_size": 2, "num_stages": 1, "inner_updates": 1, "micro_batch_size": 1}
-    lowest |= {"warm_steps": 1, "warm_batch": 1, "eval_problems": 1, "save_every": 1, "block_length": 0, "is_cap": 0, "warmup_steps": 0}
-    lowest |= {"speed_weight": 0, "prompt_mask": 0, "kl_beta": 0, "careless": 0, "weight_decay": 0}
-    for name, low in lowest.items():
-        if not getattr(settings, name) >= low:
-            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be at least {low}")
-    for name in ("temperature", "clip_eps", "learning_rate", "head_learning_rate", "head_sigma", "head_clip_eps", "grad_clip", "warm_learning_rate"):
-        if not getattr(settings, name) > 0:
-            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be above 0")
-    for name in ("speed_weight", "prompt_mask", "careless"):
-        if not getattr(settings, name) <= 1:
-            raise ValueError(f"{name} = {getattr(settings, name)}: it has to be at most 1")
+    for f in fields(settings):
+        value, low, high = getattr(settings, f.name), f.metadata["low"], f.metadata["high"]
+        if low is not None and not low <= value < math.inf:
+            raise ValueError(f"{f.name} = {value}: it has to be at least {low}")
+        if high is not None and value > high:
+            raise ValueError(f"{f.name} = {value}: it has to be at most {high}")
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
 
 
@@ -128,7 +123,9 @@ def base_model(settings, device):
         denoiser, tokenizer = models.load_denoiser("tiny", seed=settings.warm_seed, device=device)
         policy = DiffusionPolicy(denoiser, tokenizer)
         # Mixed demonstrations and a short training: like a real base model, this one solves some problems and not most.
-        problems, texts = zip(*task.demonstrations(60_000, settings.warm_seed, settings.careless), strict=True)
+        problems, texts = zip(
+            *task.demonstrations(min(60_000, settings.warm_steps * settings.warm_batch), settings.warm_seed, settings.careless), strict=True
+        )
         prompt_ids, _ = policy.encode([task.prompt(problem, compact=True) for problem in problems])
         completion_ids, _ = policy.encode([text + tokenizer.eos_token for text in texts])
         progress = lambda steps: tqdm(steps, desc="warm start", unit="step", dynamic_ncols=True)  # noqa: E731
@@ -196,7 +193,7 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     return metrics
 
 
-def train(settings, run_dir, policy, resume):
+def train(settings, run_dir, policy, saved):
     """The algorithm, from the first step to the last. Changes `policy` in place; all else goes to the run folder."""
     task, device = tasks.TASKS[settings.task], policy.denoiser.device
     learn_model, learn_threshold = settings.train != "sampler", settings.train != "policy"
@@ -206,7 +203,7 @@ def train(settings, run_dir, policy, resume):
         policy.denoiser.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
     head_optimizer = torch.optim.Adam(policy.threshold_head.parameters(), lr=settings.head_learning_rate)
-    start = load_state(run_dir, [optimizer, head_optimizer]) if resume else 0
+    start = load_state(run_dir, [optimizer, head_optimizer]) if saved else 0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=settings.train, unit="step", dynamic_ncols=True)
     for step in bar:
         began = time.perf_counter()
@@ -280,7 +277,7 @@ METRICS = {  # every key of metrics.jsonl; the README's table is held equal to i
 
 def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward, metrics, times):
     began, rolled_out, ended = times
-    gpu = torch.cuda.is_available()
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     has_gamma = not rollout.threshold.isnan().any()
     row = dict.fromkeys(METRICS) | metrics
     row |= {
@@ -294,7 +291,7 @@ def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward,
         "seconds_rollout": rolled_out - began,
         "seconds_update": ended - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": (torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**30,
+        "peak_memory_gib": memory / 2**30,
     }
     append_lines(run_dir / "metrics.jsonl", [row])
     samples = [
@@ -302,7 +299,14 @@ def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward,
          "threshold": rollout.threshold[i].item()} for i in range(min(4, len(texts)))
     ]  # fmt: skip
     append_lines(run_dir / "samples.jsonl", samples)
-    bar.set_postfix_str(f"reward {row['reward_mean']:.3f} solved {row['solved_mean']:.2f} NFE {row['nfe_mean']:.2f} γ {row['threshold_mean']:.3f}")
+    shown = {"reward": row["reward_mean"], "solved": row["solved_mean"], "NFE": row["nfe_mean"], "γ": row["threshold_mean"]}
+    bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None))
+
+
+def true_or_false(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
 
 
 def parse(arguments):
@@ -310,8 +314,9 @@ def parse(arguments):
     parser = OneLineParser(description="DiFFPO: reinforcement learning of a masked-diffusion language model and of its sampler.")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     for f in fields(Settings):
-        kind = {"true": True, "false": False}.__getitem__ if f.type is bool else f.type
-        parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=f"{f.metadata['help']} [{f.default}]")
+        kind = true_or_false if f.type is bool else f.type
+        text = f"{f.metadata['help']} [{f.default}]".replace("%", "%%")
+        parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=text)
     given = vars(parser.parse_args(arguments))
     if given.pop("resume"):
         if "run_dir" not in given:
@@ -320,7 +325,8 @@ def parse(arguments):
         saved = read_json(run_dir / "config.json")
         changed = [name for name, value in given.items() if name not in ("steps", "run_dir") and saved.get(name) != value]
         if changed:
-            raise ValueError(f"{run_dir} was started with {changed[0]} = {saved.get(changed[0])}: only steps may change, start a new run for the rest")
+            name = changed[0]
+            raise ValueError(f"{run_dir} was started with {name} = {saved.get(name)}: only steps may change, start a new run for the rest")
         return Settings(**saved | given), run_dir, True
     task = given.get("task", Settings.task)
     settings = Settings(**RECIPES.get(task, {}) | given)
@@ -336,14 +342,15 @@ def main(arguments=None):
         check(settings)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         task = tasks.TASKS[settings.task]
-        if resume:
-            settle(run_dir / "checkpoint")
-        else:
-            create_run(run_dir, asdict(settings) | {"run_dir": str(run_dir)})
-        base = base_model(settings, device)
-        policy = load_policy(run_dir, device) if resume and (run_dir / "checkpoint").exists() else base
+        if not resume:
+            refuse_used(run_dir)
+        settle(run_dir / "checkpoint")
+        saved = (run_dir / "checkpoint").exists()
+        policy = load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
         if policy.threshold_head is None:
             policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
+        if not resume:
+            create_run(run_dir, asdict(settings) | {"run_dir": str(run_dir)})
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
@@ -352,7 +359,7 @@ def main(arguments=None):
     try:
         if not (run_dir / "eval.json").exists():
             write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
-        train(settings, run_dir, policy, resume and (run_dir / "checkpoint").exists())
+        train(settings, run_dir, policy, saved)
         rows = read_json(run_dir / "eval.json")[:1]
         rows += [measure("after", setting) for setting in ([None] if settings.train != "policy" else []) + [settings.gamma_0]]
         write_json(run_dir / "eval.json", rows)

@@ -178,7 +178,6 @@ def test_careless_countdown_demonstrations_keep_form_and_numbers():
         assert len(text.split()) + 2 + 1 == COUNTDOWN.compact_length  # two tags and [EOS]
 
 
-@pytest.mark.xfail(strict=True, reason="a careless demonstration may divide by zero, as 10 / ( 6 - 6 ) does: reward 0")
 def test_careless_countdown_demonstrations_all_earn_something():
     assert all(COUNTDOWN.reward(problem, text) >= 0.1 for problem, text in COUNTDOWN.demonstrations(2000, 0, careless=1.0))
 
@@ -211,23 +210,22 @@ def test_half_careless_demonstrations_lie_halfway(task):
         ("<answer>1<answer>2</answer>", "2"),
         ("<answer></answer>", ""),
         ("<answer>1</answer><answer> \n </answer>", ""),
-        ("<answer>1", None),
-        ("1</answer>", None),
-        ("</answer>1<answer>", None),
-        ("<ANSWER>1</ANSWER>", None),
-        ("<Answer>1</answer>", None),
-        ("<answer>1</Answer>", None),
-        ("< answer>1</ answer>", None),
-        ("<answer/>1</answer>", None),
-        ("1", None),
-        ("", None),
+        ("<answer>1", ""),
+        ("1</answer>", ""),
+        ("</answer>1<answer>", ""),
+        ("<ANSWER>1</ANSWER>", ""),
+        ("<Answer>1</answer>", ""),
+        ("<answer>1</Answer>", ""),
+        ("< answer>1</ answer>", ""),
+        ("<answer/>1</answer>", ""),
+        ("1", ""),
+        ("", ""),
     ],
 )
 def test_the_answer_is_what_the_last_pair_of_tags_holds(text, inside):
     assert extract_answer(text) == inside
 
 
-@pytest.mark.xfail(strict=True, reason="the last closing tag is taken, though an earlier one already closed the last opening tag")
 @pytest.mark.parametrize("text", ["<answer>1<answer>2</answer></answer>", "<answer>2</answer></answer>", "<answer>2</answer> or </answer>"])
 def test_an_answer_ends_at_its_first_closing_tag(text):
     assert extract_answer(text) == "2"
@@ -489,7 +487,6 @@ def test_a_bad_row_is_named_by_file_and_line_in_one_line(tmp_path, name, row):
     assert str(path) in message and "line 3" in message and len(message.splitlines()) == 1 and len(message) < len(str(path)) + 250
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="int(inf) raises OverflowError, which load() does not expect")
 @pytest.mark.parametrize("row", ['{"numbers": [3, 4, Infinity], "target": 35}', '{"numbers": [3, 4, 5], "target": 1e999}'])
 def test_an_infinite_number_is_a_bad_row_too(tmp_path, row):
     with pytest.raises(ValueError, match="line 1"):

@@ -1,0 +1,340 @@
+"""diffpo_loss.py: against double loops, finite differences, and the expected reward over every trajectory of the toy."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import MASK, direct_logp, finite_differences, generator, prompt_of, sample, toy_policy, trajectories
+
+from diffpo_loss import clip_active, clipped, diffpo_loss, group_advantages, importance_weights, threshold_loss, token_mean, weight_metrics
+from likelihood import draw_boundaries, surrogate_logp
+from sampler import ClampedLogNormal, Decoder
+
+EB = Decoder("eb", 0.3)
+EPS = 0.2
+
+
+def random_batch(seed=0, rows=6, length=5):
+    """logp_new, logp_old, logp_true, logp_reference (B, L) in float64, advantage (B,) of both signs, token_mask (B, L)."""
+    g = generator(seed)
+    old = -2 * torch.rand((rows, length), generator=g, dtype=torch.double)
+    new, true, reference = (old + 0.4 * torch.randn((rows, length), generator=g, dtype=torch.double) for _ in range(3))
+    advantage = torch.randn(rows, generator=g, dtype=torch.double)
+    lengths = torch.randint(1, length + 1, (rows, 1), generator=g)
+    return new, old, true, reference, advantage, torch.arange(length) < lengths
+
+
+def loss_by_loops(new, old, advantage, weights, token_mask, reference=None, beta=0.0):
+    total = 0.0
+    for i in range(len(new)):
+        row, tokens = 0.0, 0
+        for t in range(len(new[i])):
+            if token_mask[i][t]:
+                a, ratio = advantage[i], math.exp(new[i][t] - old[i][t])
+                row += weights[i][t] * min(ratio * a, min(max(ratio, 1 - EPS), 1 + EPS) * a)
+                if beta:
+                    d = reference[i][t] - new[i][t]
+                    row -= beta * (math.exp(d) - d - 1)
+                tokens += 1
+        total += row / tokens
+    return -total / len(new)
+
+
+def toy_batch(policy, num_stages=2, rows=4, length=4, seed=0, **options):
+    """A rollout of two prompts, boundaries (B, m-1), log-probs under the surrogate (B, L) and advantages (B,), as training has them."""
+    rollout = sample(policy, EB, rows, length, ["a b", "b"], seed, **options)
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(seed + 1))
+    reward = torch.rand(2 * rows, generator=generator(seed + 2))
+    with torch.no_grad():
+        return rollout, boundaries, surrogate_logp(policy, rollout, boundaries), group_advantages(reward, rows)
+
+
+def nudge(policy, size, seed=0):
+    """The policy after an update."""
+    g = generator(seed)
+    with torch.no_grad():
+        for p in policy.denoiser.parameters():
+            p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
+
+
+# ---- advantages and weights --------------------------------------------------------------------------------------------
+
+
+def test_advantages_by_hand():
+    reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0])
+    expected = torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0, 0.0, 0.0, -0.25, -0.25, -0.25, 0.75])
+    torch.testing.assert_close(group_advantages(reward, 4), expected)
+    torch.testing.assert_close(group_advantages(reward, 2)[:6], torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0]))
+
+
+def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
+    reward = torch.tensor([1.0, 3.0, 0.98, 1.02, 7.0, 7.0])  # standard deviations sqrt(2), 0.028, 0
+    expected = torch.tensor([-1 / math.sqrt(2), 1 / math.sqrt(2), -0.2, 0.2, 0.0, 0.0])
+    torch.testing.assert_close(group_advantages(reward, 2, scale_by_std=True, std_floor=0.1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_a_group_needs_two_and_the_rewards_must_fill_the_groups(size):
+    with pytest.raises(ValueError):
+        group_advantages(torch.rand(6), size)
+
+
+def test_weights_are_the_ratio_capped_from_above_only():
+    _, old, true, *_ = random_batch()
+    for cap in (0.5, 1.0, 2.0):
+        expected = [[min(cap, math.exp(s - t)) for s, t in zip(*row, strict=True)] for row in zip(old.tolist(), true.tolist(), strict=True)]
+        torch.testing.assert_close(importance_weights(old, true, cap), torch.tensor(expected, dtype=torch.double))
+    assert importance_weights(old, true, 2.0).min() < 0.5
+    assert torch.equal(importance_weights(old, true, 0), torch.ones_like(old))
+
+
+def test_weights_carry_no_gradient():
+    _, old, true, *_ = random_batch()
+    assert not importance_weights(old.requires_grad_(), true.requires_grad_(), 2.0).requires_grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("num_stages", [1, 2, 3])
+def test_weights_are_1_for_tokens_right_after_a_boundary_and_differ_elsewhere(num_stages, temperature):
+    policy = toy_policy()
+    rollout, boundaries, logp, _ = toy_batch(policy, num_stages, rows=20, length=6, temperature=temperature)
+    weights = importance_weights(logp, rollout.behaviour_logp, 10.0)
+    starts = torch.nn.functional.pad(boundaries, (1, 0)).tolist()  # (B, m)
+    fresh = torch.tensor([[t - 1 in s for t in steps] for steps, s in zip(rollout.unmask_step.tolist(), starts, strict=True)])
+    torch.testing.assert_close(weights.where(fresh & rollout.token_mask, 1.0), torch.ones_like(weights), rtol=1e-4, atol=1e-4)
+    assert (weights[~fresh & rollout.token_mask] - 1).abs().max() > 0.5
+
+
+def test_with_a_boundary_before_every_step_all_weights_are_1():
+    policy = toy_policy()
+    rollout, _, logp, _ = toy_batch(policy, num_stages=7, rows=20, length=6)
+    weights = importance_weights(logp, rollout.behaviour_logp, 10.0)[rollout.token_mask]
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-4, atol=1e-4)
+
+
+# ---- the loss as a function of log-probs -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_loss_is_a_double_loop_over_rows_and_tokens(seed, beta):
+    new, old, true, reference, advantage, token_mask = random_batch(seed)
+    weights = importance_weights(old, true, 1.5)
+    loss, metrics = diffpo_loss(new, old, advantage, weights, token_mask, EPS, reference, beta)
+    expected = loss_by_loops(*(x.tolist() for x in (new, old, advantage, weights, token_mask, reference)), beta)
+    assert loss.item() == pytest.approx(expected) and metrics["loss"] == pytest.approx(expected)
+
+
+def test_its_metrics_are_counted_by_loops():
+    new, old, _, reference, advantage, token_mask = random_batch(3)
+    _, metrics = diffpo_loss(new, old, advantage, torch.ones_like(old), token_mask, EPS, reference, 0.1)
+    tokens = [(i, t) for i, t in token_mask.nonzero().tolist()]
+    ratio = {(i, t): math.exp(new[i, t] - old[i, t]) for i, t in tokens}
+    stuck = [(i, t) for i, t in tokens if (ratio[i, t] > 1 + EPS and advantage[i] > 0) or (ratio[i, t] < 1 - EPS and advantage[i] < 0)]
+    kl = [math.exp(reference[i, t] - new[i, t]) - (reference[i, t] - new[i, t]).item() - 1 for i, t in tokens]
+    assert metrics["ratio_mean"] == pytest.approx(sum(ratio.values()) / len(tokens))
+    assert metrics["clip_share"] == pytest.approx(len(stuck) / len(tokens)) and 0 < len(stuck) < len(tokens)
+    assert metrics["reference_kl"] == pytest.approx(sum(kl) / len(tokens))
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, value, slope",
+    [(1.1, 2, 2.2, 2), (1.5, 2, 2.4, 0), (0.5, 2, 1.0, 2), (0.9, -1, -0.9, -1), (0.5, -1, -0.8, 0), (1.5, -1, -1.5, -1)],
+)
+def test_the_clip_of_both_signs_by_hand(ratio, advantage, value, slope):
+    ratio, advantage = torch.tensor(ratio, requires_grad=True), torch.tensor(advantage)
+    out = clipped(ratio, advantage, EPS)
+    assert out.item() == pytest.approx(value)
+    assert torch.autograd.grad(out, ratio)[0].item() == slope
+    assert clip_active(ratio, advantage, EPS).item() == (slope == 0)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+def test_its_gradient_by_log_probs_is_that_of_finite_differences_and_0_on_padding(beta):
+    new, old, true, reference, advantage, token_mask = random_batch(4)
+    weights = importance_weights(old, true, 1.5)
+
+    def loss():
+        return diffpo_loss(new, old, advantage, weights, token_mask, EPS, reference, beta)[0]
+
+    new.requires_grad_()
+    gradient = torch.autograd.grad(loss(), new)[0].flatten()
+    torch.testing.assert_close(gradient, finite_differences(loss, new, range(new.numel())), rtol=1e-5, atol=1e-7)
+    assert (gradient[~token_mask.flatten()] == 0).all() and gradient.any()
+
+
+def test_only_the_new_log_probs_get_a_gradient():
+    new, old, _, reference, advantage, token_mask = (x.requires_grad_(x.is_floating_point()) for x in random_batch(5))
+    loss, _ = diffpo_loss(new, old, advantage.detach(), importance_weights(old, old + 1, 2.0), token_mask, EPS, reference, 0.1)
+    gradients = torch.autograd.grad(loss, [new, old, reference], allow_unused=True)
+    assert gradients[0].any() and gradients[1] is None and gradients[2] is None
+
+
+def test_token_mean_of_a_row_without_tokens_is_0():
+    x = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]])
+    assert token_mean(x, torch.tensor([[True, True, False], [False] * 3])).tolist() == [1.5, 0.0]
+
+
+# ---- the loss on the toy, end to end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_at_the_first_inner_update_the_ratio_is_1_and_the_gradient_is_not_0(num_stages):
+    policy = toy_policy()
+    rollout, boundaries, logp_old, advantage = toy_batch(policy, num_stages)
+    weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
+    logp_new = surrogate_logp(policy, rollout, boundaries)
+    assert ((logp_new - logp_old).exp() == 1).all()
+    loss, metrics = diffpo_loss(logp_new, logp_old, advantage, weights, rollout.token_mask, EPS)
+    terms = [(a * w[m].mean()).item() for a, w, m in zip(advantage, weights, rollout.token_mask, strict=True)]
+    assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
+    assert metrics["ratio_mean"] == pytest.approx(1) and metrics["clip_share"] == 0
+    loss.backward()
+    assert all(p.grad.abs().max() > 1e-3 for p in policy.denoiser.parameters())
+
+
+@pytest.mark.parametrize("num_stages, beta", [(1, 0.0), (2, 0.0), (2, 0.2), (7, 0.0)])
+def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(num_stages, beta):
+    policy = toy_policy(double=True)  # the same weights
+    rollout, boundaries, _, advantage = toy_batch(toy_policy(), num_stages, temperature=0.7)
+    rollout = replace(rollout, behaviour_logp=rollout.behaviour_logp.double())
+    logp_old = surrogate_logp(policy, rollout, boundaries).detach()
+    weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
+    nudge(policy, 0.03)  # so that some ratios are clipped and others are not
+
+    def loss():
+        new = surrogate_logp(policy, rollout, boundaries)
+        return diffpo_loss(new, logp_old, advantage.double(), weights, rollout.token_mask, EPS, logp_old - 0.1, beta)
+
+    assert 0 < loss()[1]["clip_share"] < 0.9
+    loss()[0].backward()
+    for seed, p in enumerate(policy.denoiser.parameters()):
+        index = torch.randint(0, p.numel(), (2,), generator=generator(seed)).tolist()
+        slopes = finite_differences(lambda: loss()[0], p, index)
+        torch.testing.assert_close(p.grad.flatten()[index], slopes, rtol=1e-4, atol=1e-6)
+
+
+def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expected_reward():
+    sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
+    sampler.eos_id = policy.eos_id = -1  # no token ends the text, so that all tokens count
+    rollout = sample(sampler, EB, 27, prompts=["a b"])
+    every = trajectories(policy, prompt_of(rollout, 0), 3, EB)
+    reward = torch.rand(27, generator=generator(1), dtype=torch.double)
+    completion, steps = (torch.tensor(x) for x in zip(*every, strict=True))  # (27, L) each
+    logp = torch.tensor(list(every.values()), dtype=torch.double)
+    rollout = replace(rollout, completion=completion, unmask_step=steps, behaviour_logp=logp, nfe=steps.amax(1))
+    boundaries = draw_boundaries(rollout.nfe, 4, generator(2))  # a boundary before every step
+
+    # loss = -mean_i 1/3 sum_t A_i rho_it: with A_i = 27 * 3 * p_i * R_i its gradient is minus that of sum_i p_i R_i
+    advantage = 81 * logp.sum(1).exp() * reward
+    new = surrogate_logp(policy, rollout, boundaries)
+    loss, _ = diffpo_loss(new, new.detach(), advantage, importance_weights(new, logp, 2.0), rollout.token_mask, EPS)
+    loss.backward()
+
+    def expected_reward():
+        values = trajectories(policy, prompt_of(rollout, 0), 3, EB).values()
+        return sum(math.exp(sum(logp)) * r for logp, r in zip(values, reward.tolist(), strict=True))
+
+    for p in list(policy.denoiser.parameters())[::4]:
+        index = [p.grad.abs().argmax().item()]
+        torch.testing.assert_close(p.grad.flatten()[index], -finite_differences(expected_reward, p, index), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(size):
+    policy = toy_policy()
+    rollout, boundaries, logp_old, advantage = toy_batch(policy)
+    weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
+    nudge(policy, 0.01)
+    gradients, n = [], len(advantage)
+    for width in (n, size):
+        policy.denoiser.zero_grad()
+        for start in range(0, n, width):
+            part = slice(start, start + width)
+            rows = rollout.rows(part)
+            new = surrogate_logp(policy, rows, boundaries[part])
+            loss, _ = diffpo_loss(new, logp_old[part], advantage[part], weights[part], rows.token_mask, EPS)
+            (loss * len(new) / n).backward()
+        gradients.append([p.grad.clone() for p in policy.denoiser.parameters()])
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(summed, whole, rtol=1e-4, atol=1e-5)
+        assert whole.any()
+
+
+# ---- the threshold's loss, and the metrics -----------------------------------------------------------------------------
+
+
+def test_the_threshold_loss_is_a_loop_over_completions_and_its_gradient_that_of_finite_differences():
+    new, old, *_ = (x[:, 0].clone() for x in random_batch(6, rows=12)[:4])
+    advantage = torch.randn(12, generator=generator(7), dtype=torch.double)
+    loss, metrics = threshold_loss(new.requires_grad_(), old, advantage, EPS)
+    total, ratios, stuck = 0.0, [], 0
+    for n, o, a in zip(new.tolist(), old.tolist(), advantage.tolist(), strict=True):
+        ratios.append(math.exp(n - o))
+        total += min(ratios[-1] * a, min(max(ratios[-1], 1 - EPS), 1 + EPS) * a)
+        stuck += (ratios[-1] > 1 + EPS and a > 0) or (ratios[-1] < 1 - EPS and a < 0)
+    assert loss.item() == pytest.approx(-total / 12) and 0 < stuck < 12
+    expected = {"threshold_loss": -total / 12, "threshold_ratio": sum(ratios) / 12, "threshold_clip_share": stuck / 12}
+    assert metrics == pytest.approx(expected)
+    slopes = finite_differences(lambda: threshold_loss(new, old, advantage, EPS)[0], new, range(12))
+    torch.testing.assert_close(torch.autograd.grad(loss, new)[0], slopes, rtol=1e-5, atol=1e-7)
+
+
+def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
+    mean = torch.full((400,), -1.0, requires_grad=True)
+    distribution = ClampedLogNormal(mean, 0.5, 1e-3, 10.0)
+    gamma = distribution.sample(generator(8)).detach()
+    logp = distribution.log_prob(gamma)
+    advantage = (gamma - gamma.mean()).sign()  # large thresholds are good
+    loss, metrics = threshold_loss(logp, logp.detach(), advantage, EPS)
+    assert metrics["threshold_ratio"] == pytest.approx(1)
+    expected = -advantage * (gamma.log() + 1.0) / 0.25 / 400  # minus the score of a normal distribution
+    gradient = torch.autograd.grad(loss, mean)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    assert gradient.sum() < 0
+
+
+@pytest.mark.parametrize("cap", [0, 0.8, 1.3, 100.0])
+def test_weight_metrics_are_counted_by_loops(cap):
+    _, old, true, _, _, token_mask = random_batch(9, rows=8)
+    metrics = weight_metrics(old, true, cap, token_mask)
+    log_weight = [(old[i, t] - true[i, t]).item() for i, t in token_mask.nonzero().tolist()]
+    raw = [math.exp(x) for x in log_weight]
+    used = [min(cap, w) for w in raw] if cap else [1.0] * len(raw)
+    assert metrics == pytest.approx(
+        {
+            "is_weight_mean": sum(used) / len(used),
+            "is_weight_max": max(raw),
+            "is_capped_share": sum(w > cap for w in raw) / len(raw) if cap else 0.0,
+            "ess_share": sum(used) ** 2 / sum(w * w for w in used) / len(used),
+            "surrogate_kl": -sum(log_weight) / len(log_weight),
+        }
+    )
+
+
+def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_nearer():
+    policy, kl = toy_policy(), []
+    for num_stages in (1, 2, 7):
+        rollout, _, logp, _ = toy_batch(policy, num_stages, rows=400, length=6)
+        metrics = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask)
+        kl.append(metrics["surrogate_kl"])
+    assert kl[0] > kl[1] > 0.01 and kl[2] == pytest.approx(0, abs=1e-5)
+    assert metrics["ess_share"] == pytest.approx(1) and metrics["is_weight_max"] == pytest.approx(1, abs=1e-4)
+
+
+def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():
+    policy, n = toy_policy(), 3000
+    policy.eos_id = -1  # no token ends the text, so that all tokens count
+    rollout = sample(policy, EB, n, prompts=["a b"])
+    with torch.no_grad():
+        logp = surrogate_logp(policy, rollout, rollout.nfe.new_zeros(n, 0))
+        mean_field = direct_logp(policy, prompt_of(rollout, 0), [MASK] * 3).tolist()  # (L, V)
+    p, difference = [], []
+    for (completion, _), true in trajectories(policy, prompt_of(rollout, 0), 3, EB).items():
+        p.append(math.exp(sum(true)))
+        difference.append(sum(t - mean_field[i][token] for i, (t, token) in enumerate(zip(true, completion, strict=True))) / 3)
+    kl = sum(x * d for x, d in zip(p, difference, strict=True))
+    variance = sum(x * d * d for x, d in zip(p, difference, strict=True)) - kl**2
+    estimate = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask)["surrogate_kl"]
+    assert abs(estimate - kl) < 4 * math.sqrt(variance / n) and kl > 0.02

@@ -1,0 +1,205 @@
+"""likelihood.py: every surrogate against plain calls of the denoiser, one row and one state at a time."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from toy import EOS, MASK, chi_square_p, direct_logp, generator, prompt_of, sample, toy_policy
+
+from likelihood import draw_boundaries, draw_prompt_mask, latent_at, surrogate_logp
+from sampler import Decoder
+
+DECODERS = {"eb": Decoder("eb", 0.3), "top_k": Decoder("top_k", 1), "blocks": Decoder("confidence", 0.7, 2)}
+
+
+def by_hand(policy, rollout, boundaries, hidden_prompt=None):
+    """log pi^S by its definition: for each token the state at the largest of 0 and the boundaries that is < t. -> (B, L)"""
+    out = []
+    for row, steps in enumerate(rollout.unmask_step.tolist()):
+        completion, is_text = rollout.completion[row].tolist(), rollout.token_mask[row].tolist()
+        prompt = prompt_of(rollout, row)
+        if hidden_prompt is not None:
+            prompt = [MASK if hide else token for hide, token in zip(hidden_prompt[row][rollout.prompt_mask[row]], prompt, strict=True)]
+        for i, (token, t) in enumerate(zip(completion, steps, strict=True)):
+            start = max(tau for tau in [0, *boundaries[row].tolist()] if tau < t)
+            state = [MASK if step > start else other for other, step in zip(completion, steps, strict=True)]
+            out.append(direct_logp(policy, prompt, state, rollout.temperature)[i, token] if is_text[i] else torch.tensor(0.0))
+    return torch.stack(out).view(rollout.completion.shape)
+
+
+def every_step(rollout):
+    """A boundary before every step. (B, T_max - 1)"""
+    return torch.arange(1, rollout.nfe.max()).expand(len(rollout.nfe), -1)
+
+
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- states and boundaries ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_latent_at_is_what_was_unmasked_by_then(stop_at_eos):
+    rollout = sample(toy_policy(), DECODERS["eb"], length=5, stop_at_eos=stop_at_eos)
+    completion, steps = rollout.completion.tolist(), rollout.unmask_step.tolist()
+    nfe = rollout.nfe.tolist()
+    for step in (0, 1, 2, rollout.nfe, rollout.nfe - 1):
+        taus = step.tolist() if torch.is_tensor(step) else [step] * len(nfe)
+        expected = [[c if s <= tau else MASK for c, s in zip(*row, strict=True)] for *row, tau in zip(completion, steps, taus, strict=True)]
+        assert latent_at(rollout.completion, rollout.unmask_step, step, MASK).tolist() == expected
+    assert (latent_at(rollout.completion, rollout.unmask_step, 0, MASK) == MASK).all()
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 6])
+def test_boundaries_are_sorted_distinct_inner_steps_and_then_nfe(num_stages):
+    nfe = torch.tensor([1, 2, 3, 4, 9, 1, 30])
+    for seed in range(30):
+        boundaries = draw_boundaries(nfe, num_stages, generator(seed))
+        assert boundaries.shape == (len(nfe), num_stages - 1)
+        for row, T in zip(boundaries.tolist(), nfe.tolist(), strict=True):
+            inner = min(T - 1, num_stages - 1)
+            assert row[:inner] == sorted(set(row[:inner])) and set(row[:inner]) <= set(range(1, T))
+            assert row[inner:] == [T] * (num_stages - 1 - inner)
+
+
+@pytest.mark.parametrize("T, num_stages", [(4, 2), (4, 3), (6, 3), (6, 4)])
+def test_every_set_of_boundaries_is_equally_likely(T, num_stages):
+    n = 3000
+    nfe = torch.tensor([T, 9]).repeat(n)  # longer rows in the batch change nothing
+    seen = Counter(map(tuple, draw_boundaries(nfe, num_stages, generator(1))[::2].tolist()))
+    sets = list(combinations(range(1, T), num_stages - 1))
+    assert set(seen) == set(sets)
+    assert chi_square_p([seen[s] for s in sets], [n / len(sets)] * len(sets)) > 1e-3
+
+
+def test_a_batch_of_single_step_rollouts_has_empty_stages():
+    nfe = torch.ones(3, dtype=torch.long)
+    assert draw_boundaries(nfe, 1).tolist() == [[], [], []]
+    assert draw_boundaries(nfe, 2).tolist() == [[1], [1], [1]]
+    assert draw_boundaries(nfe, 3).tolist() == [[1, 1], [1, 1], [1, 1]]
+
+
+def test_prompt_tokens_are_hidden_as_often_as_asked_and_padding_never():
+    prompt_mask = torch.tensor([[False, True, True], [True, True, True]]).repeat(2000, 1)  # 10000 tokens
+    hidden = draw_prompt_mask(prompt_mask, 0.15, generator(2))
+    assert not (hidden & ~prompt_mask).any()
+    assert abs(hidden.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
+    assert not draw_prompt_mask(prompt_mask, 0.0).any() and torch.equal(draw_prompt_mask(prompt_mask, 1.0), prompt_mask)
+
+
+# ---- surrogates against the definition ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True], ids=["to-the-end", "stop-at-eos"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+@pytest.mark.parametrize("num_stages", [1, 2, 3])
+def test_m_stages_are_the_definition_computed_by_hand(num_stages, decoder, temperature, stop_at_eos):
+    policy = toy_policy()
+    rollout = sample(policy, decoder, 3, length=5, temperature=temperature, stop_at_eos=stop_at_eos)  # prompts are left-padded
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
+    with torch.no_grad():
+        close(surrogate_logp(policy, rollout, boundaries), by_hand(policy, rollout, boundaries))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+def test_a_boundary_before_every_step_recovers_the_rollouts_own_log_probs(decoder, temperature):
+    policy = toy_policy()
+    for stop_at_eos in (False, True):
+        rollout = sample(policy, decoder, length=6, temperature=temperature, stop_at_eos=stop_at_eos)
+        logp = surrogate_logp(policy, rollout, every_step(rollout))
+        close(logp, rollout.behaviour_logp * rollout.token_mask)
+        drawn = draw_boundaries(rollout.nfe, int(rollout.nfe.max()) + 2, generator())  # more stages than steps are exact too
+        close(surrogate_logp(policy, rollout, drawn), logp)
+
+
+def test_fewer_stages_are_not_exact():  # or the test above would prove little
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["top_k"], length=6)
+    exact = rollout.behaviour_logp * rollout.token_mask
+    for num_stages in (1, 2):
+        logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, num_stages, generator()))
+        assert (logp - exact).abs().max() > 0.5
+
+
+def test_a_boundary_at_0_and_one_at_nfe_are_mean_field():
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], length=5)
+    mean_field = surrogate_logp(policy, rollout, rollout.nfe.new_zeros(len(rollout.nfe), 0))
+    close(surrogate_logp(policy, rollout, rollout.nfe.new_zeros(len(rollout.nfe), 1)), mean_field)
+    close(surrogate_logp(policy, rollout, rollout.nfe.unsqueeze(1)), mean_field)
+
+
+def test_it_is_0_where_there_is_no_token_and_negative_where_there_is_one():
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], length=6)
+    logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, 2, generator()))
+    assert torch.equal(logp < 0, rollout.token_mask) and not rollout.token_mask.all()
+    assert (logp[~rollout.token_mask] == 0).all()
+
+
+@pytest.mark.parametrize("num_stages", [1, 3])
+def test_hidden_prompt_tokens_are_masks_in_the_prompt(num_stages):
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], 3, length=4)
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(4))
+    hidden_prompt = draw_prompt_mask(rollout.prompt_mask, 0.5, generator(5))
+    with torch.no_grad():
+        close(surrogate_logp(policy, rollout, boundaries, hidden_prompt), by_hand(policy, rollout, boundaries, hidden_prompt))
+        other = surrogate_logp(policy, rollout, boundaries)
+        close(surrogate_logp(policy, rollout, boundaries, torch.zeros_like(hidden_prompt)), other)
+    assert (surrogate_logp(policy, rollout, boundaries, hidden_prompt) - other).abs().max() > 0.1
+
+
+def test_the_denoiser_sees_what_it_saw_in_the_rollout_and_never_a_token_that_was_not_drawn():
+    policy, seen = toy_policy(), []
+    policy.denoiser.get_decoder().register_forward_pre_hook(lambda _, args, options: seen.append(options["input_ids"]), with_kwargs=True)
+    rollout = sample(policy, DECODERS["top_k"], 1, length=6, prompts=["a b"] * 20, stop_at_eos=True)
+    never = rollout.unmask_step > rollout.nfe.unsqueeze(1)  # (B, L)
+    assert never.any()
+    visited = {tuple(ids) for call in seen for ids in call.tolist()}
+    seen.clear()
+    surrogate_logp(policy, rollout, every_step(rollout))
+    scored = {tuple(ids) for call in seen for ids in call.tolist()}
+    assert len(seen) == 1 and scored <= visited
+    for row in range(len(never)):  # a completion's own states are among the scored ones, and hold masks there
+        one = rollout.rows(slice(row, row + 1))
+        seen.clear()
+        surrogate_logp(policy, one, every_step(one))
+        assert (torch.cat(seen)[:, 2:][:, never[row]] == MASK).all()
+        assert (one.completion[0, never[row]] == EOS).all()
+
+
+def test_every_row_gets_its_own_result_in_any_batch():
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], 2, length=5)
+    boundaries = draw_boundaries(rollout.nfe, 3, generator(6))
+    whole = surrogate_logp(policy, rollout, boundaries)
+    close(torch.cat([surrogate_logp(policy, rollout.rows(slice(i, i + 1)), boundaries[i : i + 1]) for i in range(6)]), whole)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0])
+def test_a_greedy_rollout_has_no_likelihood(temperature):
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], temperature=0.0)
+    with pytest.raises(ValueError):
+        surrogate_logp(policy, replace(rollout, temperature=temperature), every_step(rollout))
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_its_gradient_is_that_of_the_definition(num_stages):
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["eb"], 2, length=5, temperature=0.7)
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(7))
+    weights = torch.randn(rollout.completion.shape, generator=generator(8))  # (B, L), so that nothing cancels
+    parameters = list(policy.denoiser.parameters())
+    gradients, expected = (
+        torch.autograd.grad((weights * logp(policy, rollout, boundaries)).sum(), parameters) for logp in (surrogate_logp, by_hand)
+    )
+    for gradient, right in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, right, rtol=1e-3, atol=1e-3)
+        assert right.abs().max() > 0.1

@@ -1,0 +1,221 @@
+"""sampler.py: the rules against per-row Python loops, the threshold's distribution against integrals and frequencies."""
+
+import math
+
+import pytest
+import torch
+from toy import finite_differences, generator
+
+from sampler import ClampedLogNormal, Decoder, ThresholdHead, confidence_threshold, entropy_bounded, top_k
+
+B, L, HIDDEN = 300, 7, 16
+
+
+def random_case(seed):
+    """Scores (B, L) in steps of 1/8, so full of ties and zeros and with exact sums, and masks (B, L) of every density."""
+    g = generator(seed)
+    score = torch.randint(0, 8, (B, L), generator=g) / 8
+    masked = torch.rand((B, L), generator=g) < torch.rand((B, 1), generator=g)
+    masked[0], masked[1], masked[2] = False, True, torch.arange(L) == 4  # nothing, everything, one
+    score[3] = 0.0
+    return score, masked
+
+
+def positions(selected):
+    return [set(row.nonzero().flatten().tolist()) for row in selected]
+
+
+def masked_positions(masked):
+    return [row.nonzero().flatten().tolist() for row in masked]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, L, L + 5])
+def test_top_k_is_the_k_best_of_a_sorted_list_the_left_ones_of_equals(k):
+    confidence, masked = random_case(k)
+    expected = [set(sorted(m, key=lambda i: -c[i])[:k]) for c, m in zip(confidence.tolist(), masked_positions(masked), strict=True)]
+    assert positions(top_k(confidence, masked, k)) == expected
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.25, 0.875, 1.0, "per row"])
+def test_confidence_threshold_is_all_above_tau_or_the_best_one(tau):
+    confidence, masked = random_case(10)
+    taus = torch.randint(0, 9, (B,), generator=generator(11)) / 8 if tau == "per row" else torch.full((B,), tau)
+    expected = []
+    for c, m, t in zip(confidence.tolist(), masked_positions(masked), taus.tolist(), strict=True):
+        expected.append({i for i in m if c[i] > t} or set(sorted(m, key=lambda i: -c[i])[:1]))
+    assert positions(confidence_threshold(confidence, masked, taus if tau == "per row" else tau)) == expected
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.125, 0.5, 1.0, 2.25, 1e9, math.inf, "per row"])
+def test_entropy_bounded_is_the_longest_of_all_prefixes_within_the_budget(gamma):
+    entropy, masked = random_case(20)
+    gammas = torch.randint(0, 20, (B,), generator=generator(21)) / 8 if gamma == "per row" else torch.full((B,), gamma)
+    expected = []
+    for h, m, budget in zip(entropy.tolist(), masked_positions(masked), gammas.tolist(), strict=True):
+        ascending = sorted(m, key=lambda i: h[i])
+        longest = set()
+        for n in range(1, len(m) + 1):
+            prefix = ascending[:n]
+            if sum(h[i] for i in prefix) - max(h[i] for i in prefix) <= budget:
+                longest = set(prefix)
+        expected.append(longest)
+    assert positions(entropy_bounded(entropy, masked, gammas if gamma == "per row" else gamma)) == expected
+
+
+def test_gamma_0_takes_all_of_zero_entropy_and_the_next_one():
+    entropy = torch.tensor([[0.0, 0.5, 0.0, 0.2], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])
+    masked = torch.tensor([[True] * 4, [False, True, True, True], [True] * 4])
+    assert positions(entropy_bounded(entropy, masked, 0.0)) == [{0, 2, 3}, {1}, {0, 1, 2, 3}]
+
+
+@pytest.mark.parametrize("decoder", [Decoder("eb", 0.3), Decoder("confidence", 0.6), Decoder("top_k", 2)])
+def test_what_is_selected_was_masked_and_something_is_selected_where_anything_was(decoder):
+    score, masked = random_case(30)
+    selected = decoder.select(score, 1 - score, masked)
+    assert not (selected & ~masked).any()
+    assert torch.equal(selected.any(-1), masked.any(-1))
+
+
+def test_a_larger_gamma_selects_all_that_a_smaller_one_does():
+    g = generator(40)
+    entropy, masked = torch.rand((B, L), generator=g), torch.rand((B, L), generator=g) < 0.7
+    selections = [entropy_bounded(entropy, masked, gamma) for gamma in torch.linspace(0, 5, 40)]
+    for smaller, larger in zip(selections, selections[1:], strict=False):
+        assert not (smaller & ~larger).any()
+    assert torch.equal(selections[-1], masked) and not torch.equal(selections[0], masked)
+
+
+@pytest.mark.parametrize("block_length", [None, 1, 2, 3, 5, L, L + 3])
+def test_open_positions_are_the_masks_of_each_rows_first_unfinished_block(block_length):
+    _, masked = random_case(50)
+    expected = []
+    for m in masked_positions(masked):
+        blocks = [range(start, start + (block_length or L)) for start in range(0, L, block_length or L)]  # the last may be cut
+        expected.append(next((set(m) & set(block) for block in blocks if set(m) & set(block)), set()))
+    opened = Decoder(block_length=block_length).open_positions(masked)
+    assert positions(opened) == expected
+    if block_length == 2:
+        assert len({min(row) // 2 for row in expected if row}) == 4  # rows stand in different blocks
+
+
+@pytest.mark.parametrize(
+    "rule, setting, block_length",
+    [
+        ("entropy", 0.1, None),
+        ("eb", -0.1, None),
+        ("eb", math.nan, None),
+        ("confidence", None, None),
+        ("confidence", -0.1, None),
+        ("confidence", 1.1, None),
+        ("top_k", None, None),
+        ("top_k", 0, None),
+        ("top_k", 1.5, None),
+        ("eb", 0.1, 0),
+    ],
+)
+def test_a_decoder_refuses_what_makes_no_sense(rule, setting, block_length):
+    with pytest.raises(ValueError):
+        Decoder(rule, setting, block_length)
+
+
+def test_a_decoders_select_is_its_rule_and_a_learned_gamma_replaces_the_setting():
+    entropy, masked = random_case(60)
+    confidence, gamma = 1 - entropy, torch.rand(B, generator=generator(61))
+    assert torch.equal(Decoder("top_k", 2.0).select(entropy, confidence, masked), top_k(confidence, masked, 2))
+    assert torch.equal(Decoder("confidence", 0.5).select(entropy, confidence, masked), confidence_threshold(confidence, masked, 0.5))
+    assert torch.equal(Decoder("eb", 0.4).select(entropy, confidence, masked), entropy_bounded(entropy, masked, 0.4))
+    assert torch.equal(Decoder("eb", None).select(entropy, confidence, masked, gamma), entropy_bounded(entropy, masked, gamma))
+
+
+# ---- the learned threshold ---------------------------------------------------------------------------------------------
+
+
+def random_head(seed=0, **options):
+    head = ThresholdHead(HIDDEN, **options)
+    with torch.no_grad():
+        head.linear.weight.normal_(std=2.0, generator=generator(seed))
+    return head
+
+
+def test_a_new_head_gives_every_prompt_the_median_gamma_0():
+    distribution = ThresholdHead(HIDDEN, gamma_0=0.37)(torch.randn((50, HIDDEN), generator=generator(0)))
+    torch.testing.assert_close(distribution.median, torch.full((50,), 0.37))
+    draws = ThresholdHead(HIDDEN, gamma_0=0.37)(torch.zeros(20001, HIDDEN)).sample(generator(1))
+    assert abs(draws.log().median().item() - math.log(0.37)) < 4 * 1.25 * 0.5 / math.sqrt(20001)  # 4 standard errors of a median
+
+
+@pytest.mark.parametrize("gamma_0, floor, ceiling", [(1e-4, 1e-3, 10.0), (11.0, 1e-3, 10.0), (0.1, 0.0, 10.0), (math.nan, 1e-3, 10.0)])
+def test_a_head_refuses_a_start_outside_its_bounds(gamma_0, floor, ceiling):
+    with pytest.raises(ValueError):
+        ThresholdHead(HIDDEN, gamma_0, floor=floor, ceiling=ceiling)
+
+
+def test_a_heads_median_is_its_linear_layer_on_the_standardised_state():
+    head, state = random_head(gamma_0=0.5), torch.randn((9, HIDDEN), generator=generator(2))
+    for row, median in zip(state.tolist(), head(state).median.tolist(), strict=True):
+        mean = sum(row) / HIDDEN
+        std = math.sqrt(sum((x - mean) ** 2 for x in row) / HIDDEN + 1e-5)
+        weights = head.linear.weight[0].tolist()
+        log_gamma = sum(w * (x - mean) / std for w, x in zip(weights, row, strict=True)) / math.sqrt(HIDDEN) + math.log(0.5)
+        assert median == pytest.approx(min(max(math.exp(log_gamma), 1e-3), 10.0), rel=1e-4)
+
+
+def test_sampled_gammas_stay_within_the_bounds_and_reach_both():
+    head = random_head(floor=0.05, ceiling=0.3, sigma=1.0)
+    gamma = head(torch.randn((2000, HIDDEN), generator=generator(3))).sample(generator(4))
+    assert gamma.min().item() == pytest.approx(0.05) and gamma.max().item() == pytest.approx(0.3)
+    assert 0.2 < ((gamma > 0.051) & (gamma < 0.299)).float().mean() < 0.8
+
+
+@pytest.mark.parametrize("mean, sigma", [(-2.0, 0.5), (0.3, 1.5), (-8.0, 1.0), (3.0, 0.7)])
+def test_the_density_and_the_two_atoms_sum_to_1(mean, sigma):
+    floor, ceiling = 1e-3, 10.0
+    distribution = ClampedLogNormal(torch.tensor([mean], dtype=torch.double), sigma, floor, ceiling)
+    gamma = torch.linspace(math.log(floor), math.log(ceiling), 20001, dtype=torch.double)[1:-1].exp()
+    density = torch.trapezoid(distribution.log_prob(gamma).exp(), gamma)
+    atoms = [distribution.log_prob(torch.tensor([x], dtype=torch.double)).exp().item() for x in (floor, ceiling)]
+    assert density.item() + sum(atoms) == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("floor, ceiling", [(0.1, 0.6), (0.25, 1.0), (0.05, 0.35)])
+def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_between(floor, ceiling):
+    n, mean, sigma = 40000, math.log(0.3), 0.8
+    distribution = ClampedLogNormal(torch.full((n,), mean), sigma, floor, ceiling)
+    gamma = distribution.sample(generator(5))
+    p = distribution.log_prob(gamma).exp()
+    for bound in (floor, ceiling):
+        at_bound = torch.isclose(gamma, torch.tensor(bound))
+        share, atom = at_bound.double().mean().item(), p[at_bound][0].item()
+        assert abs(share - atom) < 4 * math.sqrt(atom * (1 - atom) / n)
+    middle, width = math.sqrt(floor * ceiling), 0.1 * math.sqrt(floor * ceiling)
+    expected = distribution.log_prob(torch.full((n,), middle))[0].exp().item() * width  # a bin's probability, nearly
+    share = ((gamma - middle).abs() < width / 2).double().mean().item()
+    assert abs(share - expected) < 4 * math.sqrt(expected / n) + 0.01 * expected
+
+
+def test_the_entropy_is_the_mean_of_minus_the_log_density_before_the_clamp():
+    mean, sigma, n = -1.2, 0.7, 200000
+    log_gamma = mean + sigma * torch.randn(n, generator=generator(6), dtype=torch.double)
+    log_density = -0.5 * ((log_gamma - mean) / sigma) ** 2 - math.log(sigma * math.sqrt(2 * math.pi)) - log_gamma
+    entropy = ClampedLogNormal(torch.tensor([mean]), sigma, 0.1, 1.0).entropy().item()
+    assert entropy == pytest.approx(-log_density.mean().item(), abs=0.01)
+
+
+@pytest.mark.parametrize("gamma", [[0.05, 0.1, 0.3], [1e-3, 2.0, 0.4], [1e-3, 2.0, 2.0]], ids=["between", "both", "at bounds"])
+def test_the_gradient_of_log_prob_is_that_of_finite_differences_at_the_bounds_too(gamma):
+    head, gamma = random_head(gamma_0=0.5, ceiling=2.0, sigma=1.0), torch.tensor(gamma)
+    state = torch.randn((3, HIDDEN), generator=generator(7))
+
+    def total():
+        return head(state).log_prob(gamma).double().sum()
+
+    total().backward()
+    for parameter, index in ((head.linear.weight, range(6)), (head.linear.bias, [0])):
+        slopes = finite_differences(total, parameter, index, eps=1e-2)
+        torch.testing.assert_close(parameter.grad.flatten()[: len(index)], slopes, rtol=0.01, atol=2e-3)
+
+
+def test_no_gradient_reaches_the_prompt_state():
+    state = torch.randn((3, HIDDEN), generator=generator(8), requires_grad=True)
+    log_prob = random_head()(state).log_prob(torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.autograd.grad(log_prob.sum(), state, allow_unused=True)[0] is None

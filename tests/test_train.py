@@ -1,0 +1,266 @@
+"""The training loop, its files and its manners. Every run here is a real one, with a base model of three warm-up steps."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from diffusion_policy import DiffusionPolicy
+from likelihood import draw_boundaries, draw_prompt_mask
+from models import load_denoiser
+from runs import read_lines, replacing, settle
+from sampler import Decoder, ThresholdHead
+from tasks import TASKS
+from train import METRICS, Settings, update_denoiser
+
+TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_gib"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(tmp_path, cache):
+    """run(name, flag=value, ...) trains into tmp_path/name, small unless flags say otherwise, and returns (exit code, folder)."""
+
+    def start(name, **flags):
+        small = dict(model="tiny", steps=2, prompts_per_step=2, group_size=3, warm_steps=3, warm_batch=8, eval_problems=4, cache_dir=cache)
+        if flags.get("resume"):
+            small = {}
+        arguments = [] if not flags.pop("resume", False) else ["--resume"]
+        for key, value in (small | {"run_dir": tmp_path / name} | flags).items():
+            arguments += [f"--{key}", str(value)]
+        return train.main(arguments), tmp_path / name
+
+    return start
+
+
+def metrics_of(folder):
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in read_lines(folder / "metrics.jsonl")]
+
+
+def weights_of(folder):
+    return load_denoiser(str(folder / "checkpoint"))[0].state_dict()
+
+
+# ---- the update --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def batch():
+    """A tiny policy with a rollout of 12 rows, advantages and the stage boundaries of two inner updates."""
+    denoiser, tokenizer = load_denoiser("tiny", seed=3)
+    policy, task = DiffusionPolicy(denoiser, tokenizer, ThresholdHead(128)), TASKS["countdown"]
+    generator = torch.Generator().manual_seed(0)
+    ids, mask = policy.encode([task.prompt(problem, compact=True) for problem in task.problems("train", 12, 0, compact=True)])
+    rollout = policy.rollout(ids, mask, 10, Decoder("eb", 3.0), generator)
+    stages = [(draw_boundaries(rollout.nfe, 2, generator), draw_prompt_mask(mask, 0.2, generator)) for _ in range(2)]
+    return policy, rollout, torch.randn(12, generator=generator), stages
+
+
+def updated(batch, reference=None, **settings):
+    """The denoiser's weights after one update_denoiser with plain SGD (Adam would hide the gradient's size), and its metrics."""
+    policy, rollout, advantage, stages = copy.deepcopy(batch)
+    optimizer = torch.optim.SGD(policy.denoiser.parameters(), lr=0.1)
+    metrics = update_denoiser(policy, reference, optimizer, rollout, stages, advantage, Settings(grad_clip=1e9, **settings))
+    return torch.nn.utils.parameters_to_vector(policy.denoiser.parameters()), metrics
+
+
+@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
+def test_the_micro_batch_size_changes_nothing(batch, kl_beta):
+    reference = DiffusionPolicy(*load_denoiser("tiny", seed=4)) if kl_beta else None
+    whole, metrics = updated(batch, reference, micro_batch_size=12, kl_beta=kl_beta)
+    before = torch.nn.utils.parameters_to_vector(batch[0].denoiser.parameters())
+    for size in (1, 5):
+        parts, metrics_of_parts = updated(batch, reference, micro_batch_size=size, kl_beta=kl_beta)
+        torch.testing.assert_close(parts - before, whole - before, rtol=1e-3, atol=1e-6)
+        assert metrics_of_parts == pytest.approx(metrics, rel=1e-3, abs=1e-5)
+
+
+def test_the_first_inner_update_has_ratio_one_and_a_gradient(batch):
+    _, metrics = updated(batch[:3] + (batch[3][:1],))
+    assert metrics["ratio_mean"] == 1.0 and metrics["clip_share"] == 0.0 and metrics["grad_norm"] > 0.01
+
+
+def test_the_second_inner_update_is_compared_with_the_policy_before_the_first(batch):
+    _, metrics = updated(batch)  # means over two updates, so the second one's ratio is off 1 by twice what is seen
+    assert metrics["ratio_mean"] != 1.0 and abs(metrics["ratio_mean"] - 1) < 0.5
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
+    code, folder = run("a")
+    assert code == 0 and capsys.readouterr().out.splitlines()[-1] == str(folder)
+    names = {"config.json", "metrics.jsonl", "samples.jsonl", "eval.json", "curves.png", "environment.txt", "checkpoint"}
+    assert {path.name for path in folder.iterdir()} == names
+    rows = read_lines(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2] and all(list(row) == list(METRICS) for row in rows)
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config) == [field.name for field in dataclasses.fields(Settings)] and config["model"] == "tiny"
+    contract = {"name", "decoder", "setting", "solved", "solved_low", "solved_high", "reward", "nfe", "tokens_per_call", "problems", "seed"}
+    evaluation = json.loads((folder / "eval.json").read_text())
+    assert [row["name"] for row in evaluation] == ["before", "after", "after"] and all(contract <= set(row) for row in evaluation)
+    assert [row["setting"] for row in evaluation] == [0.1, "learned", 0.1]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    sample = read_lines(folder / "samples.jsonl")[0]
+    assert sample["reward"] == TASKS["countdown"].reward(sample["problem"], sample["text"])
+
+
+def test_config_json_alone_repeats_the_run(run):
+    _, first = run("a", seed=5, inner_updates=2, temperature=0.9)
+    config = json.loads((first / "config.json").read_text())
+    del config["run_dir"]
+    _, second = run("b", **config)
+    assert metrics_of(first) == metrics_of(second)
+    _, third = run("c", **config | {"seed": 6})
+    assert metrics_of(first) != metrics_of(third)
+
+
+@pytest.mark.parametrize(("mode", "model_moves", "head_moves"), [("policy", True, False), ("sampler", False, True), ("joint", True, True)])
+def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves, head_moves):
+    _, folder = run("a", train=mode)
+    base = load_denoiser(str(next(path for path in cache.iterdir() if path.name.startswith("countdown"))))[0].state_dict()
+    moved = any(not torch.equal(base[name], value) for name, value in weights_of(folder).items())
+    head = load_file(folder / "checkpoint" / "threshold_head.safetensors")
+    assert (moved, bool(head["linear.weight"].any())) == (model_moves, head_moves)
+
+
+@pytest.fixture(autouse=True)
+def every_completion_earns_something(request, monkeypatch):
+    """The base here solves nothing, so where learning itself is looked at, pay by the text's length instead."""
+    if "mode" in request.fixturenames or "resumed" in request.node.name:
+        monkeypatch.setattr(type(TASKS["countdown"]), "reward", lambda self, problem, text: len(text) % 7 / 6)
+
+
+@pytest.mark.parametrize("killed_after", [2, 3])  # just saved, and between two checkpoints
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
+    settings = dict(steps=5, save_every=2, inner_updates=2)
+    _, whole = run("whole", **settings)
+    log_step = train.log_step
+
+    def pull_the_plug(run_dir, bar, step, *rest):
+        if step > killed_after:
+            with open(run_dir / "metrics.jsonl", "a") as file:
+                file.write('{"step": 3, "rew')  # half a line, as a kill leaves it
+            raise KeyboardInterrupt
+        log_step(run_dir, bar, step, *rest)
+
+    monkeypatch.setattr(train, "log_step", pull_the_plug)
+    code, folder = run("killed", **settings)
+    assert code == 130 and "--resume" in capsys.readouterr().out
+    monkeypatch.setattr(train, "log_step", log_step)
+    assert run("killed", resume=True)[0] == 0
+    assert metrics_of(folder) == metrics_of(whole)
+    assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(folder).items())
+    scores = [[(row["solved"], row["nfe"]) for row in json.loads((f / "eval.json").read_text())] for f in (folder, whole)]
+    assert scores[0] == scores[1]
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_the_start(run, monkeypatch):
+    _, whole = run("whole")
+
+    def pull_the_plug(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "log_step", pull_the_plug)
+        assert run("killed")[0] == 130
+    assert run("killed", resume=True)[0] == 0
+    assert metrics_of(whole.parent / "killed") == metrics_of(whole)
+
+
+def test_a_longer_run_may_be_asked_for_when_resuming(run):
+    _, whole = run("whole", steps=4)
+    _, folder = run("grown", steps=2)
+    assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "checkpoint"
+    for content in ("first", "second"):
+        with replacing(path) as aside:
+            aside.mkdir()
+            (aside / "file").write_text(content)
+    with pytest.raises(RuntimeError), replacing(path) as aside:
+        aside.mkdir()
+        (aside / "file").write_text("third, half-writ")
+        raise RuntimeError("out of disk")
+    assert (path / "file").read_text() == "second"
+    path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
+    settle(path)
+    assert (path / "file").read_text() == "second"
+
+
+def test_the_base_model_is_made_once(run, cache, monkeypatch):
+    run("a")
+    monkeypatch.setattr("models.warm_start", lambda *_: pytest.fail("a second run must find the first one's base model"))
+    assert run("b", seed=1)[0] == 0
+
+
+def test_another_demonstration_mix_is_another_base_model(run, cache):
+    run("a")
+    known = set(cache.iterdir())
+    run("b", careless=0.9)
+    assert len(set(cache.iterdir()) - known) == 1
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"task": "chess"}, "countdown"),
+        ({"model": "gpt"}, "tiny"),
+        ({"train": "all"}, "joint"),
+        ({"group_size": 1}, "at least 2"),
+        ({"steps": 0}, "at least 1"),
+        ({"gamma_0": 50}, "bounds"),
+        ({"gamma_0": "nan"}, "bounds"),
+        ({"temperature": 0}, "at least"),
+        ({"learning_rate": "nan"}, "at least"),
+        ({"speed_weight": 1.5}, "at most 1"),
+        ({"micro_batch_size": "many"}, "invalid int"),
+        ({"scale_by_std": "maybe"}, "true or false"),
+        ({"no_such_flag": 1}, "--help"),
+        ({"model": "."}, "no config.json"),
+    ],
+)
+def test_bad_settings_get_one_line_and_leave_nothing_behind(run, capsys, tmp_path, monkeypatch, flags, says):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code, folder = run("a", **flags)
+    except SystemExit as error:  # argparse's way out
+        code, folder = error.code, tmp_path / "a"
+    message = capsys.readouterr().err
+    assert code == 2 and says in message and message.count("\n") == 1 and not folder.exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
+    _, folder = run("a")
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    capsys.readouterr()
+    code, _ = run("a")
+    message = capsys.readouterr().err
+    assert code == 2 and "--run_dir" in message and message.count("\n") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("flags", [{"learning_rate": 1.0}, {"seed": 3}])
+def test_resuming_with_another_setting_is_refused(run, capsys, flags):
+    run("a")
+    capsys.readouterr()
+    assert run("a", resume=True, **flags)[0] == 2
+    assert next(iter(flags)) in capsys.readouterr().err
+
+
+def test_resuming_what_is_no_run_is_refused(run, capsys):
+    assert run("nothing", resume=True)[0] == 2 and "config.json" in capsys.readouterr().err

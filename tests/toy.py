@@ -1,0 +1,159 @@
+"""A toy that can be enumerated: four tokens, a tiny random bidirectional Llama, and answers got without the code under test."""
+
+import math
+from itertools import product
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from diffusion_policy import DiffusionPolicy
+from sampler import ThresholdHead
+
+MASK, EOS, A, B = range(4)
+HIDDEN = 16
+PROMPTS = ["a b", "b", "a a b b a"]
+
+
+class DoublePolicy(DiffusionPolicy):
+    """Logits in the denoiser's own precision, so that float64 reaches the loss and finite differences are sharp."""
+
+    def logits(self, hidden):
+        logits = self.denoiser.get_output_embeddings()(hidden)  # (N, V)
+        return torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], dim=-1)  # [MASK] is token 0
+
+
+def toy_tokenizer():
+    tokenizer = Tokenizer(WordLevel({"[MASK]": MASK, "[EOS]": EOS, "a": A, "b": B}))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[EOS]", pad_token="[EOS]")
+
+
+def toy_policy(seed=34, head=False, double=False):
+    """A random policy whose distributions are far from uniform and depend on every token in sight."""
+    config = LlamaConfig(
+        is_causal=False,
+        vocab_size=4,
+        hidden_size=HIDDEN,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.5,
+        tie_word_embeddings=False,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser = LlamaForCausalLM(config).eval()
+        threshold_head = ThresholdHead(HIDDEN, gamma_0=0.2) if head else None
+        if head:  # as if trained: every prompt its own gamma
+            nn.init.normal_(threshold_head.linear.weight, std=5.0)
+    if double:  # Llama's own norm computes in float32
+        for layer in denoiser.model.layers:
+            layer.input_layernorm, layer.post_attention_layernorm = nn.RMSNorm(HIDDEN, 1e-6), nn.RMSNorm(HIDDEN, 1e-6)
+        denoiser.model.norm = nn.RMSNorm(HIDDEN, 1e-6)
+        denoiser.double()
+    return (DoublePolicy if double else DiffusionPolicy)(denoiser, toy_tokenizer(), threshold_head)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def sample(policy, decoder, rows=4, length=3, prompts=PROMPTS, seed=0, **options):
+    """A rollout of `rows` completions of each prompt, a prompt's own rows adjacent."""
+    ids, mask = policy.encode(prompts)  # (prompts, P)
+    ids, mask = ids.repeat_interleave(rows, dim=0), mask.repeat_interleave(rows, dim=0)  # (B, P)
+    return policy.rollout(ids, mask, length, decoder, generator(seed), **options)
+
+
+def prompt_of(rollout, row):
+    """A row's prompt without its padding, a list of tokens."""
+    return rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist()
+
+
+def direct_logp(policy, prompt, state, temperature=1.0):
+    """log pi(. | prompt, state) at every position of one completion, of one plain call of the denoiser. Lists -> (L, V)"""
+    logits = policy.denoiser(input_ids=torch.tensor([list(prompt) + list(state)])).logits[0, len(prompt) :]  # (L, V)
+    blocked = torch.arange(4) == MASK
+    return (logits / temperature).masked_fill(blocked, -torch.inf).log_softmax(-1)
+
+
+def pick(decoder, probabilities, open_positions, gamma=None):
+    """The positions that a rule unmasks, by trying. probabilities: a list of V numbers for each position."""
+    surest = sorted(open_positions, key=lambda i: -max(probabilities[i]))
+    if decoder.rule == "top_k":
+        return surest[: decoder.setting]
+    if decoder.rule == "confidence":
+        return [i for i in open_positions if max(probabilities[i]) > decoder.setting] or surest[:1]
+    entropy = {i: -sum(p * math.log(p) for p in probabilities[i] if p > 0) for i in open_positions}
+    ascending = sorted(open_positions, key=entropy.get)
+    budget = decoder.setting if gamma is None else gamma
+    prefixes = [ascending[:n] for n in range(1, len(ascending) + 1)]
+    return max((u for u in prefixes if sum(map(entropy.get, u)) - max(map(entropy.get, u)) <= budget), key=len)
+
+
+def next_positions(policy, prompt, state, decoder, gamma=None):
+    """What one step unmasks in one state, a list of tokens."""
+    masked = [i for i, token in enumerate(state) if token == MASK]
+    block = decoder.block_length or len(state)
+    masked = [i for i in masked if i // block == masked[0] // block]
+    return pick(decoder, direct_logp(policy, prompt, state).exp().tolist(), masked, gamma)
+
+
+def is_finished(state, eos_id, stop_at_eos):
+    end = state.index(eos_id) if stop_at_eos and eos_id in state else len(state)
+    return MASK not in state[:end]
+
+
+@torch.no_grad()
+def trajectories(policy, prompt, length, decoder, temperature=1.0, stop_at_eos=False):
+    """Every way from all [MASK] to the end: {(completion, unmask_step): log-probs of its tokens}, tuples of L each."""
+    found = {}
+
+    def expand(state, steps, logps, t):
+        if is_finished(state, policy.eos_id, stop_at_eos):
+            key = tuple(EOS if token == MASK else token for token in state), tuple(step or t for step in steps)
+            found[key] = tuple(logps)
+            return
+        positions = next_positions(policy, prompt, state, decoder)
+        logp = direct_logp(policy, prompt, state, temperature).tolist()
+        for tokens in product((EOS, A, B), repeat=len(positions)):
+            after = list(state), list(steps), list(logps)
+            for i, token in zip(positions, tokens, strict=True):
+                after[0][i], after[1][i], after[2][i] = token, t, logp[i][token]
+            expand(*after, t + 1)
+
+    expand([MASK] * length, [0] * length, [0.0] * length, 1)
+    return found
+
+
+def chi_square_p(counts, expected):
+    """P(a chi-square as large or larger), cells expected less than 5 times pooled. Two lists of equal length -> float"""
+    cells = [(n, e) for n, e in zip(counts, expected, strict=True) if e >= 5]
+    rare = [(n, e) for n, e in zip(counts, expected, strict=True) if e < 5]
+    if sum(e for _, e in rare) > 0:
+        cells.append((sum(n for n, _ in rare), sum(e for _, e in rare)))
+    statistic = sum((n - e) ** 2 / e for n, e in cells)
+    return torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)).item()
+
+
+def finite_differences(function, tensor, index, eps=1e-5):
+    """d function() / d tensor.view(-1)[i] for each i of index, by central differences in place."""
+    slopes = []
+    flat = tensor.detach().view(-1)
+    for i in index:
+        value = flat[i].item()
+        ends = []
+        for sign in (1, -1):
+            flat[i] = value + sign * eps
+            with torch.no_grad():
+                ends.append(float(function()))
+        flat[i] = value
+        slopes.append((ends[0] - ends[1]) / (2 * eps))
+    return torch.tensor(slopes, dtype=tensor.dtype)
