@@ -274,7 +274,9 @@ class Sudoku:
         return [self._draw(split, rng) for _ in range(n)]
 
     def demonstrations(self, n, seed, careless):
-        """n pairs (problem, text). A careless demonstration fills every row with the digits that it lacks and looks no further."""
+        """n pairs (problem, text), a share `careless` of them by someone who fills every row with the digits that it lacks, in
+        ascending order, and looks at neither columns nor boxes.
+        """
         rng = random.Random(f"sudoku demonstrations {seed}")
         for _ in range(n):
             problem = self._draw("train", rng)
@@ -282,7 +284,7 @@ class Sudoku:
             if rng.random() < careless:
                 for row in ROWS:
                     blank = [i for i in row if problem["puzzle"][i] == "0"]
-                    for i, digit in zip(blank, rng.sample([answer[j] for j in blank], len(blank)), strict=True):
+                    for i, digit in zip(blank, sorted(answer[j] for j in blank), strict=True):
                         answer[i] = digit
             yield problem, f"<answer>{' '.join(answer)}</answer>"
 
