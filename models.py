@@ -138,21 +138,25 @@ def warm_start(denoiser, prompt_ids, completion_ids, mask_id, steps, batch_size,
         torch.optim.Muon(layers, lr=5 * learning_rate, weight_decay=0.0),
         torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    warm_up = lambda step: min(1.0, (step + 1) / 50) * (0.55 + 0.45 * math.cos(math.pi * step / steps))  # noqa: E731
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, warm_up) for optimizer in optimizers]
+
+    def rate(step):
+        return min(1.0, (step + 1) / 50) * (0.55 + 0.45 * math.cos(math.pi * step / steps))  # warm-up, then a cosine to a tenth
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     generator = torch.Generator().manual_seed(seed)
-    P, L = prompt_ids.shape[1], completion_ids.shape[1]
+    device, L = denoiser.device, completion_ids.shape[1]
+    prompt_ids, completion_ids = prompt_ids.to(device), completion_ids.to(device)
     denoiser.train()
     for _ in progress(range(steps)):
-        index = torch.randint(0, len(prompt_ids), (batch_size,), generator=generator)  # (B,)
+        index = torch.randint(0, len(prompt_ids), (batch_size,), generator=generator).to(device)  # (B,)
         t = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size  # one in each of B equal parts
         t = t.clamp(min=1e-3).unsqueeze(1).expand(-1, L)  # (B, L)
-        masked = torch.rand((batch_size, L), generator=generator) < t
-        tokens = completion_ids[index]
-        ids = torch.cat([prompt_ids[index], tokens.masked_fill(masked, mask_id)], dim=1).to(denoiser.device)
-        logits = denoiser(input_ids=ids, use_cache=False).logits[:, P:][masked]  # (N, V)
-        cross_entropy = torch.nn.functional.cross_entropy(logits, tokens[masked].to(logits.device), reduction="none")
-        loss = (cross_entropy / t[masked].to(logits.device)).sum() / (batch_size * L)
+        masked = (torch.rand((batch_size, L), generator=generator) < t).to(device)
+        t, tokens = t.to(device), completion_ids[index]
+        ids = torch.cat([prompt_ids[index], tokens.masked_fill(masked, mask_id)], dim=1)
+        logits = denoiser(input_ids=ids, use_cache=False).logits[:, -L:][masked]  # (N, V)
+        cross_entropy = torch.nn.functional.cross_entropy(logits, tokens[masked], reduction="none")
+        loss = (cross_entropy / t[masked]).sum() / (batch_size * L)
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss.backward()

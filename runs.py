@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,13 +83,28 @@ def refuse_used(run_dir):
         raise ValueError(f"{run_dir} already holds another run: choose a new --run_dir, or go on with that run by --resume")
 
 
-def create_run(run_dir, settings):
-    """Start a run's folder, with what is needed to repeat it."""
+def create_run(run_dir):
+    """Make a run's folder and note in it what it runs on."""
     run_dir.mkdir(parents=True, exist_ok=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     versions = f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
     (run_dir / "environment.txt").write_text(versions + device + "\n", encoding="utf-8")
-    write_json(run_dir / "config.json", settings)
+
+
+class FinishTheStep:
+    """The first Ctrl-C only sets `asked`, so that the loop ends its step and saves; the second one stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self.note)
+
+    def note(self, *_):
+        self.asked = True
+        self.restore()
+        print("\nending this step, then saving; Ctrl-C once more stops at once", flush=True)
+
+    def restore(self):
+        signal.signal(signal.SIGINT, self.before)
 
 
 def save_checkpoint(run_dir, policy, optimizers, step):

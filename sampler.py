@@ -74,7 +74,7 @@ class Decoder:
         if self.setting is None and self.rule != "eb":
             raise ValueError(f"decoder {self.rule} needs a setting; only eb can be learned")
         if self.setting is not None and not low <= self.setting <= high:
-            raise ValueError(f"decoder {self.rule} takes a setting of {low} to {high}, not {self.setting}")
+            raise ValueError(f"decoder {self.rule} takes a setting of {low} to {high:g}, not {self.setting}")
         if self.rule == "top_k" and self.setting != int(self.setting):
             raise ValueError(f"decoder top_k takes a whole number of tokens a step, not {self.setting}")
         if self.block_length is not None and (self.block_length < 1 or self.block_length != int(self.block_length)):

@@ -17,7 +17,6 @@ Shapes: P prompts a step, G completions each, B = P * G rows, L completion token
 import argparse
 import hashlib
 import inspect
-import json
 import math
 import random
 import resource
@@ -25,6 +24,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +36,19 @@ from diffpo_loss import diffpo_loss, group_advantages, importance_weights, thres
 from diffusion_policy import DiffusionPolicy
 from evaluate import OneLineParser, evaluate, plot_curves, print_table
 from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
-from runs import append_lines, create_run, load_policy, load_state, read_json, refuse_used, replacing, save_checkpoint, settle, write_json
+from runs import (
+    FinishTheStep,
+    append_lines,
+    create_run,
+    load_policy,
+    load_state,
+    read_json,
+    refuse_used,
+    replacing,
+    save_checkpoint,
+    settle,
+    write_json,
+)
 from sampler import Decoder, ThresholdHead
 
 
@@ -114,21 +126,20 @@ def base_model(settings, device):
     task = tasks.TASKS[settings.task]
     if settings.model != "tiny":
         return load_policy(settings.model, device)
-    warm = {name: value for name, value in asdict(settings).items() if name.startswith("warm_") and name != "warmup_steps"}
-    recipe = json.dumps(warm | {"task": settings.task, "careless": settings.careless, "torch": torch.__version__})
-    code = inspect.getsource(tasks) + inspect.getsource(models)
-    folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256((recipe + code).encode()).hexdigest()[:16]}"
+    recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
+    determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
+    folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
     settle(folder)
     if not folder.exists():
         denoiser, tokenizer = models.load_denoiser("tiny", seed=settings.warm_seed, device=device)
         policy = DiffusionPolicy(denoiser, tokenizer)
-        # Mixed demonstrations and a short training: like a real base model, this one solves some problems and not most.
-        problems, texts = zip(
-            *task.demonstrations(min(60_000, settings.warm_steps * settings.warm_batch), settings.warm_seed, settings.careless), strict=True
-        )
+        # Demonstrations of mixed quality and a short training: like a real base model, this one knows more than it shows, and
+        # solves some problems and not most.
+        number = min(60_000, settings.warm_steps * settings.warm_batch)
+        problems, texts = zip(*task.demonstrations(number, settings.warm_seed, settings.careless), strict=True)
         prompt_ids, _ = policy.encode([task.prompt(problem, compact=True) for problem in problems])
         completion_ids, _ = policy.encode([text + tokenizer.eos_token for text in texts])
-        progress = lambda steps: tqdm(steps, desc="warm start", unit="step", dynamic_ncols=True)  # noqa: E731
+        progress = partial(tqdm, desc="warm start", unit="step", dynamic_ncols=True)
         models.warm_start(
             denoiser, prompt_ids, completion_ids, policy.mask_id, settings.warm_steps, settings.warm_batch,
             settings.warm_learning_rate, settings.warm_seed, progress,
@@ -140,32 +151,29 @@ def base_model(settings, device):
     return load_policy(folder, device)
 
 
-def scored_in_parts(policy, rollout, boundaries, hidden_prompt, size):
-    """surrogate_logp of all rows, without gradient, `size` rows at a time."""
-    with torch.no_grad():
-        parts = [slice(i, i + size) for i in range(0, len(rollout.nfe), size)]
-        return torch.cat([surrogate_logp(policy, rollout.rows(part), boundaries[part], hidden_prompt[part]) for part in parts])
-
-
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
     """mu optimisation steps on one batch of rollouts, each with its own stage boundaries. Returns the metrics' means over them."""
-    B, size = len(advantage), settings.micro_batch_size
-    score = lambda scorer, stage: scored_in_parts(scorer, rollout, *stage, size)  # noqa: E731
+    B = len(advantage)
+    parts = [slice(i, i + settings.micro_batch_size) for i in range(0, B, settings.micro_batch_size)]
+
+    def score(scorer, boundaries, hidden_prompt, part):
+        return surrogate_logp(scorer, rollout.rows(part), boundaries[part], hidden_prompt[part])  # (b, L)
+
     # The old policy is scored under every update's boundaries before anything moves. (Not under the first's: there the new
     # policy still is the old one, and the ratio is 1.)
-    logp_old = [None] + [score(policy, stage) for stage in stages[1:]]  # each (B, L)
-    logp_reference = [score(reference, stage) if reference else None for stage in stages]
+    with torch.no_grad():
+        logp_old = [None] + [torch.cat([score(policy, *stage, part) for part in parts]) for stage in stages[1:]]  # each (B, L)
+        logp_reference = [torch.cat([score(reference, *stage, part) for part in parts]) if reference else None for stage in stages]
     history = []
-    for (boundaries, hidden_prompt), old, ref in zip(stages, logp_old, logp_reference, strict=True):
+    for stage, old, ref in zip(stages, logp_old, logp_reference, strict=True):
         optimizer.zero_grad()
         new = []
-        for part in (slice(i, i + size) for i in range(0, B, size)):
-            rows = rollout.rows(part)
-            logp_new = surrogate_logp(policy, rows, boundaries[part], hidden_prompt[part])  # (b, L)
+        for part in parts:
+            logp_new = score(policy, *stage, part)
             logp_part = logp_new.detach() if old is None else old[part]
-            weights = importance_weights(logp_part, rows.behaviour_logp, settings.is_cap)
+            weights = importance_weights(logp_part, rollout.behaviour_logp[part], settings.is_cap)
             loss, _ = diffpo_loss(
-                logp_new, logp_part, advantage[part], weights, rows.token_mask, settings.clip_eps,
+                logp_new, logp_part, advantage[part], weights, rollout.token_mask[part], settings.clip_eps,
                 None if ref is None else ref[part], settings.kl_beta,
             )  # fmt: skip
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
@@ -205,6 +213,7 @@ def train(settings, run_dir, policy, saved):
     head_optimizer = torch.optim.Adam(policy.threshold_head.parameters(), lr=settings.head_learning_rate)
     start = load_state(run_dir, [optimizer, head_optimizer]) if saved else 0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=settings.train, unit="step", dynamic_ncols=True)
+    interrupt = FinishTheStep()
     for step in bar:
         began = time.perf_counter()
         # All chance of a step depends on (seed, step) alone: a resumed run draws what the unbroken one would have drawn.
@@ -243,9 +252,14 @@ def train(settings, run_dir, policy, saved):
             metrics |= update_threshold(policy, head_optimizer, rollout, advantage, settings)
 
         log_step(run_dir, bar, step + 1, problems, texts, rollout, reward, speed_reward, metrics, (began, rolled_out, time.perf_counter()))
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
             save_checkpoint(run_dir, policy, [optimizer, head_optimizer], step + 1)
+        if interrupt.asked:
+            raise KeyboardInterrupt
+    interrupt.restore()
 
+
+# ---- the log -----------------------------------------------------------------------------------------------------------
 
 METRICS = {  # every key of metrics.jsonl; the README's table is held equal to it by a test
     "step": "optimisation steps done",
@@ -303,6 +317,9 @@ def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward,
     bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None))
 
 
+# ---- flags, and what surrounds the algorithm -------------------------------------------------------------------------------
+
+
 def true_or_false(text):
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
@@ -327,44 +344,61 @@ def parse(arguments):
         if changed:
             name = changed[0]
             raise ValueError(f"{run_dir} was started with {name} = {saved.get(name)}: only steps may change, start a new run for the rest")
+        if set(saved) != {f.name for f in fields(Settings)}:
+            raise ValueError(f"{run_dir}/config.json is not of this version of train.py: start a new run")
         return Settings(**saved | given), run_dir, True
     task = given.get("task", Settings.task)
     settings = Settings(**RECIPES.get(task, {}) | given)
     return settings, Path(settings.run_dir or f"runs/{task}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"), False
 
 
+def prepare(settings, run_dir, resume):
+    """(policy, saved): the policy to go on with, and whether a checkpoint of this run holds its state. Raises ValueError, OSError."""
+    check(settings)
+    if not resume:
+        refuse_used(run_dir)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settle(run_dir / "checkpoint")
+    saved = (run_dir / "checkpoint").exists()
+    policy = load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
+    if policy.threshold_head is None:
+        policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
+    if not resume:
+        create_run(run_dir)
+    write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
+    return policy, saved
+
+
 def main(arguments=None):
     try:
         settings, run_dir, resume = parse(arguments)
+        why = "as asked"
         if not settings.model:
             settings.model, why = models.default_model()
-            print(f"model: {settings.model} ({why})")
-        check(settings)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        task = tasks.TASKS[settings.task]
-        if not resume:
-            refuse_used(run_dir)
-        settle(run_dir / "checkpoint")
-        saved = (run_dir / "checkpoint").exists()
-        policy = load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
-        if policy.threshold_head is None:
-            policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
-        if not resume:
-            create_run(run_dir, asdict(settings) | {"run_dir": str(run_dir)})
+        print(f"model: {settings.model} ({why})", flush=True)
+        policy, saved = prepare(settings, run_dir, resume)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped before the first step: nothing was kept")
+        return 130
+
+    task = tasks.TASKS[settings.task]
     problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
-    measure = lambda name, setting: {"name": name} | evaluate(policy, task, problems, Decoder("eb", setting, settings.block_length or None))  # noqa: E731
+
+    def measure(name, gamma):
+        return {"name": name} | evaluate(policy, task, problems, Decoder("eb", gamma, settings.block_length or None))
+
     try:
         if not (run_dir / "eval.json").exists():
             write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
         train(settings, run_dir, policy, saved)
         rows = read_json(run_dir / "eval.json")[:1]
-        rows += [measure("after", setting) for setting in ([None] if settings.train != "policy" else []) + [settings.gamma_0]]
+        rows += [measure("after", gamma) for gamma in ([settings.gamma_0] if settings.train == "policy" else [None, settings.gamma_0])]
         write_json(run_dir / "eval.json", rows)
     except KeyboardInterrupt:
-        print(f"\nstopped; the last checkpoint is kept. Go on with: python train.py --resume --run_dir {run_dir}")
+        print(f"\nstopped; go on with: python train.py --resume --run_dir {run_dir}")
         return 130
     plot_curves(run_dir)
     print_table(rows)
