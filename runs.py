@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,11 @@ from safetensors.torch import load_file, save_file
 from diffusion_policy import DiffusionPolicy
 from models import load_denoiser
 from sampler import ThresholdHead
+
+try:
+    import resource  # not on Windows
+except ImportError:
+    resource = None
 
 
 @contextmanager
@@ -89,6 +95,15 @@ def create_run(run_dir):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     versions = f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
     (run_dir / "environment.txt").write_text(versions + device + "\n", encoding="utf-8")
+
+
+def peak_memory_gib():
+    """The most memory used so far, in GiB: of the GPU, or of the process; None where the system does not tell (Windows)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
 
 class FinishTheStep:

@@ -19,7 +19,6 @@ import hashlib
 import inspect
 import math
 import random
-import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -31,24 +30,12 @@ import torch
 from tqdm import tqdm
 
 import models
+import runs
 import tasks
 from diffpo_loss import diffpo_loss, group_advantages, importance_weights, threshold_loss, weight_metrics
 from diffusion_policy import DiffusionPolicy
 from evaluate import OneLineParser, evaluate, plot_curves, print_table
 from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
-from runs import (
-    FinishTheStep,
-    append_lines,
-    create_run,
-    load_policy,
-    load_state,
-    read_json,
-    refuse_used,
-    replacing,
-    save_checkpoint,
-    settle,
-    write_json,
-)
 from sampler import Decoder, ThresholdHead
 
 
@@ -125,11 +112,11 @@ def base_model(settings, device):
     """The policy before RL. "tiny" gets its warm start here, once: the result is cached by a hash of all that determines it."""
     task = tasks.TASKS[settings.task]
     if settings.model != "tiny":
-        return load_policy(settings.model, device)
+        return runs.load_policy(settings.model, device)
     recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
     determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
     folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
-    settle(folder)
+    runs.settle(folder)
     if not folder.exists():
         denoiser, tokenizer = models.load_denoiser("tiny", seed=settings.warm_seed, device=device)
         policy = DiffusionPolicy(denoiser, tokenizer)
@@ -145,10 +132,10 @@ def base_model(settings, device):
             settings.warm_learning_rate, settings.warm_seed, progress,
         )  # fmt: skip
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder) as aside:
+        with runs.replacing(folder) as aside:
             denoiser.save_pretrained(aside)
             tokenizer.save_pretrained(aside)
-    return load_policy(folder, device)
+    return runs.load_policy(folder, device)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
@@ -211,9 +198,9 @@ def train(settings, run_dir, policy, saved):
         policy.denoiser.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
     )
     head_optimizer = torch.optim.Adam(policy.threshold_head.parameters(), lr=settings.head_learning_rate)
-    start = load_state(run_dir, [optimizer, head_optimizer]) if saved else 0
+    start = runs.load_state(run_dir, [optimizer, head_optimizer]) if saved else 0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=settings.train, unit="step", dynamic_ncols=True)
-    interrupt = FinishTheStep()
+    interrupt = runs.FinishTheStep()
     for step in bar:
         began = time.perf_counter()
         # All chance of a step depends on (seed, step) alone: a resumed run draws what the unbroken one would have drawn.
@@ -253,7 +240,7 @@ def train(settings, run_dir, policy, saved):
 
         log_step(run_dir, bar, step + 1, problems, texts, rollout, reward, speed_reward, metrics, (began, rolled_out, time.perf_counter()))
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
-            save_checkpoint(run_dir, policy, [optimizer, head_optimizer], step + 1)
+            runs.save_checkpoint(run_dir, policy, [optimizer, head_optimizer], step + 1)
         if interrupt.asked:
             raise KeyboardInterrupt
     interrupt.restore()
@@ -291,7 +278,6 @@ METRICS = {  # every key of metrics.jsonl; the README's table is held equal to i
 
 def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward, metrics, times):
     began, rolled_out, ended = times
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     has_gamma = not rollout.threshold.isnan().any()
     row = dict.fromkeys(METRICS) | metrics
     row |= {
@@ -305,14 +291,14 @@ def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward,
         "seconds_rollout": rolled_out - began,
         "seconds_update": ended - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": memory / 2**30,
+        "peak_memory_gib": runs.peak_memory_gib(),
     }
-    append_lines(run_dir / "metrics.jsonl", [row])
+    runs.append_lines(run_dir / "metrics.jsonl", [row])
     samples = [
         {"step": step, "problem": problems[i], "text": texts[i], "reward": reward[i].item(), "nfe": rollout.nfe[i].item(),
          "threshold": rollout.threshold[i].item()} for i in range(min(4, len(texts)))
     ]  # fmt: skip
-    append_lines(run_dir / "samples.jsonl", samples)
+    runs.append_lines(run_dir / "samples.jsonl", samples)
     shown = {"reward": row["reward_mean"], "solved": row["solved_mean"], "NFE": row["nfe_mean"], "γ": row["threshold_mean"]}
     bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None))
 
@@ -339,7 +325,7 @@ def parse(arguments):
         if "run_dir" not in given:
             raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
         run_dir = Path(given["run_dir"])
-        saved = read_json(run_dir / "config.json")
+        saved = runs.read_json(run_dir / "config.json")
         changed = [name for name, value in given.items() if name not in ("steps", "run_dir") and saved.get(name) != value]
         if changed:
             name = changed[0]
@@ -356,16 +342,16 @@ def prepare(settings, run_dir, resume):
     """(policy, saved): the policy to go on with, and whether a checkpoint of this run holds its state. Raises ValueError, OSError."""
     check(settings)
     if not resume:
-        refuse_used(run_dir)
+        runs.refuse_used(run_dir)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settle(run_dir / "checkpoint")
+    runs.settle(run_dir / "checkpoint")
     saved = (run_dir / "checkpoint").exists()
-    policy = load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
+    policy = runs.load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
     if policy.threshold_head is None:
         policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
     if not resume:
-        create_run(run_dir)
-    write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
+        runs.create_run(run_dir)
+    runs.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
     return policy, saved
 
 
@@ -392,11 +378,11 @@ def main(arguments=None):
 
     try:
         if not (run_dir / "eval.json").exists():
-            write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
+            runs.write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
         train(settings, run_dir, policy, saved)
-        rows = read_json(run_dir / "eval.json")[:1]
+        rows = runs.read_json(run_dir / "eval.json")[:1]
         rows += [measure("after", gamma) for gamma in ([settings.gamma_0] if settings.train == "policy" else [None, settings.gamma_0])]
-        write_json(run_dir / "eval.json", rows)
+        runs.write_json(run_dir / "eval.json", rows)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python train.py --resume --run_dir {run_dir}")
         return 130
