@@ -59,7 +59,7 @@ class DiffusionPolicy:
             batch = self.tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
         except Exception as error:  # tokenizers raises bare Exceptions
             longest = max(prompts, key=len)
-            raise ValueError(f"no tokens for a text such as {longest[:60]!r}: {error}. (tiny reads integers of 0 to 99)") from None
+            raise ValueError(f"no tokens for a text such as {longest[:60]!r}: {error}") from None
         device = self.denoiser.device
         return batch.input_ids.to(device), batch.attention_mask.bool().to(device)
 

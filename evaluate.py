@@ -143,7 +143,7 @@ def main(arguments=None):
     parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma, tau or k; several give several rows")
     parser.add_argument("--block_length", type=int, default=0, help="tokens a block; 0 is the whole canvas")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--problems", type=int, default=512, help="how many generated problems")
+    parser.add_argument("--problems", type=int, default=1000, help="how many generated problems")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--data", help="a JSON-lines file of problems instead")
     parser.add_argument("--seed", type=int, default=0, help="of the problems, and of the draws where temperature is above 0")

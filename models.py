@@ -31,13 +31,13 @@ def default_model():
 
 
 def tiny_tokenizer():
-    """One token for every integer of 0 to 99, operator and tag: `( 3 + 4 ) * 5` is seven tokens."""
+    """One token for every integer of 0 to 99, operator and tag: `( 3 + 4 ) * 5` is seven tokens. 100 is read as 10 and 0."""
     special = ["[PAD]", "[MASK]", "[EOS]"]
     words = special + ["<answer>", "</answer>"] + list("+-*/()=") + [str(i) for i in range(100)]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))  # no unknown token: an unknown word is an error
     tokenizer.add_special_tokens([AddedToken(word, special=True) for word in special])
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<answer>", "</answer>")])
-    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\d+|[^\d\s]"), "isolated")])
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\d{1,2}|[^\d\s]"), "isolated")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", mask_token="[MASK]", eos_token="[EOS]", padding_side="left"
     )
@@ -131,7 +131,7 @@ def warm_start(denoiser, prompt_ids, completion_ids, mask_id, steps, batch_size,
 
     prompt_ids (N, P), completion_ids (N, L) long, nothing padded on the left.
     """
-    # Muon for the matrices inside the layers, AdamW for the rest: it learns in 300 steps what AdamW alone learns in 500.
+    # Muon for the matrices inside the layers, AdamW for the rest: countdown is learned in 300 steps as well as by AdamW alone in 400.
     layers = [p for name, p in denoiser.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in denoiser.named_parameters() if not (p.ndim == 2 and "layers" in name)]
     optimizers = [

@@ -146,7 +146,7 @@ def load_policy(path, device="cpu", head_sigma=0.5):
 
 def load_state(run_dir, optimizers):
     """Put the optimizers back where the checkpoint was written, and cut the logs there. Returns its step."""
-    state = torch.load(run_dir / "checkpoint" / "state.pt", weights_only=True)
+    state = torch.load(run_dir / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     for name in ("metrics.jsonl", "samples.jsonl"):

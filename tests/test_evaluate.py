@@ -67,7 +67,7 @@ def test_every_sampler_setting_stands_beside_the_score(run_dir, capsys):
 
 def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
-    path.write_text('{"input": "3,4,5", "output": "35"}\n{"numbers": [30, 99, 93], "target": 23}\n')
+    path.write_text('{"input": "3,4,5", "output": "35"}\n{"numbers": [30, 100, 93], "target": 23}\n')  # of unequal length for tiny
     evaluate.main([str(run_dir), "--task", "countdown", "--data", str(path)])
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["problems"] == 2 and row["data"] == str(path)
@@ -101,13 +101,11 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
         ("--data nowhere.jsonl", "nowhere.jsonl"),
         ("--data EMPTY", "no problems"),
         ("--data FIELDS", "line 1"),
-        ("--data LARGE", "no tokens"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(run_dir, tmp_path, capsys, flags, says):
     (tmp_path / "EMPTY").write_text("")
     (tmp_path / "FIELDS").write_text('{"numbers": [1, 2]}\n')
-    (tmp_path / "LARGE").write_text('{"numbers": [1, 2, 300], "target": 5}\n')
     flags = [str(tmp_path / flag) if flag.isupper() else flag for flag in flags.split()]
     task = [] if "--task" in flags else ["--task", "countdown"]
     with pytest.raises(SystemExit) as exit:

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
+from diffusion_policy import DiffusionPolicy
 from models import check_bidirectional, load_denoiser, tiny_denoiser, tiny_tokenizer, warm_start
 
 
@@ -40,6 +41,11 @@ def test_every_integer_operator_and_tag_is_one_token_whatever_the_spaces():
     words = ["<answer>", "(", "3", "+", "14", ")", "*", "50", "</answer>", "[EOS]"]
     for text in ("".join(words), " ".join(words)):
         assert [tokenizer.decode([i]) for i in tokenizer(text).input_ids] == words
+
+
+def test_what_the_tokenizer_cannot_write_is_an_error():
+    with pytest.raises(ValueError, match="no tokens"):
+        DiffusionPolicy(*load_denoiser("tiny")).encode(["3 4 5 = 35", "three"])
 
 
 def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():

@@ -13,7 +13,8 @@ import train
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODULES = sorted(path for path in ROOT.glob("*.py"))
-COMMANDS = [line.strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+COMMANDS = re.findall(r"python (?:train|evaluate)\.py[^;&\n]*", BLOCKS)  # of `for seed in ...` lines, the body
 
 
 def table_keys(heading):
@@ -44,27 +45,21 @@ def test_no_numbered_equation_or_table_of_the_paper_is_quoted():
         assert not re.search(r"\b(eq|equation|theorem|table|algorithm)s?\.? ?\(?\d", path.read_text(encoding="utf-8"), re.I), path
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
-def test_a_command_of_the_readme_runs_when_shortened(command, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp() / "readme"  # shared: one base model for a task, and a run for evaluate.py to read
-    words = shlex.split(command)
-    if words[1:3] == ["-m", "pytest"]:
-        return  # that is this very run
-    words[0] = sys.executable
-    if words[1] == "train.py":
-        flags = dict(zip(words[2::2], words[3::2], strict=False))
-        flags |= {
-            "--steps": "2",
-            "--warm_steps": "2",
-            "--prompts_per_step": "2",
-            "--group_size": "2",
-            "--eval_problems": "8",
-            "--model": "tiny",
-        }
-        name = flags.get("--run_dir", "runs/a").split("/")[-1]
-        flags |= {"--cache_dir": str(folder / "cache"), "--run_dir": str(folder / name)}
-        words = words[:2] + [word for pair in flags.items() for word in pair]
-    else:
-        words = [str(folder / Path(word).name) if word.startswith("runs/") else word for word in words] + ["--problems", "4"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("number", range(len(COMMANDS)))
+def test_a_command_of_the_readme_runs_when_shortened(number, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "readme"  # shared, since later commands read the runs of earlier ones
+    _, script, *words = shlex.split(COMMANDS[number].replace("$seed", "0"))
+    words = [str(folder / word) if word.startswith("runs/") else word for word in words]
+    if script == "evaluate.py":
+        words += ["--problems", "4"]
+    elif "--resume" not in words:
+        words += ["--model", "tiny", "--steps", "2", "--warm_steps", "2", "--prompts_per_step", "2", "--group_size", "2"]
+        words += ["--eval_problems", "8", "--cache_dir", str(folder / "cache")]
+        words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
+    result = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_readme_starts_with_the_two_commands_that_do_everything():
+    assert "pip install -r requirements.txt && python train.py --task countdown\n" in BLOCKS
+    assert "pip install -r requirements.txt && python -m pytest\n" in BLOCKS
