@@ -20,7 +20,7 @@ import torch
 
 from runs import load_policy, read_lines
 from sampler import Decoder
-from tasks import TASKS
+from tasks import TASKS, check_split
 
 
 def wilson_interval(successes, n, z=1.96):
@@ -151,8 +151,7 @@ def main(arguments=None):
     try:
         if options.task not in TASKS:
             raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
-        if options.split not in ("train", "validation", "test"):
-            raise ValueError(f"unknown split {options.split!r}: choose one of train, validation, test")
+        check_split(options.split)
         if options.problems < 1 or options.temperature < 0 or options.block_length < 0:
             raise ValueError("problems has to be at least 1, temperature and block_length at least 0")
         decoders = []
