@@ -4,6 +4,7 @@
     python evaluate.py runs/NAME --task countdown --setting learned 0.01 0.1 1      beside fixed ones
     python evaluate.py runs/NAME --task countdown --decoder top_k --setting 1 2 4   the LLaDA rule
     python evaluate.py runs/NAME --task countdown --data problems.jsonl             your own problems, or d1's test file
+    python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task gsm8k --decoder top_k --setting 2 --block_length 32 --prefill "<reasoning>"
 
 NFE is the number of denoiser calls a completion took. Prints one JSON line per setting, with every sampler setting in it,
 and then the same as a table.
@@ -30,18 +31,24 @@ def wilson_interval(successes, n, z=1.96):
     return (middle - spread) / scale, (middle + spread) / scale
 
 
-def evaluate(policy, task, problems, decoder, temperature=0.0, seed=0, batch_size=256):
-    """One row of results: a dict of every setting and every score. Raises ValueError for a problem that the tokenizer cannot write."""
+def evaluate(
+    policy, task, problems, decoder, temperature=0.0, seed=0, batch_size=256, length=None, cache="none", prefill=""
+):  # fmt: skip
+    """One row of results: a dict of every setting and every score. length None is the tiny model's.
+
+    Raises ValueError for a problem that the tokenizer cannot write or that does not fit.
+    """
+    length = length or (task.compact_length if policy.compact else 256)
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
     solved, reward, calls, tokens, gammas = 0, 0.0, 0, 0, []
     began = time.perf_counter()
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
-        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in batch])
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in batch], prefill, length)
         rollout = policy.rollout(
-            prompt_ids, prompt_mask, task.compact_length, decoder, generator, temperature, sample_threshold=False, stop_at_eos=True
+            prompt_ids, prompt_mask, length, decoder, generator, temperature, sample_threshold=False, stop_at_eos=True, cache=cache
         )
-        texts = policy.decode(rollout)
+        texts = [prefill + text for text in policy.decode(rollout)]
         solved += sum(task.solved(problem, text) for problem, text in zip(batch, texts, strict=True))
         reward += sum(task.reward(problem, text) for problem, text in zip(batch, texts, strict=True))
         calls += int(rollout.nfe.sum())
@@ -52,8 +59,10 @@ def evaluate(policy, task, problems, decoder, temperature=0.0, seed=0, batch_siz
     return {
         "decoder": decoder.rule,
         "setting": "learned" if decoder.setting is None else decoder.setting,
-        "block_length": decoder.block_length or task.compact_length,
-        "length": task.compact_length,
+        "block_length": decoder.block_length or length,
+        "length": length,
+        "cache": cache,
+        "prefill": prefill,
         "temperature": temperature,
         "problems": n,
         "seed": seed,
@@ -77,7 +86,9 @@ def print_table(rows):
         "decoder": lambda row: row["decoder"],
         "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else f"{row['setting']:g}",
         "gamma": lambda row: "" if row["threshold_mean"] is None else f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}",
+        "length": lambda row: str(row["length"]),
         "block": lambda row: str(row["block_length"]),
+        "cache": lambda row: row["cache"],
         "T": lambda row: f"{row['temperature']:g}",
         "problems": lambda row: str(row["problems"]),
         "solved": lambda row: f"{row['solved']:.1%}",
@@ -137,11 +148,15 @@ class OneLineParser(argparse.ArgumentParser):
 
 def main(arguments=None):
     parser = OneLineParser(description="Accuracy against NFE of a run folder or checkpoint folder.")
-    parser.add_argument("path", help="a run folder, or a checkpoint folder")
+    parser.add_argument("path", help="a run folder, a checkpoint folder, or a hub name")
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--decoder", default="eb", help="eb, confidence or top_k")
     parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma, tau or k; several give several rows")
     parser.add_argument("--block_length", type=int, default=0, help="tokens a block; 0 is the whole canvas")
+    parser.add_argument("--cache", default="none", help="block cache: none (exact), prefix or dual; needs --block_length")
+    parser.add_argument("--length", type=int, default=0, help="tokens a completion; default 256, or what the tiny model's task needs")
+    parser.add_argument("--prefill", default="", help="how every completion is made to begin, e.g. <reasoning>")
+    parser.add_argument("--batch_size", type=int, default=64, help="problems at once; fewer need less memory")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--problems", type=int, default=1000, help="how many generated problems")
     parser.add_argument("--split", default="test", help="train, validation or test")
@@ -152,8 +167,8 @@ def main(arguments=None):
         if options.task not in TASKS:
             raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
         check_split(options.split)
-        if options.problems < 1 or options.temperature < 0 or options.block_length < 0:
-            raise ValueError("problems has to be at least 1, temperature and block_length at least 0")
+        if min(options.problems, options.batch_size) < 1 or min(options.temperature, options.block_length, options.length) < 0:
+            raise ValueError("problems and batch_size have to be at least 1, temperature, block_length and length at least 0")
         decoders = []
         for text in options.setting:
             try:
@@ -168,7 +183,8 @@ def main(arguments=None):
         rows = []
         for decoder in decoders:
             row = {"name": Path(options.path).name, "task": options.task, "data": options.data or options.split}
-            rows.append(row | evaluate(policy, task, problems, decoder, options.temperature, options.seed))
+            how = (options.temperature, options.seed, options.batch_size, options.length, options.cache, options.prefill)
+            rows.append(row | evaluate(policy, task, problems, decoder, *how))
             print(json.dumps(rows[-1]), flush=True)
     except ValueError as error:
         parser.exit(2, f"evaluate.py: {error}\n")

@@ -12,10 +12,12 @@ rollout into m stages, and a token unmasked at step t is scored given the last b
 
 Only the text counts, up to the first [EOS]: what a rollout drew behind it is padding, and carries no loss.
 
-Shapes: B rows, P prompt tokens, L completion tokens, m stages, R the (row, stage) pairs that hold a token.
+Shapes: B rows, P prompt tokens, L completion tokens, m stages, R the (row, stage) pairs that hold a token, U the distinct ones.
 """
 
 import torch
+
+from diffusion_policy import unique_rows
 
 
 def latent_at(completion, unmask_step, step, mask_id):
@@ -66,13 +68,32 @@ def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
     row, k = scored.any(-1).nonzero(as_tuple=True)  # (R,) each: the pairs worth a pass through the denoiser
     scored = scored[row, k]  # (R, L)
 
+    # Only as much left padding as these rows need, and no attention mask where they need none.
+    P = int(rollout.prompt_mask.sum(dim=1).max())
+    prompt, prompt_mask = rollout.prompt_ids[:, -P:], rollout.prompt_mask[:, -P:]
+    if hidden_prompt is not None:
+        prompt = prompt.masked_fill(hidden_prompt[:, -P:], policy.mask_id)
     state = latent_at(rollout.completion[row], rollout.unmask_step[row], starts[row, k], policy.mask_id)  # (R, L)
-    prompt = rollout.prompt_ids if hidden_prompt is None else rollout.prompt_ids.masked_fill(hidden_prompt, policy.mask_id)
-    mask = torch.cat([rollout.prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)  # (R, S)
-    hidden = policy.hidden(torch.cat([prompt[row], state], dim=1), mask)[:, prompt.shape[1] :]  # (R, L, D)
+    ids = torch.cat([prompt[row], state], dim=1)  # (R, S)
+    mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)  # (R, S)
+    # Equal inputs are run once. z_0 is the same for a prompt's whole group, so two stages of G completions are G + 1 passes, not
+    # 2 G. This is all that can be shared exactly: attention is bidirectional, and another state changes every hidden state.
+    first, copy = unique_rows(torch.cat([ids, mask], dim=1))  # (U,), (R,)
+    hidden = policy.hidden(ids[first], None if prompt_mask.all() else mask[first])[:, P:]  # (U, L, D)
 
     # Every token is scored in exactly one stage, so logits exist for one position per token, never for (B, L, V).
-    logp = (policy.logits(hidden[scored]) / rollout.temperature).log_softmax(-1)  # (N, V)
     pair, position = scored.nonzero(as_tuple=True)  # (N,) each
-    token_logp = logp.gather(-1, rollout.completion[row[pair], position].unsqueeze(-1)).squeeze(-1)
+    token = rollout.completion[row[pair], position]
+    token_logp = policy.token_logp(hidden[copy[pair], position], token, rollout.temperature)
     return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), token_logp)
+
+
+@torch.no_grad()
+def cache_kl(policy, rollout):
+    """KL(what was drawn from || the exact policy) per token in nats, estimated from the rollout's own tokens: what a block cache costs.
+
+    Without a cache the two are the same and this is 0 up to rounding. T calls a row, so give it few rows.
+    """
+    every_step = torch.arange(1, int(rollout.nfe.max()) + 1, device=rollout.nfe.device).expand(len(rollout.nfe), -1)  # (B, T)
+    exact = surrogate_logp(policy, rollout, every_step)
+    return (rollout.behaviour_logp - exact)[rollout.token_mask].mean().item()

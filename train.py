@@ -4,6 +4,7 @@
     python train.py --task sudoku
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task countdown --num_stages 1 --is_cap 0 --train policy      d1 (diffu-GRPO)
+    python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct                 one 80 GB GPU
 
 DiFFPO is GRPO with four changes:
     1. the policy is a diffusion: completions are unmasked step by step, several tokens a step      diffusion_policy.py
@@ -33,9 +34,9 @@ import models
 import runs
 import tasks
 from diffpo_loss import diffpo_loss, group_advantages, importance_weights, threshold_loss, weight_metrics
-from diffusion_policy import DiffusionPolicy
+from diffusion_policy import CACHES, DiffusionPolicy
 from evaluate import OneLineParser, evaluate, plot_curves, print_table
-from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
+from likelihood import cache_kl, draw_boundaries, draw_prompt_mask, surrogate_logp
 from sampler import Decoder, ThresholdHead
 
 
@@ -45,10 +46,11 @@ def setting(default, help, low=None, high=None):
 
 @dataclass
 class Settings:
-    """Every field is a flag. Defaults are what served the tiny model best on countdown; RECIPES lists what other tasks change."""
+    """Every field is a flag. Defaults are what served the tiny model best on countdown; RECIPES lists what others change."""
 
     task: str = setting("countdown", f"one of {', '.join(tasks.TASKS)}")
-    model: str = setting("", "tiny, or a folder that holds a checkpoint; default by hardware")
+    model: str = setting("", "tiny, a hub name of the LLaDA or Dream family, or a folder with a checkpoint; default by hardware")
+    data: str = setting("", "a JSON-lines file of problems instead of the task's own; 70% train, 10% validation, 20% test")
     run_dir: str = setting("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
     seed: int = setting(0, "of everything but the warm start")
     train: str = setting("joint", "what learns: policy (the model), sampler (the threshold) or joint")
@@ -56,8 +58,11 @@ class Settings:
     # rollout
     prompts_per_step: int = setting(32, "P, prompts a step", 1)
     group_size: int = setting(8, "G, completions a prompt", 2)
+    length: int = setting(0, "L, tokens a completion; 0 is what the tiny model's form of the task needs", 0)
+    prefill: str = setting("", "how every completion is made to begin, e.g. <reasoning>")
     temperature: float = setting(1.0, "of the tokens drawn in rollouts", 0.01)
     block_length: int = setting(0, "tokens a block for semi-autoregressive decoding; 0 is the whole canvas", 0)
+    cache: str = setting("none", "block cache of keys and values: none (exact), prefix or dual (fastest)")
     gamma_0: float = setting(0.1, "nats; the base's entropy threshold, where the learned one starts")
     # objective
     num_stages: int = setting(2, "m, stages of the surrogate likelihood: 1 is mean-field (d1), 2 two-stage", 1)
@@ -76,7 +81,13 @@ class Settings:
     head_learning_rate: float = setting(3e-3, "Adam on the threshold head", 0, 1)
     head_sigma: float = setting(0.5, "spread of log gamma around the head's mean, for exploration", 1e-3)
     head_clip_eps: float = setting(0.2, "PPO clip range of the threshold's ratio", 1e-6)
-    micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient", 1)
+    # memory
+    micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient; best a multiple of G", 1)
+    lora_rank: int = setting(0, "rank of a LoRA adapter on all of the layers' matrices; 0 trains every weight", 0)
+    lora_alpha: float = setting(64.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
+    lora_dropout: float = setting(0.05, "of the adapter's inputs while learning", 0, 0.9)
+    gradient_checkpointing: bool = setting(False, "make a layer's activations again when its gradient is due: a third more work")
+    dtype: str = setting("auto", "float32 or bfloat16; auto: bfloat16 for a LLaDA-class model under an adapter on a GPU")
     # the tiny model's warm start
     warm_steps: int = setting(500, "masked-diffusion steps before RL", 1)
     warm_batch: int = setting(256, "demonstrations a step", 1)
@@ -90,8 +101,9 @@ class Settings:
     save_every: int = setting(50, "steps between checkpoints", 1)
 
 
-# Settings whose default another task changes. Sudoku's rows are twice as long, so half as many; its rewards are dense (cells, not
-# grids), which bears a higher rate and asks for a lower gamma and a higher price of speed.
+# Settings with another default. Sudoku's rows are twice as long, so half as many; its rewards are dense (cells, not grids), which
+# bears a higher rate and asks for a lower gamma and a higher price of speed. LLaDA-class models take d1's settings where it has
+# them, not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": {
         "prompts_per_step": 16,
@@ -101,13 +113,34 @@ RECIPES = {
         "warm_steps": 400,
         "warm_batch": 160,
         "careless": 0.5,
-    }
+    },
+    "LLaDA": {
+        "prompts_per_step": 16,
+        "group_size": 6,
+        "length": 256,
+        "temperature": 0.9,
+        "block_length": 32,
+        "cache": "dual",
+        "clip_eps": 0.5,
+        "inner_updates": 8,
+        "learning_rate": 3e-6,
+        "grad_clip": 0.2,
+        "weight_decay": 0.1,
+        "micro_batch_size": 12,
+        "lora_rank": 128,
+        "gradient_checkpointing": True,
+        "eval_problems": 256,
+    },
 }
+FREE = ("steps", "run_dir", "micro_batch_size", "gradient_checkpointing", "save_every")  # what may change on --resume
 
 
 def check(settings):
     """Raises ValueError for settings that cannot work, in one line that says what to do."""
-    allowed = {"task": tasks.TASKS, "train": ("policy", "sampler", "joint"), "eval_split": ("test", "validation")}
+    allowed = {
+        "task": tasks.TASKS, "train": ("policy", "sampler", "joint"), "eval_split": ("test", "validation"),
+        "cache": CACHES, "dtype": ("auto", "float32", "bfloat16"),
+    }  # fmt: skip
     for name, values in allowed.items():
         if getattr(settings, name) not in values:
             raise ValueError(f"unknown {name} {getattr(settings, name)!r}: choose one of {', '.join(values)}")
@@ -117,14 +150,18 @@ def check(settings):
             raise ValueError(f"{f.name} = {value}: it has to be at least {low}")
         if high is not None and value > high:
             raise ValueError(f"{f.name} = {value}: it has to be at most {high}")
+    if settings.cache != "none" and not settings.block_length:
+        raise ValueError(f"cache = {settings.cache} works block by block: give a block_length, or --cache none")
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
 
 
 def base_model(settings, device):
-    """The policy before RL. "tiny" gets its warm start here, once: the result is cached by a hash of all that determines it."""
+    """The policy before RL, without an adapter. "tiny" gets its warm start here, once: it is cached by a hash of all that determines it."""
     task = tasks.TASKS[settings.task]
     if settings.model != "tiny":
-        return runs.load_policy(settings.model, device)
+        # Weights that learn stay float32: a step of 1e-6 would be rounded away in bfloat16.
+        dtype = getattr(torch, settings.dtype, None) or (None if settings.lora_rank else torch.float32)
+        return runs.load_policy(settings.model, device, dtype=dtype)
     recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
     determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
     folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
@@ -150,6 +187,10 @@ def base_model(settings, device):
     return runs.load_policy(folder, device)
 
 
+def trainable(policy):
+    return [p for p in policy.denoiser.parameters() if p.requires_grad]
+
+
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
     """mu optimisation steps on one batch of rollouts, each with its own stage boundaries. Returns the metrics' means over them."""
     B = len(advantage)
@@ -164,6 +205,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
         logp_old = [None] + [torch.cat([score(policy, *stage, part) for part in parts]) for stage in stages[1:]]  # each (B, L)
         logp_reference = [torch.cat([score(reference, *stage, part) for part in parts]) if reference else None for stage in stages]
     history = []
+    policy.denoiser.train()  # the adapter's dropout, gradient checkpointing
     for stage, old, ref in zip(stages, logp_old, logp_reference, strict=True):
         optimizer.zero_grad()
         new = []
@@ -177,7 +219,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             )  # fmt: skip
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(trainable(policy), settings.grad_clip)
         optimizer.step()
 
         logp_new = torch.cat(new)  # once more over the whole batch, for the log
@@ -186,6 +228,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
         _, metrics = diffpo_loss(logp_new, old, advantage, weights, rollout.token_mask, settings.clip_eps, ref, settings.kl_beta)
         metrics |= weight_metrics(old, rollout.behaviour_logp, settings.is_cap, rollout.token_mask)
         history.append(metrics | {"grad_norm": grad_norm.item()})
+    policy.denoiser.eval()
     return {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
 
 
@@ -200,39 +243,44 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     return metrics
 
 
-def train(settings, run_dir, policy, saved):
+def train(settings, task, run_dir, policy, saved, interrupt):
     """The algorithm, from the first step to the last. Changes `policy` in place; all else goes to the run folder."""
-    task, device = tasks.TASKS[settings.task], policy.denoiser.device
+    device, L = policy.denoiser.device, settings.length
     learn_model, learn_threshold = settings.train != "sampler", settings.train != "policy"
     decoder = Decoder("eb", None if learn_threshold else settings.gamma_0, settings.block_length or None)
-    reference = base_model(settings, device) if settings.kl_beta else None
-    optimizer = torch.optim.AdamW(
-        policy.denoiser.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
-    )
+    reference = None
+    if settings.kl_beta:  # the adapter switched off is the base model
+        reference = policy.without_adapter() if settings.lora_rank else base_model(settings, device)
+    if settings.gradient_checkpointing:
+        policy.denoiser.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(trainable(policy), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
     head_optimizer = torch.optim.Adam(policy.threshold_head.parameters(), lr=settings.head_learning_rate)
     start = runs.load_state(run_dir, [optimizer, head_optimizer]) if saved else 0
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=settings.train, unit="step", dynamic_ncols=True)
-    interrupt = runs.FinishTheStep()
     for step in bar:
         began = time.perf_counter()
         # All chance of a step depends on (seed, step) alone: a resumed run draws what the unbroken one would have drawn.
-        generator = torch.Generator(device).manual_seed(random.Random(f"{settings.seed} {step}").getrandbits(63))
+        chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
+        generator = torch.Generator(device).manual_seed(chance)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
 
         # 1. Draw P prompts c, and lay out G rows for each.
         problems = task.problems("train", settings.prompts_per_step, f"{settings.seed} {step}", policy.compact)
         problems = [problem for problem in problems for _ in range(settings.group_size)]  # B = P * G
-        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in problems])
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in problems], settings.prefill, L)
 
         # 2. Complete them with the true policy: gamma says how many tokens a step, and what was drawn is recorded.
-        rollout = policy.rollout(prompt_ids, prompt_mask, task.compact_length, decoder, generator, settings.temperature, stop_at_eos=True)
-        texts = policy.decode(rollout)
+        rollout = policy.rollout(
+            prompt_ids, prompt_mask, L, decoder, generator, settings.temperature, stop_at_eos=True, cache=settings.cache
+        )
+        texts = [settings.prefill + text for text in policy.decode(rollout)]
         rolled_out = time.perf_counter()
 
         # 3. Verify. Speed multiplies the reward: fast but wrong earns nothing. [OUR CHOICE]
         reward = torch.tensor([task.reward(problem, text) for problem, text in zip(problems, texts, strict=True)], device=device)  # (B,)
-        speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / task.compact_length)  # (B,)
+        solved = [task.solved(problem, text) for problem, text in zip(problems, texts, strict=True)]
+        speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / L)  # (B,)
 
         # 4. Compare each completion with its group.
         advantage = group_advantages(speed_reward, settings.group_size, settings.scale_by_std)  # (B,)
@@ -244,75 +292,20 @@ def train(settings, run_dir, policy, saved):
         ]  # (B, m-1) and (B, P) each
 
         # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its threshold.
-        metrics = {}
+        metrics = {"cache_kl": cache_kl(policy, rollout.rows(slice(0, 1))) if settings.cache != "none" else None}
         if learn_model:
-            metrics |= update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings)
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):  # dropout draws from the global generator
+                torch.manual_seed(chance)
+                metrics |= update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings)
         if learn_threshold:
             metrics |= update_threshold(policy, head_optimizer, rollout, advantage, settings)
 
-        log_step(run_dir, bar, step + 1, problems, texts, rollout, reward, speed_reward, metrics, (began, rolled_out, time.perf_counter()))
+        times = (began, rolled_out, time.perf_counter())
+        runs.log_step(run_dir, bar, step + 1, problems, texts, rollout, reward, solved, speed_reward, metrics, times)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
             runs.save_checkpoint(run_dir, policy, [optimizer, head_optimizer], step + 1)
         if interrupt.asked:
             raise KeyboardInterrupt
-    interrupt.restore()
-
-
-# ---- the log -----------------------------------------------------------------------------------------------------------
-
-METRICS = {  # every key of metrics.jsonl; the README's table is held equal to it by a test
-    "step": "optimisation steps done",
-    "reward_mean": "the verifier's reward of the step's rollouts, before speed counts",
-    "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
-    "solved_mean": "share of rollouts that solve their problem",
-    "nfe_mean": "denoiser calls per completion",
-    "threshold_mean": "mean gamma, nats",
-    "threshold_std": "its standard deviation over the batch, exploration included",
-    "loss": "the model's objective, negated; about 0 at the first inner update by construction",
-    "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
-    "clip_share": "share of tokens whose gradient the clip has switched off",
-    "is_weight_mean": "mean importance weight, capped",
-    "is_weight_max": "largest importance weight before the cap",
-    "is_capped_share": "share of tokens whose weight is capped",
-    "ess_share": "effective sample size of the capped weights over the number of tokens",
-    "surrogate_kl": "KL(true || surrogate) per token in nats, before the update: how wrong the surrogate is",
-    "reference_kl": "KL(new || base model), k3 estimate, where kl_beta is above 0",
-    "grad_norm": "norm of the denoiser's gradient before clipping",
-    "threshold_loss": "the sampler's objective, negated",
-    "threshold_ratio": "new over old density of gamma, last inner update",
-    "threshold_clip_share": "share of completions whose gamma the clip has switched off",
-    "seconds_rollout": "seconds to complete the batch",
-    "seconds_update": "seconds to verify and learn from it",
-    "tokens_per_second": "completion tokens per second of rollout",
-    "peak_memory_gib": "largest memory so far: of the GPU, or of the process where there is none",
-}
-
-
-def log_step(run_dir, bar, step, problems, texts, rollout, reward, speed_reward, metrics, times):
-    began, rolled_out, ended = times
-    has_gamma = not rollout.threshold.isnan().any()
-    row = dict.fromkeys(METRICS) | metrics
-    row |= {
-        "step": step,
-        "reward_mean": reward.mean().item(),
-        "speed_reward_mean": speed_reward.mean().item(),
-        "solved_mean": (reward == 1).float().mean().item(),
-        "nfe_mean": rollout.nfe.float().mean().item(),
-        "threshold_mean": rollout.threshold.mean().item() if has_gamma else None,
-        "threshold_std": rollout.threshold.std(unbiased=False).item() if has_gamma else None,
-        "seconds_rollout": rolled_out - began,
-        "seconds_update": ended - rolled_out,
-        "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": runs.peak_memory_gib(),
-    }
-    runs.append_lines(run_dir / "metrics.jsonl", [row])
-    samples = [
-        {"step": step, "problem": problems[i], "text": texts[i], "reward": reward[i].item(), "nfe": rollout.nfe[i].item(),
-         "threshold": rollout.threshold[i].item()} for i in range(min(4, len(texts)))
-    ]  # fmt: skip
-    runs.append_lines(run_dir / "samples.jsonl", samples)
-    shown = {"reward": row["reward_mean"], "solved": row["solved_mean"], "NFE": row["nfe_mean"], "γ": row["threshold_mean"]}
-    bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None))
 
 
 # ---- flags, and what surrounds the algorithm -------------------------------------------------------------------------------
@@ -325,82 +318,118 @@ def true_or_false(text):
 
 
 def parse(arguments):
-    """(settings, run_dir, resume) from flags. With --resume the settings are the run's own, and only `steps` may change."""
+    """(settings, run_dir, resume, export) from flags. With --resume the settings are the run's own, but for the few in FREE."""
     parser = OneLineParser(description="DiFFPO: reinforcement learning of a masked-diffusion language model and of its sampler.")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--export", metavar="DIR", default="", help="at the end, write the whole model to DIR, as its base was stored")
     for f in fields(Settings):
         kind = true_or_false if f.type is bool else f.type
         defaults = [f"{f.default}"] + [f"{task} {recipe[f.name]}" for task, recipe in RECIPES.items() if f.name in recipe]
         text = f"{f.metadata['help']} [{', '.join(defaults)}]".replace("%", "%%")
         parser.add_argument(f"--{f.name}", type=kind, default=argparse.SUPPRESS, metavar=f.type.__name__.upper(), help=text)
     given = vars(parser.parse_args(arguments))
+    export = given.pop("export")
     if given.pop("resume"):
         if "run_dir" not in given:
             raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
         run_dir = Path(given["run_dir"])
         saved = runs.read_json(run_dir / "config.json")
-        changed = [name for name, value in given.items() if name not in ("steps", "run_dir") and saved.get(name) != value]
+        changed = [name for name, value in given.items() if name not in FREE and saved.get(name) != value]
         if changed:
             name = changed[0]
-            raise ValueError(f"{run_dir} was started with {name} = {saved.get(name)}: only steps may change, start a new run for the rest")
+            raise ValueError(f"{run_dir} was started with {name} = {saved.get(name)}: start a new run to change it")
         if set(saved) != {f.name for f in fields(Settings)}:
             raise ValueError(f"{run_dir}/config.json is not of this version of train.py: start a new run")
-        return Settings(**saved | given), run_dir, True
+        return Settings(**saved | given), run_dir, True, export
+    why = "as asked"
+    if not given.get("model"):
+        given["model"], why = models.default_model()
+    print(f"model: {given['model']} ({why})", flush=True)
     task = given.get("task", Settings.task)
-    settings = Settings(**RECIPES.get(task, {}) | given)
-    return settings, Path(settings.run_dir or f"runs/{task}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"), False
+    recipe = RECIPES.get(task, {}) if runs.is_compact(given["model"]) else RECIPES["LLaDA"]
+    settings = Settings(**recipe | given)
+    return settings, Path(settings.run_dir or f"runs/{task}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"), False, export
 
 
-def prepare(settings, run_dir, resume):
-    """(policy, saved): the policy to go on with, and whether a checkpoint of this run holds its state. Raises ValueError, OSError."""
+def prepare(settings, run_dir, resume, export):
+    """(policy, task, held-out problems, saved): what to go on with, and whether a checkpoint of this run holds its state.
+
+    Raises ValueError or OSError for all that would otherwise fail hours later.
+    """
     check(settings)
     if not resume:
         runs.refuse_used(run_dir)
+    if export:
+        runs.refuse_used(Path(export))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs.settle(run_dir / "checkpoint")
     saved = (run_dir / "checkpoint").exists()
-    policy = runs.load_policy(run_dir, device, settings.head_sigma) if saved else base_model(settings, device)
+    policy = runs.load_policy(run_dir, device, settings.head_sigma, trainable=True) if saved else base_model(settings, device)
+    if settings.lora_rank and not saved:
+        policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
+    if settings.lora_rank:
+        print(models.describe_lora(policy.denoiser), flush=True)
     if policy.threshold_head is None:
         policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
+
+    task = tasks.TASKS[settings.task]
+    if settings.data:
+        task = tasks.from_file(task, settings.data)
+    problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
+    settings.length = settings.length or (task.compact_length if policy.compact else 0)
+    if not settings.length:
+        raise ValueError("length = 0: this model's completions need a length, such as --length 256")
+    policy.encode([task.prompt(problem, policy.compact) for problem in problems], settings.prefill, settings.length)  # do they fit?
     if not resume:
         runs.create_run(run_dir)
     runs.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
-    return policy, saved
+    return policy, task, problems, saved
 
 
 def main(arguments=None):
     try:
-        settings, run_dir, resume = parse(arguments)
-        why = "as asked"
-        if not settings.model:
-            settings.model, why = models.default_model()
-        print(f"model: {settings.model} ({why})", flush=True)
-        policy, saved = prepare(settings, run_dir, resume)
+        settings, run_dir, resume, export = parse(arguments)
+        policy, task, problems, saved = prepare(settings, run_dir, resume, export)
     except (ValueError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped before the first step: nothing was kept")
         return 130
-
-    task = tasks.TASKS[settings.task]
-    problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
+    except (MemoryError, RuntimeError) as error:
+        print(f"train.py: {runs.out_of_memory(error, settings)}", file=sys.stderr)
+        return 1
 
     def measure(name, gamma):
-        return {"name": name} | evaluate(policy, task, problems, Decoder("eb", gamma, settings.block_length or None))
+        decoder = Decoder("eb", gamma, settings.block_length or None)
+        batch_size = 256 if policy.compact else settings.prompts_per_step * settings.group_size
+        options = {"batch_size": batch_size, "length": settings.length, "cache": settings.cache, "prefill": settings.prefill}
+        return {"name": name} | evaluate(policy, task, problems, decoder, **options)
 
     try:
         if not (run_dir / "eval.json").exists():
             runs.write_json(run_dir / "eval.json", [measure("before", settings.gamma_0)])
-        train(settings, run_dir, policy, saved)
-        rows = runs.read_json(run_dir / "eval.json")[:1]
-        rows += [measure("after", gamma) for gamma in ([settings.gamma_0] if settings.train == "policy" else [None, settings.gamma_0])]
-        runs.write_json(run_dir / "eval.json", rows)
+        with runs.FinishTheStep() as interrupt:
+            train(settings, task, run_dir, policy, saved, interrupt)
+        rows = runs.read_json(run_dir / "eval.json")
+        if not (export and resume and len(rows) > 1):  # a finished run that is only to be exported was measured already
+            rows = rows[:1]
+            rows += [measure("after", gamma) for gamma in ([settings.gamma_0] if settings.train == "policy" else [None, settings.gamma_0])]
+            runs.write_json(run_dir / "eval.json", rows)
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python train.py --resume --run_dir {run_dir}")
         return 130
+    except ValueError as error:  # a prompt of the training data that does not fit, say
+        print(f"\ntrain.py: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        print(f"\ntrain.py: {runs.out_of_memory(error, settings)}", file=sys.stderr)
+        return 1
     plot_curves(run_dir)
     print_table(rows)
+    if export:
+        models.export(policy.denoiser, policy.tokenizer, export)
+        print(f"exported to {export}")
     print(run_dir)
     return 0
 

@@ -191,7 +191,7 @@ def test_at_the_first_inner_update_the_ratio_is_1_and_the_gradient_is_not_0(num_
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
     assert metrics["ratio_mean"] == pytest.approx(1) and metrics["clip_share"] == 0
     loss.backward()
-    assert all(p.grad.abs().max() > 1e-3 for p in policy.denoiser.parameters())
+    assert all(p.grad.abs().max() > 1e-4 for p in policy.denoiser.parameters())
 
 
 @pytest.mark.parametrize("num_stages, beta", [(1, 0.0), (2, 0.0), (2, 0.2), (7, 0.0)])
@@ -217,7 +217,7 @@ def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(
 
 def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expected_reward():
     sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
-    sampler.eos_id = policy.eos_id = -1  # no token ends the text, so that all tokens count
+    sampler.end_ids = policy.end_ids = []  # no token ends the text, so that all tokens count
     rollout = sample(sampler, EB, 27, prompts=["a b"])
     every = trajectories(policy, prompt_of(rollout, 0), 3, EB)
     reward = torch.rand(27, generator=generator(1), dtype=torch.double)
@@ -325,7 +325,7 @@ def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_n
 
 def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():
     policy, n = toy_policy(), 3000
-    policy.eos_id = -1  # no token ends the text, so that all tokens count
+    policy.end_ids = []  # no token ends the text, so that all tokens count
     rollout = sample(policy, EB, n, prompts=["a b"])
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, rollout.nfe.new_zeros(n, 0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+import runs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,11 +24,11 @@ def table_keys(heading):
 
 
 def test_every_metric_is_explained_once():
-    assert table_keys("Metrics") == list(train.METRICS)
+    assert table_keys("Metrics") == list(runs.METRICS)
 
 
 def test_the_metrics_are_explained_in_the_same_words():
-    for key, meaning in train.METRICS.items():
+    for key, meaning in runs.METRICS.items():
         assert f"| `{key}` | {meaning} |" in README
 
 

@@ -3,19 +3,22 @@
 import copy
 import dataclasses
 import json
+import signal
 
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from safetensors.torch import load_file
 
+import runs
 import train
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, draw_prompt_mask
 from models import load_denoiser
-from runs import read_lines, replacing, settle
+from runs import METRICS, load_policy, read_lines, replacing, settle
 from sampler import Decoder, ThresholdHead
 from tasks import TASKS
-from train import METRICS, Settings, update_denoiser
+from train import Settings, update_denoiser
 
 TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_gib"}
 
@@ -136,7 +139,7 @@ def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves,
 @pytest.fixture(autouse=True)
 def every_completion_earns_something(request, monkeypatch):
     """The base here solves nothing, so where learning itself is looked at, pay by the text's length instead."""
-    if "mode" in request.fixturenames or "resumed" in request.node.name:
+    if any(word in request.node.name for word in ("each_mode", "resumed", "lora", "exported", "inner_updates", "checkpoint_in", "equals")):
         monkeypatch.setattr(type(TASKS["countdown"]), "reward", lambda self, problem, text: len(text) % 7 / 6)
 
 
@@ -144,7 +147,7 @@ def every_completion_earns_something(request, monkeypatch):
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
     settings = dict(steps=5, save_every=2, inner_updates=2)
     _, whole = run("whole", **settings)
-    log_step = train.log_step
+    log_step = runs.log_step
 
     def pull_the_plug(run_dir, bar, step, *rest):
         if step > killed_after:
@@ -153,10 +156,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsy
             raise KeyboardInterrupt
         log_step(run_dir, bar, step, *rest)
 
-    monkeypatch.setattr(train, "log_step", pull_the_plug)
+    monkeypatch.setattr(runs, "log_step", pull_the_plug)
     code, folder = run("killed", **settings)
     assert code == 130 and "--resume" in capsys.readouterr().out
-    monkeypatch.setattr(train, "log_step", log_step)
+    monkeypatch.setattr(runs, "log_step", log_step)
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(folder) == metrics_of(whole)
     assert all(torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(folder).items())
@@ -171,7 +174,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_the_start(run,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "log_step", pull_the_plug)
+        patch.setattr(runs, "log_step", pull_the_plug)
         assert run("killed")[0] == 130
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(whole.parent / "killed") == metrics_of(whole)
@@ -212,6 +215,104 @@ def test_another_demonstration_mix_is_another_base_model(run, cache):
     assert len(set(cache.iterdir()) - known) == 1
 
 
+# ---- adapters, caches, real checkpoints ---------------------------------------------------------------------------------
+
+
+LORA = {"lora_rank": 4, "lora_dropout": 0.3, "learning_rate": 1e-2}
+
+
+def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run, cache):
+    code, folder = run("a", train="policy", **LORA)
+    assert code == 0
+    files = {path.name for path in (folder / "checkpoint").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= files and "model.safetensors" not in files
+    trained = load_policy(folder)
+    assert not any(p.requires_grad for p in trained.denoiser.parameters())  # loaded to evaluate
+    base = load_denoiser(str(next(path for path in cache.iterdir() if path.name.startswith("countdown"))))[0]
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(trained.without_adapter().hidden(ids), DiffusionPolicy(base, trained.tokenizer).hidden(ids))
+    assert not torch.allclose(trained.hidden(ids), trained.without_adapter().hidden(ids), atol=1e-4)
+
+
+def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
+    flags = LORA | {"inner_updates": 2, "gradient_checkpointing": True, "kl_beta": 0.1}
+    _, whole = run("whole", steps=4, **flags)
+    _, folder = run("grown", steps=2, **flags)
+    assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
+    assert metrics_of(whole)[0]["reference_kl"] < metrics_of(whole)[-1]["reference_kl"]
+
+
+def test_with_two_inner_updates_checkpointing_and_micro_batches_change_nothing_but_memory(run):
+    flags = {"inner_updates": 2, "steps": 3, "seed": 2}
+    _, plain = run("plain", **flags)
+    _, frugal = run("frugal", gradient_checkpointing=True, micro_batch_size=2, **flags)
+    for a, b in zip(metrics_of(plain), metrics_of(frugal), strict=True):
+        assert {k: v for k, v in a.items() if v is not None} == pytest.approx(
+            {k: v for k, v in b.items() if v is not None}, rel=1e-2, abs=1e-4
+        )
+
+
+def test_micro_batches_may_be_made_smaller_when_resuming(run):
+    _, folder = run("a")
+    assert run("a", resume=True, steps=3, micro_batch_size=2)[0] == 0
+    assert json.loads((folder / "config.json").read_text())["micro_batch_size"] == 2
+
+
+@pytest.mark.parametrize("flags", [{}, LORA], ids=["full", "lora"])
+def test_an_exported_model_is_the_trained_one_without_an_adapter(run, tmp_path, capsys, flags):
+    _, folder = run("a", export=tmp_path / "out", **flags)
+    exported, trained = load_policy(tmp_path / "out"), load_policy(folder)
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(exported.hidden(ids), trained.hidden(ids), rtol=1e-4, atol=1e-5)
+    assert not hasattr(exported.denoiser, "disable_adapter")
+    evaluation = (folder / "eval.json").read_text()
+    assert run("a", resume=True, export=tmp_path / "again")[0] == 0  # a finished run is only exported, not measured again
+    assert (folder / "eval.json").read_text() == evaluation and (tmp_path / "again" / "config.json").exists()
+    capsys.readouterr()
+    assert run("a", resume=True, export=tmp_path / "out")[0] == 2 and "out" in capsys.readouterr().err
+
+
+def test_what_a_block_cache_costs_is_logged(run):
+    rows = {cache: metrics_of(run(cache, cache=cache, block_length=5)[1]) for cache in ("none", "prefix", "dual")}
+    assert all(row["cache_kl"] is None for row in rows["none"])
+    assert all(abs(row["cache_kl"]) > 1e-4 for name in ("prefix", "dual") for row in rows[name])
+
+
+def test_a_prefill_begins_every_completion(run):
+    _, folder = run("a", prefill="<answer>( 3")
+    assert all(row["text"].startswith("<answer>( 3") for row in read_lines(folder / "samples.jsonl"))
+
+
+def test_problems_may_come_from_a_file(run, tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps(problem) + "\n" for problem in TASKS["countdown"].problems("train", 60, 0, compact=True)))
+    _, folder = run("a", data=file)
+    known = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all(row["problem"] in known for row in read_lines(folder / "samples.jsonl"))
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_exported(run, tmp_path, family):
+    write_checkpoint(tmp_path / "hub", family)
+    small = {"model": tmp_path / "hub", "length": 16, "block_length": 8, "lora_rank": 2, "inner_updates": 2, "save_every": 1}
+    code, folder = run("a", **small)
+    assert code == 0
+    assert json.loads((folder / "config.json").read_text())["cache"] == "dual"  # LLaDA's recipe
+    assert run("a", resume=True, steps=3, export=tmp_path / "out")[0] == 0 and len(metrics_of(folder)) == 3
+    assert (tmp_path / "out" / "config.json").read_text() == (tmp_path / "hub" / "config.json").read_text()
+    exported, trained = load_policy(tmp_path / "out"), load_policy(folder)
+    ids, mask = trained.encode(["what is 3 + 4?", "a shorter one"])
+    torch.testing.assert_close(exported.hidden(ids, mask), trained.hidden(ids, mask), rtol=1e-3, atol=1e-4)
+
+
+def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train, "update_threshold", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("a")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 # ---- bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -231,7 +332,13 @@ def test_another_demonstration_mix_is_another_base_model(run, cache):
         ({"micro_batch_size": "many"}, "invalid int"),
         ({"scale_by_std": "maybe"}, "true or false"),
         ({"no_such_flag": 1}, "--help"),
-        ({"model": "."}, "no config.json"),
+        ({"model": "."}, "config.json"),
+        ({"cache": "dual"}, "block_length"),
+        ({"cache": "half"}, "prefix"),
+        ({"dtype": "int8"}, "bfloat16"),
+        ({"task": "gsm8k"}, "LLaDA"),
+        ({"data": "no-such-file.jsonl"}, "no-such-file.jsonl"),
+        ({"length": 509}, "512"),
     ],
 )
 def test_bad_settings_get_one_line_and_leave_nothing_behind(run, capsys, tmp_path, monkeypatch, flags, says):
@@ -264,3 +371,30 @@ def test_resuming_with_another_setting_is_refused(run, capsys, flags):
 
 def test_resuming_what_is_no_run_is_refused(run, capsys):
     assert run("nothing", resume=True)[0] == 2 and "config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [("update_denoiser", "--micro_batch_size (256) or set --gradient_checkpointing"), ("group_advantages", "--prompts_per_step")],
+)
+def test_out_of_memory_says_which_setting_to_lower(run, capsys, monkeypatch, place, says):
+    def update_denoiser(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB")
+
+    monkeypatch.setattr(train, place, update_denoiser if place == "update_denoiser" else lambda *_: update_denoiser_elsewhere())
+    code, folder = run("a")
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1 and says in message and "2.00 GiB" in message and "GiB used" in message
+
+
+def update_denoiser_elsewhere():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_another_runtime_error_is_not_called_out_of_memory(run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(train, "group_advantages", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run("a")

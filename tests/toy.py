@@ -36,6 +36,7 @@ def toy_policy(seed=34, head=False, double=False):
     """A random policy whose distributions are far from uniform and depend on every token in sight."""
     config = LlamaConfig(
         is_causal=False,
+        compact_prompts=True,  # prompts as they stand
         vocab_size=4,
         hidden_size=HIDDEN,
         intermediate_size=32,
