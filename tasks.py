@@ -11,11 +11,13 @@ A task is an object with
 `compact=True` asks for the small form that the embedded "tiny" model can learn in a minute: smaller numbers, and a
 prompt of a few tokens instead of a paragraph of instructions. The verifier is the same for both.
 
-To add a task, write these five methods and put an instance into TASKS.
+To add a task, write these five methods and put an instance into TASKS. countdown and sudoku are generated; gsm8k and math are
+read from data sets, or like any other task from a file.
 """
 
 import itertools
 import json
+import logging
 import random
 import re
 import zlib
@@ -67,6 +69,35 @@ def read_json_lines(path):
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON object is expected, not {line.strip()[:40]!r}")
         yield number, row
+
+
+def draw(pool, n, seed, split):
+    """n problems of a pool, none twice; in training, when there are not as many, round after round."""
+    rng, drawn = random.Random(seed), []
+    while len(drawn) < n:
+        drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
+        if split != "train":
+            break
+    return drawn
+
+
+class FromFile:
+    """A task whose problems come from a file, split by a checksum of each: 70% train, 10% validation, 20% test."""
+
+    def __init__(self, task, path):
+        self.task, self.path = task, path
+        rows = task.load(path)
+        self.pools = {split: [row for row in rows if split_of(json.dumps(row, sort_keys=True)) == split] for split in SPLITS}
+
+    def __getattr__(self, name):  # all but the problems is the task's own
+        return getattr(self.task, name)
+
+    def problems(self, split, n, seed, compact=False):
+        check_split(split)
+        if not self.pools[split]:
+            total = sum(map(len, self.pools.values()))
+            raise ValueError(f"{self.path} holds {total} problems, and by their checksums none of them is for {split}: give more")
+        return draw(self.pools[split], n, f"{self.path} {split} {seed}", split)
 
 
 # ---- countdown ---------------------------------------------------------------------------------------------------------
@@ -325,4 +356,227 @@ class Sudoku:
         return problems
 
 
-TASKS = {"countdown": Countdown(), "sudoku": Sudoku()}
+# ---- gsm8k and math ------------------------------------------------------------------------------------------------------
+
+LONGEST = 1000  # characters: a longer answer is no answer
+
+
+def boxed(text):
+    """The inside of the last \boxed{...} whose braces are balanced, or ""."""
+    start = text.rfind("\\boxed{")
+    depth = 0
+    for i in range(start + 6, min(len(text), start + LONGEST)) if start >= 0 else ():
+        depth += (text[i] == "{") - (text[i] == "}")
+        if not depth:
+            return text[start + 7 : i].strip()
+    return ""
+
+
+def final_answer(text):
+    """What a completion answers: what its last answer tags hold, or where it has no tags its last \\boxed{}."""
+    inside = extract_answer(text) if "<answer>" in text else boxed(text)
+    return boxed(inside) or inside
+
+
+def read_number(text, units=True):
+    """The one number that a short text states, exactly, as a Fraction; None where there is none or more than one.
+
+    Understands thousands separators, signs, currencies, units, percent (50% is 50), decimals, fractions, mixed numbers, LaTeX, and
+    what follows the last equals sign. Sums, roots and ranges are no number; without `units` no letter or bracket may be left over.
+    """
+    if len(text) > LONGEST or any(c.isdigit() and c not in "0123456789" for c in text):
+        return None
+    text = text.replace("{,}", ",").replace("−", "-").rpartition("=")[2]
+    text = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r" \1/\2", text)
+    text = re.sub(r"\^\s*\{?\\circ\}?", " ", text)
+    text = re.sub(r"(?<=[A-Za-z}])\s*\^\s*\{?[0-9]\}?", " ", text)  # square metres
+    text = re.sub(r"\s*(?:\\times|\\cdot|×|\*)\s*10\s*\^\s*\{?([-+]?[0-9]{1,3})\}?", r"e\1", text)
+    text = re.sub(r"\\(?:[,;:! ()\[\]]|text|mathrm|mbox|left|right)", "", text)
+    if re.search(r"\\(?!boxed)[A-Za-z]", text):  # a root, a function, a constant
+        return None
+    text = re.sub(r"boxed|[{}$£€\\~]", "", text).strip()
+    if re.search(r"[A-Za-z]\(?[0-9]", re.sub(r"(?<=[0-9])e(?=[-+]?[0-9])", "", text)) or not units and re.search(r"[A-Za-z()\[\]]", text):
+        return None
+    if re.search(r"[0-9A-Za-z)]\s*[-+*×^]\s*[0-9(]", re.sub(r"(?<=[0-9])e[-+]?(?=[0-9])", "", text)):
+        return None  # something to be worked out
+    found = re.findall(r"((?:[-+]\s*)?)([0-9.,/]*[0-9][0-9.,/]*(?:e[-+]?[0-9]{1,3})?)", text)
+    if len(found) == 2 and re.search(r"[0-9]\s+[0-9]+/[0-9]+", text) and "/" not in found[0][1]:  # a mixed number
+        whole, part = (_plain_number(number) for _, number in found)
+        value = None if whole is None or part is None or not 0 <= part < 1 or whole.denominator != 1 else whole + part
+    else:
+        value = _plain_number(found[0][1]) if len(found) == 1 else None
+    return -value if value is not None and found[0][0].startswith("-") else value
+
+
+def _plain_number(text):
+    text = text.rstrip(".,")
+    above, slash, below = text.partition("/")
+    form = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3})?"
+    if not all(re.fullmatch(form, part) and re.search("[0-9]", part) for part in ([above, below] if slash else [above])):
+        return None
+    try:
+        return Fraction(above.replace(",", "")) / (Fraction(below.replace(",", "")) if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def equivalent(answer, gold):
+    """Whether two mathematical answers in LaTeX are the same: as text, as numbers, or for math-verify (within its time limit).
+
+    Only its LaTeX grammar is used: its other ways in lead to sympy's parse_expr, and so to Python's eval, on the model's text.
+    """
+    if not answer or len(answer) > LONGEST:
+        return False
+    if _tidy(answer) == _tidy(gold):
+        return True
+    numbers = [read_number(re.sub(r"\\text\s*\{[^{}]*\}", "", text), units=False) for text in (answer, gold)]
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if _hostile(answer) or _hostile(gold):
+        return False
+    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify.errors import TimeoutException
+
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    try:
+        gold, answer = (
+            parse(f"\\boxed{{{_tidy(text, words=False)}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=2)
+            for text in (gold, answer)
+        )
+        return bool(gold and answer) and verify(gold, answer, timeout_seconds=2)
+    except (Exception, TimeoutException):  # its alarm works in the main thread alone, and is no Exception
+        return False
+
+
+def _tidy(text, words=True):
+    """A LaTeX answer without what does not change its meaning; with `words` also without \\text and without spaces but between digits."""
+    text = re.sub(r"\\(?:left|right|!|,|;|:)", "", text.strip().strip("$").rstrip("."))
+    text = re.sub(r"\\[dt]frac", r"\\frac", text)
+    text = re.sub(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}", r"\1", text) if words else text
+    return re.sub(r"(?<![0-9])\s+|\s+(?![0-9])", "", text.replace("\\ ", " ")) if words else text
+
+
+def _hostile(text):
+    """Whether computing it could take for ever: sympy's big integers do not hear a time limit's alarm."""
+    size = 1
+    for exponent in re.findall(r"\^\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|[0-9])", text):
+        if "^" in exponent or "!" in exponent:
+            return True
+        for number in re.findall(r"[0-9]+", exponent):
+            size *= max(1, int(number[:9]))
+    deep = text.count("^") > 12 or re.search(r"\^\s*\{[^{}]*\{[^{}]*\{", text)
+    return bool(len(text) > 300 or size > 10_000 or deep or re.search(r"[0-9]{40}|!|\\(?:binom|sum|prod|int|lim|uparrow)", text))
+
+
+class Questions:
+    """Questions with short answers, from public data sets or a file. Problem: {"question": "...", "answer": "..."}.
+
+    "validation" is the tenth of the training set that the questions' checksums pick; a test question is never trained on.
+    """
+
+    name, train_set, test_set = None, (), ()  # the arguments of datasets.load_dataset, split included
+
+    def __init__(self):
+        self.pools = {}
+
+    def problems(self, split, n, seed, compact=False):
+        check_split(split)
+        if compact:
+            raise ValueError(f"{self.name} is beyond the tiny model: give --model a LLaDA-class checkpoint")
+        if not self.pools:
+            test, train = self._fetch(self.test_set), self._fetch(self.train_set)
+            tested = {_tidy(row["question"]) for row in test}
+            train = [row for row in train if _tidy(row["question"]) not in tested]
+            held = [split_of(f"{self.name} {_tidy(row['question'])}") == "validation" for row in train]
+            self.pools = {"test": test, "validation": [row for row, out in zip(train, held, strict=True) if out]}
+            self.pools["train"] = [row for row, out in zip(train, held, strict=True) if not out]
+        return draw(self.pools[split], n, f"{self.name} {split} {seed}", split)
+
+    def _fetch(self, where):
+        *path, split = where
+        import datasets
+
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the line below says what is the matter
+        try:
+            rows = list(datasets.load_dataset(*path, split=split))
+        except Exception as error:  # hub, cache, network and file system each have their own
+            why = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"the data set {path[0]} cannot be reached ({why}): give a JSON-lines file of problems by --data FILE"
+            ) from None
+        return [self.problem(row) for row in rows]
+
+    def load(self, path):
+        """Rows {"question": "...", "answer": "..."}; MATH's names "problem" and "solution", and GSM8K's "... #### 72", are read too."""
+        problems = []
+        for number, row in read_json_lines(path):
+            try:
+                problems.append(self.problem(row))
+            except (KeyError, TypeError, ValueError, AttributeError):
+                raise ValueError(f'{path}, line {number}: expected {{"question": "text", "answer": "{self.example}"}}') from None
+        return problems
+
+    def solved(self, problem, text):
+        return self.right(final_answer(text), problem["answer"])
+
+    def _text(self, value):
+        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+            raise ValueError("no text")
+        return str(value).strip()
+
+
+class GSM8K(Questions):
+    """Grade-school word problems with a number as the answer. Reward: d1's parts over their sum, repaired (reasoning may have lines)."""
+
+    name, example = "gsm8k", "72"
+    train_set, test_set = ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")
+
+    def problem(self, row):
+        answer = self._text(row["answer"]).rpartition("####")[2].strip()
+        if read_number(answer) is None:
+            raise ValueError("no number")
+        return {"question": self._text(row["question"]), "answer": answer}
+
+    def prompt(self, problem, compact=False):
+        return INSTRUCTION + problem["question"] + "\nThe answer is one number, without its unit."
+
+    def right(self, answer, gold):
+        return read_number(answer) is not None and read_number(answer) == read_number(gold)
+
+    def reward(self, problem, text):
+        tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+        once = [text.count(tag) == 1 for tag in tags]
+        places = [text.find(tag) for tag in tags]
+        soft = all(once) and places == sorted(places)  # each tag once and in order: something like the format
+        tidy = text.strip()
+        strict = soft and tidy.startswith(tags[0]) and tidy.endswith(tags[3]) and not text[places[1] + len(tags[1]) : places[2]].strip()
+        number = read_number(final_answer(text))
+        whole = number is not None and number.denominator == 1
+        return (2.0 * self.solved(problem, text) + 0.5 * whole + 0.5 * strict + 0.5 * soft + 0.125 * sum(once)) / 4
+
+
+class MATH(Questions):
+    """Competition problems with answers in LaTeX. Reward: d1's parts over their sum; d1's own looked for a box and never found it."""
+
+    name, example = "math", "\\\\frac{1}{2}"
+    train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
+
+    def problem(self, row):
+        question = row["question"] if "question" in row else row["problem"]
+        answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
+        return {"question": self._text(question), "answer": self._text(answer)}
+
+    def prompt(self, problem, compact=False):
+        return INSTRUCTION + problem["question"] + "\nInside the answer tags, put the final answer into \\boxed{}."
+
+    def right(self, answer, gold):
+        return equivalent(answer, gold)
+
+    def reward(self, problem, text):
+        tags, box = bool(extract_answer(text)), bool(boxed(text))
+        form = (1.0 if boxed(extract_answer(text)) else 0.75) if tags else 0.5 if box else 0.25 if text.strip() else 0.0
+        return (2.0 * self.solved(problem, text) + form) / 3
+
+
+TASKS = {"countdown": Countdown(), "sudoku": Sudoku(), "gsm8k": GSM8K(), "math": MATH()}

@@ -374,7 +374,7 @@ def prepare(settings, run_dir, resume, export):
 
     task = tasks.TASKS[settings.task]
     if settings.data:
-        task = tasks.from_file(task, settings.data)
+        task = tasks.FromFile(task, settings.data)
     problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
     settings.length = settings.length or (task.compact_length if policy.compact else 0)
     if not settings.length:
