@@ -369,7 +369,7 @@ def add_lora(denoiser, rank, alpha, dropout, seed=0):
             model = get_peft_model(denoiser, config)
         except ValueError as error:
             raise ValueError(f"LoRA target not found: {' '.join(str(error).split())[:160]}") from None
-    config.base_model_name_or_path = denoiser.source  # what load_policy looks for
+    config.base_model_name_or_path = getattr(denoiser, "source", None)  # what load_policy looks for
     return _checked(model)
 
 
@@ -431,9 +431,10 @@ def export(denoiser, tokenizer, folder):
         denoiser = denoiser.merge_and_unload()
     denoiser.save_pretrained(folder, max_shard_size="5GB")
     tokenizer.save_pretrained(folder)
-    source = Path(denoiser.source) if denoiser.source else None
+    name = getattr(denoiser, "source", None)
+    source = Path(name) if name else None
     if source is not None and not source.is_dir():
-        source = _download(denoiser.source)
+        source = _download(name)
     if source is None or json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type") in PLAIN:
         return
     for path in source.iterdir():
