@@ -4,11 +4,27 @@ import json
 
 import pytest
 import torch
+from checkpoints import HIDDEN, LAYERS, reference_logits, write_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import models
 from diffusion_policy import DiffusionPolicy
-from models import check_bidirectional, load_denoiser, tiny_denoiser, tiny_tokenizer, warm_start
+from models import (
+    add_lora,
+    check_bidirectional,
+    describe_lora,
+    end_token_ids,
+    export,
+    load_denoiser,
+    load_lora,
+    lora_layers,
+    tiny_denoiser,
+    tiny_tokenizer,
+    warm_start,
+)  # fmt: skip
+
+FAMILIES = ["llada", "llada-gqa", "llada-tied", "llada-moe", "dream", "dream-slow"]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +112,12 @@ def truncate(folder):
         (drop_weight, "missing"),
         (add_weight, "unexpected"),
         (truncate, "cannot be loaded"),
-        (lambda f: (f / "config.json").write_text("{"), "cannot be loaded"),
-        (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+        (lambda f: edit_config(f, model_type="gpt2"), "gpt2 is not known"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded.*model.safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("[]"), "cannot be loaded"),
+        (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(folder, damage, says):
@@ -109,17 +128,265 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(folder, damage, says):
 
 
 def test_a_tokenizer_without_a_mask_token_is_refused(folder):
-    tokenizer = tiny_tokenizer()
-    tokenizer.mask_token = None
-    tokenizer.save_pretrained(folder)
+    text = (folder / "tokenizer.json").read_text().replace("[MASK]", "[HOLE]")
+    (folder / "tokenizer.json").write_text(text)
+    settings = (folder / "tokenizer_config.json").read_text().replace("[MASK]", "[HOLE]")
+    (folder / "tokenizer_config.json").write_text(settings)
     with pytest.raises(ValueError, match="mask"):
         load_denoiser(str(folder))
 
 
-@pytest.mark.parametrize("name", ["no-such-model", models.LLADA])
-def test_a_name_that_cannot_be_loaded_says_what_to_do(name):
+@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./here"])
+def test_a_name_that_is_nothing_says_what_there_is(name):
     with pytest.raises(ValueError, match="tiny"):
         load_denoiser(name)
+
+
+def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ValueError, match=f"{models.LLADA}.*--model FOLDER.*--model tiny") as error:
+        load_denoiser(models.LLADA)
+    assert "\n" not in str(error.value)
+
+
+def test_a_hub_name_is_downloaded_without_code_or_pickles_and_loaded(monkeypatch, tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path))
+    denoiser, _ = load_denoiser("someone/LLaDA")
+    assert denoiser.source == "someone/LLaDA" and asked[0][0] == "someone/LLaDA"
+    assert not any(pattern.endswith(("bin", "pt", "*")) for pattern in asked[0][1]["allow_patterns"])
+
+
+# ---- checkpoints in the hub's layout -----------------------------------------------------------------------------------
+
+
+def ids_and_mask():
+    """Three rows of 11 tokens; the second one has four of padding on its left."""
+    ids = torch.randint(0, 250, (3, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :4] = False
+    return ids, mask
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_are_those_of_the_published_architecture_with_and_without_left_padding(tmp_path, family):
+    weights, config = write_checkpoint(tmp_path, family)
+    denoiser, tokenizer = load_denoiser(str(tmp_path))
+    ids, mask = ids_and_mask()
+    expected = reference_logits(family, weights, config, ids)
+    torch.testing.assert_close(denoiser(input_ids=ids).logits, expected, rtol=0, atol=1e-5)
+    expected = reference_logits(family, weights, config, ids, mask)[1, 5:]  # Dream's fifth is read from padding
+    torch.testing.assert_close(denoiser(input_ids=ids, attention_mask=mask).logits[1, 5:], expected, rtol=0, atol=1e-5)
+    policy = DiffusionPolicy(denoiser, tokenizer)  # reads hidden states: they are shifted too
+    torch.testing.assert_close(
+        denoiser.get_output_embeddings()(policy.hidden(ids)), reference_logits(family, weights, config, ids), rtol=0, atol=1e-5
+    )
+    assert denoiser.dtype == torch.float32 and not denoiser.training
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mask_end_and_padding_tokens_are_the_checkpoints_own(tmp_path, family):
+    write_checkpoint(tmp_path, family)
+    _, tokenizer = load_denoiser(str(tmp_path))
+    dream = family.startswith("dream")
+    assert tokenizer.mask_token == ("<|mask|>" if dream else "<|mdm_mask|>") and tokenizer.mask_token_id == 260
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.eos_token_id) == ("<|endoftext|>", "<|endoftext|>", 257)
+    assert tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)) == ["<|endoftext|>", "<|im_end|>" if dream else "<|eot_id|>"]
+    assert tokenizer.decode(tokenizer("Grüße, 3 + 4?", add_special_tokens=False).input_ids) == "Grüße, 3 + 4?"
+
+
+def test_a_tokenizer_without_a_template_ends_at_eos_alone():
+    assert end_token_ids(tiny_tokenizer()) == [tiny_tokenizer().eos_token_id]
+
+
+REFUSED = [
+    ("block_type", "sequential"), ("activation_type", "swiglu"), ("layer_norm_type", "default"), ("layer_norm_with_affine", False),
+    ("rope", False), ("rope_full_precision", False), ("alibi", True), ("attention_layer_norm", True), ("input_emb_norm", True),
+    ("scale_logits", True), ("bias_for_layer_norm", True), ("multi_query_attention", True), ("clip_qkv", 8.0), ("block_group_size", 2),
+    ("attention_dropout", 0.1), ("embedding_dropout", 0.1), ("residual_dropout", 0.1), ("rope_scaling", {"factor": 2}), ("novelty", 1),
+]  # fmt: skip
+REFUSED_MOE = [
+    ("hidden_act", "gelu"), ("qk_layernorm", False), ("moe_layer_freq", [1, 0]), ("rope_scaling", {"factor": 2}), ("n_group", 4),
+    ("attention_dropout", 0.1), ("shared_expert_intermediate_size", 64), ("num_shared_experts", 1), ("partial_rotary_factor", 0.5),
+    ("routed_scaling_factor", 2.5), ("moe_router_score_function", "sigmoid"), ("moe_router_enable_expert_bias", True), ("novelty", 1),
+]  # fmt: skip
+REFUSED_DREAM = [
+    ("hidden_act", "gelu"), ("attention_dropout", 0.1), ("rope_scaling", {"factor": 2}), ("use_sliding_window", True),
+    ("sliding_window", 4096), ("use_mrope", True), ("novelty", 1),
+]  # fmt: skip
+ALL_REFUSED = [("llada", *f) for f in REFUSED] + [("llada-moe", *f) for f in REFUSED_MOE] + [("dream", *f) for f in REFUSED_DREAM]
+
+
+@pytest.mark.parametrize(("family", "name", "value"), ALL_REFUSED)
+def test_a_field_that_is_not_understood_is_refused_by_name(tmp_path, family, name, value):
+    write_checkpoint(tmp_path, family, **{name: value})
+    with pytest.raises(ValueError, match=f"{name} = ") as error:
+        load_denoiser(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_every_value_that_is_known_is_the_only_one():
+    """No field of the lists above was forgotten."""
+    for name, refused in (("LLaDA", REFUSED), ("LLaDA-MoE", REFUSED_MOE), ("Dream", REFUSED_DREAM)):
+        family = models.FAMILIES[name]
+        assert {key for key, values in family.known.items() if values is not models.ANY_SIZE} <= {key for key, _ in refused}
+
+
+@pytest.mark.parametrize(
+    "name", ["block_type", "rope", "d_model", "n_layers", "rope_theta", "weight_tying", "include_bias", "rms_norm_eps"]
+)
+def test_a_field_without_which_the_model_is_not_known_must_be_there(tmp_path, name):
+    write_checkpoint(tmp_path, "llada")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config[name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{name} is missing"):
+        load_denoiser(str(tmp_path))
+
+
+def test_a_missing_mlp_size_follows_from_the_ratio(tmp_path):
+    weights, config = write_checkpoint(tmp_path, "llada")
+    wide = {name: value.repeat(2, 1) if "ff_proj" in name or "up_proj" in name else value.repeat(1, 2) for name, value in weights.items()
+            if "blocks" in name and any(k in name for k in ("ff_proj", "up_proj", "ff_out"))}  # fmt: skip
+    wide = {name: value[:64] if value.shape[0] > HIDDEN else value[:, :64] for name, value in wide.items()}
+    for shard in tmp_path.glob("*.safetensors"):
+        save_file({name: wide.get(name, value).contiguous() for name, value in load_file(shard).items()}, shard, metadata={"format": "pt"})
+    edit_config(tmp_path, mlp_hidden_size=None, mlp_ratio=2)
+    assert load_denoiser(str(tmp_path))[0].config.intermediate_size == 2 * HIDDEN
+
+
+def shards(folder):
+    return sorted(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: shards(f)[1].unlink(),
+        lambda f: shards(f)[1].write_bytes(shards(f)[1].read_bytes()[:-100]),
+        lambda f: shards(f)[0].write_bytes(b""),
+        lambda f: (f / "model.safetensors.index.json").write_text("{}"),
+        lambda f: save_file({k: v for k, v in load_file(shards(f)[0]).items() if "wte" not in k}, shards(f)[0], metadata={"format": "pt"}),
+        lambda f: save_file(
+            load_file(shards(f)[0]) | {"model.transformer.novelty": torch.ones(2)}, shards(f)[0], metadata={"format": "pt"}
+        ),
+    ],
+    ids=["missing-shard", "truncated-shard", "empty-shard", "broken-index", "missing-weight", "unexpected-weight"],
+)
+def test_damaged_shards_are_refused_in_one_line(tmp_path, damage):
+    write_checkpoint(tmp_path, "llada")
+    damage(tmp_path)
+    if "novelty" in str([list(load_file(s)) for s in shards(tmp_path)[:1] if s.stat().st_size]):
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        index["weight_map"]["model.transformer.novelty"] = shards(tmp_path)[0].name
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=str(tmp_path.name)) as error:
+        load_denoiser(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("mask_id", "says"), [(5, "mask_token_id 5"), (9999, "mask_token_id 9999"), (-1, "mask_token_id -1"), (257, "endoftext")]
+)
+def test_a_wrong_mask_id_is_refused_and_the_right_one_named(tmp_path, mask_id, says):
+    write_checkpoint(tmp_path, "llada", mask_token_id=mask_id)
+    with pytest.raises(ValueError, match=f"{says}.*260") as error:
+        load_denoiser(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_mask_id_against_the_tokenizers_own_is_refused(folder):
+    edit_config(folder, mask_token_id=2)
+    with pytest.raises(ValueError, match="mask_token_id 2"):
+        load_denoiser(str(folder))
+
+
+def test_no_code_of_a_checkpoint_is_run(tmp_path):
+    write_checkpoint(tmp_path, "llada")  # its modeling_llada.py raises
+    load_denoiser(str(tmp_path))
+
+
+# ---- adapters and export ------------------------------------------------------------------------------------------------
+
+
+def random_adapter(denoiser):
+    """An adapter as training would leave it: its second factors start at zero, so nothing would show."""
+    model = add_lora(denoiser, rank=3, alpha=6, dropout=0.2, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for layer in lora_layers(model).values():
+        weight = layer.lora_B["default"].weight
+        weight.data.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path, family):
+    write_checkpoint(tmp_path, family)
+    denoiser, tokenizer = load_denoiser(str(tmp_path))
+    ids, _ = ids_and_mask()
+    base, state = denoiser(input_ids=ids).logits, torch.random.get_rng_state()
+    model = random_adapter(denoiser)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    kinds = 4 if family == "llada-moe" else 7
+    assert len(lora_layers(model)) == kinds * LAYERS
+    assert f"{kinds * LAYERS} matrices ({kinds} kinds x {LAYERS} layers), rank 3" in describe_lora(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if "lora_" in n}
+    policy = DiffusionPolicy(model, tokenizer)
+    head = model.get_output_embeddings()
+    assert not torch.allclose(head(policy.hidden(ids)), base, atol=1e-3)
+    assert torch.equal(head(policy.without_adapter().hidden(ids)), base)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    again = load_lora(load_denoiser(str(tmp_path))[0], tmp_path / "adapter", trainable=True)
+    assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert any(p.requires_grad for p in again.parameters())
+
+
+def test_a_missing_lora_target_is_named():
+    denoiser = tiny_denoiser(tiny_tokenizer())
+    del denoiser.model.layers[2].mlp.up_proj
+    with pytest.raises(ValueError, match="up_proj in 3 of 4 layers"):
+        add_lora(denoiser, 2, 4, 0.0)
+    with pytest.raises(ValueError, match="LoRA target not found"):
+        add_lora(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2)), 2, 4, 0.0)
+
+
+def test_an_adapter_on_a_bfloat16_base_is_float32_and_learns(tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    denoiser, tokenizer = load_denoiser(str(tmp_path), dtype=torch.bfloat16)
+    model = random_adapter(denoiser)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    ids, mask = ids_and_mask()
+    hidden = DiffusionPolicy(model, tokenizer).hidden(ids, mask)
+    assert hidden.dtype == torch.bfloat16
+    hidden.float().square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lora):
+    weights, _ = write_checkpoint(tmp_path / "source", family)
+    denoiser, tokenizer = load_denoiser(str(tmp_path / "source"))
+    model = random_adapter(denoiser) if lora else denoiser
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.1)  # as if trained
+    ids, _ = ids_and_mask()
+    expected = model(input_ids=ids).logits
+    export(model, tokenizer, tmp_path / "out")
+    assert {key for shard in shards(tmp_path / "out") for key in load_file(shard)} == set(weights)
+    for name in ("config.json", "modeling_llada.py", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
+    exported, other = load_denoiser(str(tmp_path / "out"))
+    torch.testing.assert_close(exported(input_ids=ids).logits, expected, rtol=0, atol=2e-5)
+    assert other("a <|mdm_mask|>").input_ids == tokenizer("a <|mdm_mask|>").input_ids
+    if not lora:  # a full model's checkpoints are exports, one after the other, each from what the last one wrote
+        export(exported, other, tmp_path / "again")
+        torch.testing.assert_close(load_denoiser(str(tmp_path / "again"))[0](input_ids=ids).logits, expected, rtol=0, atol=2e-5)
 
 
 def test_the_default_model_is_tiny_without_a_gpu_and_llada_with_one(monkeypatch):
