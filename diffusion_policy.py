@@ -8,7 +8,7 @@ positions (sampler.py), their tokens are drawn from the denoiser's distribution 
 and every factor is at hand while sampling, so it is recorded then (`behaviour_logp`) and costs no extra call. [OUR CHOICE]
 
 Where the time goes, and what is done about it (tests/benchmark.py measures it):
-    the vocabulary   126,464 logits a position: only for positions that may be unmasked now, in chunks, never (B, L, V)
+    the vocabulary   126,464 logits a position: only for positions that may be unmasked now, a slice of the vocabulary at a time
     the layers       finished rows leave the batch; rows of like prompt length go together, so little is padded; a group's first
                      call, G times the same, is made once; block caches (below) run only a part of the canvas
     waiting          the masks are kept on the host too: a step needs one short message from the GPU, which positions were
@@ -27,6 +27,8 @@ from models import end_token_ids
 
 CACHES = ("none", "prefix", "dual")
 CHUNK = {"cuda": 2**27, "cpu": 2**24}  # logits made at once: of LLaDA's vocabulary 1,061 positions, half a GiB in float32, or 132
+SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where a slice of the vocabulary at a time will do: on a CPU, what fits its cache
+BLOCKED = -1e30  # the logit of [MASK], which is never drawn nor scored; finite, because 0 times infinity is no number
 
 
 @dataclass
@@ -195,13 +197,17 @@ class DiffusionPolicy:
             ).last_hidden_state
         return states[:, start - begin :]
 
-    def logits(self, hidden):
-        """hidden (N, D) of any N positions -> logits (N, V) in fp32, -inf for [MASK], so that it is never drawn nor scored.
+    def logits(self, hidden, part=slice(0, None)):
+        """hidden (N, D) of any N positions -> logits (N, v) in fp32, of the whole vocabulary or a part of it, [MASK] BLOCKED.
 
         Only for positions that are needed: for LLaDA-8B one row of logits is half a megabyte.
         """
-        logits = self.denoiser.get_output_embeddings()(hidden).float()
-        logits[:, self.mask_id] = -torch.inf
+        head = self.denoiser.get_output_embeddings()
+        logits = (head.weight[part] @ hidden.T).T.float()  # this way round a CPU is up to twice as fast
+        if head.bias is not None:
+            logits = logits + head.bias[part]
+        if part.start <= self.mask_id < part.start + logits.shape[1]:
+            logits[:, self.mask_id - part.start] = BLOCKED
         return logits
 
     def chunk(self):
@@ -209,39 +215,48 @@ class DiffusionPolicy:
         return max(1, CHUNK.get(self.denoiser.device.type, CHUNK["cpu"]) // self.denoiser.config.vocab_size)
 
     def surety(self, hidden, rule):
-        """(entropy, confidence), (N,) each, of the distributions at N positions; the one that the rule does not read is 0.
+        """(entropy, confidence), (N,) each, of the distributions at N positions; entropy only for the rule that reads it.
 
         Entropy in nats, untempered. Confidence is the best token's probability, not the drawn one's, so that it does not
         depend on the draw [OUR CHOICE]. Greedy, the two are the same.
+
+        The softmax is taken in one pass over slices of the vocabulary. With m the highest logit so far, all that has to be kept
+        are the sums of e^(l - m) and of (l - m) e^(l - m), and both are easily corrected when m rises.
         """
-        measured = torch.zeros(2, len(hidden), device=hidden.device)
-        for out, part in zip(measured.split(self.chunk(), dim=1), hidden.split(self.chunk()), strict=True):
-            logits = self.logits(part)  # (n, V)
+        V, N = self.denoiser.config.vocab_size, len(hidden)
+        top, total, dot = torch.full((N,), BLOCKED, device=hidden.device), *torch.zeros(2, N, device=hidden.device)
+        width = max(1024, SLICE.get(hidden.device.type, SLICE["cpu"]) // N)
+        for start in range(0, V, width):
+            logits = self.logits(hidden, slice(start, start + width))  # (N, width)
+            highest = torch.maximum(top, logits.amax(-1))
+            rise, top = top - highest, highest  # rise <= 0
+            logits -= highest.unsqueeze(-1)
+            weight = logits.exp()
             if rule == "eb":
-                p = logits.softmax(-1)
-                out[0] = torch.special.entr(p, out=p).sum(-1)
-            else:
-                out[1] = 1 / logits.sub_(logits.amax(-1, keepdim=True)).exp_().sum(-1)  # in place: a chunk is large
-        return measured
+                dot = rise.exp() * (dot + rise * total) + weight.mul(logits).sum(-1)
+            total = rise.exp() * total + weight.sum(-1)
+        return (total.log() - dot / total).clamp(min=0), 1 / total
 
     def draw(self, hidden, temperature, generator=None):
         """A token for each of N positions, and its log-prob at this temperature: (N,), (N,). Temperature 0 takes the best one.
 
         By inversion: the first token at which the cumulated probability exceeds a uniform number; that is one random number a
-        token, where Gumbel noise takes V. In float64, or the tail of a large vocabulary would be rounded away.
+        token, where Gumbel noise takes V. Cumulated in float64, or the tail of a large vocabulary would be rounded away.
         """
-        drawn = []
+        tokens, logps = [], []
         for part in hidden.split(self.chunk()):
-            logits = self.logits(part)  # (n, V)
+            logits = self.logits(part).contiguous()  # (n, V)
             if temperature > 0:
-                p = (logits.double() / temperature).softmax(-1)
-                cumulated = p.cumsum(-1)
-                uniform = torch.rand((len(part), 1), generator=generator, dtype=torch.float64, device=p.device)
-                token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True).clamp(max=p.shape[-1] - 1)  # (n, 1)
-                drawn.append((token.squeeze(-1), p.gather(-1, token).squeeze(-1).log().float()))
+                weight = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()  # in place: it is large
+                cumulated = weight.cumsum(-1, dtype=torch.float64)
+                total = cumulated[:, -1:]
+                uniform = torch.rand((len(part), 1), generator=generator, dtype=torch.float64, device=total.device)
+                token = torch.searchsorted(cumulated, uniform * total, right=True).clamp(max=logits.shape[1] - 1)  # (n, 1)
+                tokens.append(token.squeeze(-1))
+                logps.append((weight.gather(-1, token) / total).log().float().squeeze(-1))
             else:
-                drawn.append((logits.argmax(-1), torch.zeros(len(part), device=logits.device)))
-        tokens, logps = zip(*drawn, strict=True)
+                tokens.append(logits.argmax(-1))
+                logps.append(torch.zeros(len(part), device=logits.device))
         return torch.cat(tokens), torch.cat(logps)
 
     def token_logp(self, hidden, tokens, temperature):
@@ -343,16 +358,17 @@ class DiffusionPolicy:
             hidden = hidden[r, P + position - start]  # (N, D)
 
             surety = torch.zeros(2, *open_.shape, device=device)
-            surety[:, r, position] = self.surety(hidden, decoder.rule)
-            selected = decoder.select(*surety, open_.to(device), gamma[rows_here])  # (b, L)
-            chosen = selected[r, position].nonzero().squeeze(-1)  # (n,) of the N
-            tokens, logp = self.draw(hidden[chosen], temperature, generator)  # (n,) each
-            row, position = rows_here[r[chosen]], position[chosen]
-            canvas[row, P + position] = tokens
-            behaviour_logp[row, position] = logp
+            surety[0, r, position], surety[1, r, position] = self.surety(hidden, decoder.rule)
+            selected = decoder.select(*surety, open_.to(device), gamma[rows_here]).cpu()  # (b, L); here the host waits
+            chosen = selected[open_].nonzero().squeeze(-1)  # (n,) of the N
+            tokens, logp = self.draw(hidden[chosen.to(device)], temperature, generator)  # (n,) each
+            row, position = selected.nonzero(as_tuple=True)  # (n,) each
+            row = rows[row]
+            where = row.to(device), position.to(device)
+            canvas[where[0], P + where[1]] = tokens
+            behaviour_logp[where] = logp
 
             nfe[rows] += 1
-            row, position = row.cpu(), position.cpu()
             unmask_step[row, position] = nfe[row]
             masked[row, position] = False
             if stop_at_eos:  # masks only count up to the first end token

@@ -21,7 +21,8 @@ PROMPTS = ["a b", "b", "a a b b a"]
 class DoublePolicy(DiffusionPolicy):
     """Logits in the denoiser's own precision, so that float64 reaches the loss and finite differences are sharp."""
 
-    def logits(self, hidden):
+    def logits(self, hidden, part=slice(0, None)):
+        assert part == slice(0, None)
         logits = self.denoiser.get_output_embeddings()(hidden)  # (N, V)
         return torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], dim=-1)  # [MASK] is token 0
 
