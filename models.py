@@ -16,6 +16,7 @@ the model that was trained. Needs transformers >= 5.2: older versions ignore `is
 import json
 import math
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft still calls it by that name
 transformers.logging.disable_progress_bar()  # a bar for every file of every checkpoint would bury the run's own
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 
@@ -234,7 +236,7 @@ def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
     if name_or_path == "tiny":
         tokenizer = tiny_tokenizer()
         denoiser = tiny_denoiser(tokenizer, seed).to(device)
-        denoiser.source = None
+        denoiser.source = denoiser.source_folder = None
     else:
         folder = Path(name_or_path)
         if not folder.is_dir():
@@ -254,7 +256,7 @@ def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
                 some = ", ".join(map(str, list(keys)[:3]))
                 raise ValueError(f"{folder} does not fit its configuration: {what.replace('_', ' ')}: {some}")
         denoiser.eval()
-        denoiser.source = str(name_or_path)
+        denoiser.source, denoiser.source_folder = str(name_or_path), folder
     if getattr(denoiser.config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift, with_kwargs=True)
     check_bidirectional(denoiser)
@@ -431,10 +433,7 @@ def export(denoiser, tokenizer, folder):
         denoiser = denoiser.merge_and_unload()
     denoiser.save_pretrained(folder, max_shard_size="5GB")
     tokenizer.save_pretrained(folder)
-    name = getattr(denoiser, "source", None)
-    source = Path(name) if name else None
-    if source is not None and not source.is_dir():
-        source = _download(name)
+    source = getattr(denoiser, "source_folder", None)
     if source is None or json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type") in PLAIN:
         return
     for path in source.iterdir():

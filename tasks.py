@@ -94,6 +94,8 @@ class FromFile:
 
     def problems(self, split, n, seed, compact=False):
         check_split(split)
+        if compact:
+            self.task.problems(split, 0, seed, compact)  # raises where that is beyond the tiny model
         if not self.pools[split]:
             total = sum(map(len, self.pools.values()))
             raise ValueError(f"{self.path} holds {total} problems, and by their checksums none of them is for {split}: give more")

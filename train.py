@@ -155,13 +155,16 @@ def check(settings):
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
 
 
+def base_dtype(settings):
+    """Of a LLaDA-class model's weights. Those that learn stay float32: a step of 1e-6 would be rounded away in bfloat16."""
+    return getattr(torch, settings.dtype, None) or (None if settings.lora_rank else torch.float32)
+
+
 def base_model(settings, device):
     """The policy before RL, without an adapter. "tiny" gets its warm start here, once: it is cached by a hash of all that determines it."""
     task = tasks.TASKS[settings.task]
     if settings.model != "tiny":
-        # Weights that learn stay float32: a step of 1e-6 would be rounded away in bfloat16.
-        dtype = getattr(torch, settings.dtype, None) or (None if settings.lora_rank else torch.float32)
-        return runs.load_policy(settings.model, device, dtype=dtype)
+        return runs.load_policy(settings.model, device, dtype=base_dtype(settings))
     recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
     determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
     folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
@@ -361,24 +364,26 @@ def prepare(settings, run_dir, resume, export):
         runs.refuse_used(run_dir)
     if export:
         runs.refuse_used(Path(export))
+    task, compact = tasks.TASKS[settings.task], runs.is_compact(settings.model)
+    if settings.data:
+        task = tasks.FromFile(task, settings.data)
+    problems = task.problems(settings.eval_split, settings.eval_problems, 0, compact)  # before 8 billion weights are read
+    settings.length = settings.length or (task.compact_length if compact else 0)
+    if not settings.length:
+        raise ValueError("length = 0: this model's completions need a length, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     runs.settle(run_dir / "checkpoint")
     saved = (run_dir / "checkpoint").exists()
-    policy = runs.load_policy(run_dir, device, settings.head_sigma, trainable=True) if saved else base_model(settings, device)
+    if saved:
+        policy = runs.load_policy(run_dir, device, settings.head_sigma, None if compact else base_dtype(settings), trainable=True)
+    else:
+        policy = base_model(settings, device)
     if settings.lora_rank and not saved:
         policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
     if settings.lora_rank:
         print(models.describe_lora(policy.denoiser), flush=True)
     if policy.threshold_head is None:
         policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
-
-    task = tasks.TASKS[settings.task]
-    if settings.data:
-        task = tasks.FromFile(task, settings.data)
-    problems = task.problems(settings.eval_split, settings.eval_problems, 0, policy.compact)
-    settings.length = settings.length or (task.compact_length if policy.compact else 0)
-    if not settings.length:
-        raise ValueError("length = 0: this model's completions need a length, such as --length 256")
     policy.encode([task.prompt(problem, policy.compact) for problem in problems], settings.prefill, settings.length)  # do they fit?
     if not resume:
         runs.create_run(run_dir)

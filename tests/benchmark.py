@@ -13,11 +13,13 @@ so a threshold would say nothing):
     ours     diffusion_policy.py without a cache: the same tokens
     prefix   with the prefix cache      dual     with the dual cache
 
-and one RL step's learning: scoring the old policy, then mu inner updates of a LoRA adapter, 2 stages.
+and one RL step's learning: scoring the old policy, then mu inner updates of a LoRA adapter, 2 stages. `step` is dual and learning
+together, one whole RL step.
 
 Every row is a process of its own, so that its peak memory is its own: of the GPU, or of the process where there is none.
 TFLOP is what the algorithm asks for: 2 per weight and position, attention included; as much again for a backward pass, since a
-frozen base needs no gradients of its weights; and nothing for activations that gradient checkpointing makes twice.
+frozen base needs no gradients of its weights; and nothing for activations that gradient checkpointing makes twice. Where there is
+no GPU the 8b rows are counted on a stand-in that makes the same calls, and nothing is timed.
 MFU is TFLOP / seconds / peak: the chip's bfloat16 peak, or on a CPU the rate of a large float32 product, measured first.
 """
 
@@ -68,24 +70,25 @@ METHODS = ("naive", "ours", "prefix", "dual", "learning")
 
 
 class CountingPolicy(DiffusionPolicy):
-    """Adds up the floating-point operations that it asks for, in `flop`."""
+    """Adds up, in `flop`, the floating-point operations that its calls ask of a model of the shape `counted`."""
 
-    flop = 0
+    flop, counted, rank = 0, None, 0
 
     def count(self, forward):
         self.flop += forward * (2 if torch.is_grad_enabled() else 1)
 
     def layers(self, rows, queries, keys):
-        weights = sum(p.numel() for name, p in self.denoiser.named_parameters() if "layers." in name and p.ndim == 2)
-        attention = 2 * keys * self.denoiser.config.hidden_size * self.denoiser.config.num_hidden_layers  # twice: scores, and values
-        self.count(2 * rows * queries * (weights + attention))
+        D, inner = self.counted["hidden_size"], self.counted["intermediate_size"]
+        weights = 4 * D * D + 3 * D * inner + self.rank * (4 * 2 * D + 3 * (D + inner))  # of a layer, its adapter's too
+        attention = 2 * keys * D  # twice: scores, and values
+        self.count(2 * rows * queries * self.counted["num_hidden_layers"] * (weights + attention))
 
     def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None):
         self.layers(len(ids), (ids.shape[1] if stop is None else stop) - start, ids.shape[1])
         return super().hidden(ids, attention_mask, cache, start, stop)
 
     def head(self, positions):
-        self.count(2 * positions * self.denoiser.config.vocab_size * self.denoiser.config.hidden_size)
+        self.count(2 * positions * self.counted["vocab_size"] * self.counted["hidden_size"])
 
     def surety(self, hidden, rule):
         self.head(len(hidden))
@@ -124,18 +127,21 @@ def naive_rollout(policy, prompt_ids, prompt_mask, length, decoder, generator, t
     return canvas[:, P:]
 
 
-def make_policy(shape, device):
-    config = LlamaConfig(is_causal=False, **shape["config"])
+STAND_IN = {"vocab_size": 116, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def make_policy(shape, device, stand_in=False):
+    config = LlamaConfig(is_causal=False, **shape["config"] | (STAND_IN if stand_in else {}))
     torch.manual_seed(0)
     with torch.device(device):
         denoiser = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if device == "cuda" else torch.float32).eval()
-    vocabulary = config.vocab_size
-    ids = (
-        {"mask_token_id": vocabulary - 128, "eos_token_id": vocabulary - 383}
-        if vocabulary > 500
-        else {"mask_token_id": 1, "eos_token_id": 2}
-    )
-    return CountingPolicy(denoiser, SimpleNamespace(chat_template=None, all_special_ids=list(ids.values()), **ids))
+    V = config.vocab_size
+    mask_id, eos_id = (V - 128, V - 383) if V > 500 else (1, 2)  # the first two are LLaDA's
+    if stand_in:
+        eos_id = -1  # of 126,464 random tokens hardly one is an eos; of 116 it would often be
+    policy = CountingPolicy(denoiser, SimpleNamespace(chat_template=None, mask_token_id=mask_id, eos_token_id=eos_id))
+    policy.counted = shape["config"]
+    return policy
 
 
 def make_prompts(shape, device, generator):
@@ -161,10 +167,10 @@ def peak_flops(device):
     return max(rates), f"{torch.get_num_threads()} CPU threads, float32 product of 2048 x 2048 at {max(rates) / 1e9:.0f} GFLOP/s"
 
 
-def measure(shape, method, device):
+def measure(shape, method, device, count_only=False):
     """One row of the table, in this process."""
     peak, chip = peak_flops(device)
-    policy = make_policy(shape, device)
+    policy = make_policy(shape, device, count_only)
     generator = torch.Generator(device).manual_seed(0)
     prompt_ids, prompt_mask = make_prompts(shape, device, torch.Generator().manual_seed(1))
     decoder = Decoder("top_k", shape["per_step"], shape["block"])
@@ -179,7 +185,9 @@ def measure(shape, method, device):
 
     if method == "learning":
         sample = rollout("dual")
-        policy.denoiser = models.add_lora(policy.denoiser, shape["rank"], shape["rank"] / 2, 0.05, seed=0)
+        policy.rank = shape["rank"]
+        if not count_only:
+            policy.denoiser = models.add_lora(policy.denoiser, shape["rank"], shape["rank"] / 2, 0.05, seed=0)
         settings = Settings(micro_batch_size=shape["micro_batch"], inner_updates=shape["inner"], grad_clip=0.2)
         if shape["checkpointing"]:
             policy.denoiser.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -205,6 +213,8 @@ def measure(shape, method, device):
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
     seconds = time.perf_counter() - began
+    if count_only:
+        return {"method": method, "rows": B, "failed": "not measured", "tflop": policy.flop / 1e12}
     return {
         "method": method,
         "rows": B,
@@ -243,18 +253,33 @@ def with_ratios(rows, same_order):
     return rows
 
 
+def whole_step(rows):
+    """The row of one RL step: a rollout with the dual cache, and learning from it."""
+    parts = [row for row in rows if row["method"] in ("dual", "learning")]
+    step = {"method": "step", "rows": parts[0].get("rows")}
+    failed = [row["failed"] for row in parts if "failed" in row]
+    both = ("tflop",) if failed else ("tflop", "seconds")
+    step |= {key: sum(row[key] for row in parts) for key in both if all(key in row for row in parts)}
+    if failed:
+        return step | {"failed": failed[0]}
+    busy = [row["mfu"] * row["seconds"] for row in parts if row["mfu"]]
+    mfu = sum(busy) / step["seconds"] if len(busy) == len(parts) else None
+    return step | {"peak_gib": max(row["peak_gib"] for row in parts), "mfu": mfu}
+
+
 def print_table(rows):
     def cell(row, key, form):
         return form.format(row[key]) if row.get(key) is not None else ""
 
     head = ["shape", "method", "rows", "seconds", "tokens/s", "x naive", "same tokens", "peak GiB", "of naive", "TFLOP", "MFU"]
     keys = [("rows", "{}"), ("seconds", "{:.2f}"), ("tokens_per_s", "{:.1f}"), ("speed_ratio", "{:.2f}"), ("same_tokens", "{:.1%}")]
-    keys += [("peak_gib", "{:.2f}"), ("memory_ratio", "{:.0%}"), ("tflop", "{:.3g}"), ("mfu", "{:.1%}")]
+    keys += [("peak_gib", "{:.2f}"), ("memory_ratio", "{:.0%}"), ("tflop", "{:,.4g}"), ("mfu", "{:.1%}")]
     table = [head]
     for row in rows:
-        cells = [cell(row, key, form) for key, form in keys] if "failed" not in row else [row["failed"]] + [""] * (len(keys) - 1)
+        cells = [cell(row, key, form) for key, form in keys]
+        cells[1] = row.get("failed") or cells[1]
         table.append([row["shape"], row["method"], *cells])
-    widths = [max(len(line[i]) for line in table if "failed" not in line) for i in range(len(head))]
+    widths = [max(len(line[i]) for line in table) for i in range(len(head))]
     for line in table:
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |")
         if line is head:
@@ -278,12 +303,13 @@ def main():
         return
     table = []
     for name in [options.shape] if options.shape else list(SHAPES):
-        if name == "8b" and not gpu:
-            table.append({"shape": name, "method": "all", "failed": "not measured: needs a GPU"})
-            continue
-        rows = [run_apart(name, method, options.threads) for method in METHODS]
         shape = SHAPES[name]
-        table += [{"shape": name} | row for row in with_ratios(rows, shape["naive_rows"] >= shape["prompts"] * shape["group"])]
+        if name == "8b" and not gpu:
+            rows = [measure(copy.deepcopy(shape), method, "cpu", count_only=True) for method in METHODS]
+        else:
+            rows = [run_apart(name, method, options.threads) for method in METHODS]
+            rows = with_ratios(rows, shape["naive_rows"] >= shape["prompts"] * shape["group"])
+        table += [{"shape": name} | row for row in [*rows, whole_step(rows)]]
     print_table(table)
     Path(options.out).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 

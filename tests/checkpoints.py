@@ -146,8 +146,11 @@ def random_weights(family, kv_heads):
 
 
 @torch.no_grad()
-def reference_logits(family, weights, config, ids, mask=None):
-    """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products. Bidirectional; Dream's are shifted by one."""
+def reference_logits(family, weights, config, ids, mask=None, cache=None, part=None):
+    """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products. Bidirectional; Dream's are shifted by one.
+
+    cache, an empty list, gets each layer's keys and values. With a slice `part` of the positions, all others take theirs from it.
+    """
     native = family.startswith("llada") and family != "llada-moe"
     theta, eps = config["rope_theta"], config["rms_norm_eps"]
     S = ids.shape[1]
@@ -178,6 +181,12 @@ def reference_logits(family, weights, config, ids, mask=None):
         if family == "llada-moe":
             q, k = norm(q, w(attention + "q_norm")), norm(k, w(attention + "k_norm"))
         q, k = rotate(q), rotate(k)
+        if part is not None:
+            stale = torch.ones(S, 1, dtype=torch.bool)
+            stale[part] = False
+            k, v = (torch.where(stale, *pair) for pair in zip(cache[i], (k, v), strict=True))
+        elif cache is not None:
+            cache.append((k, v))
         k, v = (y.repeat_interleave(HEADS // y.shape[1], dim=1) for y in (k, v))
         scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD)
         if mask is not None:

@@ -33,8 +33,9 @@ def test_the_interval_is_wilsons():
         assert evaluate.wilson_interval(successes, n) == pytest.approx((low, high), abs=1e-4)
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, task, monkeypatch):
+@pytest.mark.parametrize("name", ["countdown", "sudoku"])
+def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, name, monkeypatch):
+    task = TASKS[name]
     monkeypatch.setattr(type(task), "reward", lambda self, problem, text: len(text) % 5 / 4)  # a random model solves nothing
     problems, decoder = task.problems("test", 7, 0, compact=True), Decoder("eb", 5.0)
     rollout = policy.rollout(*policy.encode([task.prompt(p, compact=True) for p in problems]), task.compact_length, decoder, None, 0.0)
