@@ -168,6 +168,7 @@ FAMILIES = {
             "hidden_act": ["silu"], "qk_layernorm": [True], "moe_layer_freq": [1, None], "rope_scaling": [None], "attention_dropout": [0.0],
             "shared_expert_intermediate_size": [None, 0], "num_shared_experts": [None, 0], "partial_rotary_factor": [1], "n_group": [None],
             "routed_scaling_factor": [1, None], "moe_router_score_function": ["softmax"], "moe_router_enable_expert_bias": [False, None],
+            "clip_qkv": [None], "router_num_group": [None], "router_topk_group": [None],
             "dense_intermediate_size": ANY_SIZE, "intermediate_size": ANY_SIZE,  # of layers without experts: there are none
         },
         optional=("norm_topk_prob", "attention_bias", "head_dim", "num_key_value_heads"),
@@ -297,7 +298,7 @@ def _load_tokenizer(folder, config):
     except Exception as error:
         raise ValueError(f"{folder} cannot be loaded: its tokenizer is broken ({' '.join(str(error).split())[:120]})") from None
     added = tokenizer.added_tokens_decoder  # id -> token
-    masks = [i for i, token in added.items() if "mask" in token.content.lower()]
+    masks = [i for i, token in added.items() if "mask" in token.content.lower() and token.content != "[gMASK]"]  # [gMASK] is no mask
     mask_id = getattr(config, "mask_token_id", None)
     if mask_id is None:
         mask_id = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else masks[0] if len(masks) == 1 else None

@@ -386,6 +386,7 @@ def read_number(text, units=True):
     Understands thousands separators, signs, currencies, units, percent (50% is 50), decimals, fractions, mixed numbers, LaTeX, and
     what follows the last equals sign. Sums, roots and ranges are no number; without `units` no letter or bracket may be left over.
     """
+    text = re.sub("(?<=[A-Za-z])[²³]", "", text[: LONGEST + 1])  # square and cubic metres
     if len(text) > LONGEST or any(c.isdigit() and c not in "0123456789" for c in text):
         return None
     text = text.replace("{,}", ",").replace("−", "-").rpartition("=")[2]

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 HIDDEN, HEADS, LAYERS, MLP, EXPERTS, ACTIVE, VOCABULARY = 32, 4, 2, 48, 4, 2, 320
 HEAD = HIDDEN // HEADS
 SPECIAL = {
-    "llada": ["<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>", "<|eot_id|>"],
+    "llada": ["<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>", "<|eot_id|>", "[gMASK]"],
     "dream": ["<|beginoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|mask|>", "<|im_end|>"],
 }
 TEMPLATES = {
@@ -69,8 +69,9 @@ def write_checkpoint(folder, family, **changes):
             "model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "auto_map": {"AutoConfig": "configuration_lladamoe.LLaDAConfig"},
             "num_experts": EXPERTS, "num_experts_per_tok": ACTIVE, "expert_intermediate_size": MLP, "dense_intermediate_size": 2 * MLP,
             "shared_expert_intermediate_size": None, "moe_layer_freq": [1] * LAYERS, "moe_router_score_function": "softmax",
-            "routed_scaling_factor": 1, "partial_rotary_factor": 1, "qk_layernorm": True, "attention_bias": False, "norm_topk_prob": False,
-            "rope_theta": 50000, "router_aux_loss_coef": 0.01, "output_router_logits": False,
+            "routed_scaling_factor": 1, "partial_rotary_factor": 1, "qk_layernorm": True, "attention_bias": False, "norm_topk_prob": None,
+            "rope_theta": 50000, "router_aux_loss_coef": 0.01, "output_router_logits": False, "clip_qkv": None,
+            "router_num_group": None, "router_topk_group": None,
         }  # fmt: skip
         del config["mask_token_id"]  # the tokenizer names it
     elif style == "dream":

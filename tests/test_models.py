@@ -213,6 +213,7 @@ REFUSED_MOE = [
     ("hidden_act", "gelu"), ("qk_layernorm", False), ("moe_layer_freq", [1, 0]), ("rope_scaling", {"factor": 2}), ("n_group", 4),
     ("attention_dropout", 0.1), ("shared_expert_intermediate_size", 64), ("num_shared_experts", 1), ("partial_rotary_factor", 0.5),
     ("routed_scaling_factor", 2.5), ("moe_router_score_function", "sigmoid"), ("moe_router_enable_expert_bias", True), ("novelty", 1),
+    ("clip_qkv", 8.0), ("router_num_group", 4), ("router_topk_group", 2),
 ]  # fmt: skip
 REFUSED_DREAM = [
     ("hidden_act", "gelu"), ("attention_dropout", 0.1), ("rope_scaling", {"factor": 2}), ("use_sliding_window", True),
