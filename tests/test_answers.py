@@ -12,8 +12,8 @@ from tasks import TASKS, FromFile, boxed, equivalent, final_answer, read_number
 GSM8K, MATH = TASKS["gsm8k"], TASKS["math"]
 
 NUMBERS = {
-    "72": 72, "1,234,567": 1234567, "$1,234.00": 1234, "1234 dollars": 1234, "$18.50": Fraction(37, 2), "5 apples": 5, "12 m^2": 12, "12 m²": 12,
-    "3 km/h": 3, "45^\\circ": 45, "60 minutes": 60, "50%": 50, "50\\%": 50, "18.": 18, ".5": Fraction(1, 2), "3/4": Fraction(3, 4),
+    "72": 72, "1,234,567": 1234567, "$1,234.00": 1234, "1234 dollars": 1234, "$18.50": Fraction(37, 2), "5 apples": 5, "12 m²": 12,
+    "12 m^2": 12, "3 km/h": 3, "45^\\circ": 45, "60 minutes": 60, "50%": 50, "50\\%": 50, "18.": 18, ".5": Fraction(1, 2), "3/4": Fraction(3, 4),
     "-3/4": Fraction(-3, 4), "\\frac{3}{4}": Fraction(3, 4), "\\dfrac34": Fraction(3, 4), "1 1/2": Fraction(3, 2), "$72$": 72,
     "\\boxed{72}": 72, "\\text{72 apples}": 72, "x = 5": 5, "3 + 4 = 7": 7, "1e3": 1000, "1.5 \\times 10^3": 1500, "−7": -7, "- 7": -7,
     "+4": 4, "-$5": -5, "$-5": -5, "1{,}234": 1234, "3\\frac{1}{2}": Fraction(7, 2), "\\$18": 18, "72\\text{ cm}^2": 72, "£3": 3, "€3": 3,
