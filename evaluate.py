@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from runs import load_policy, read_lines
+from runs import checkpoint_of, is_compact, load_policy, out_of_memory, read_json, read_lines
 from sampler import Decoder
 from tasks import TASKS, check_split
 
@@ -152,10 +152,12 @@ def main(arguments=None):
     parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
     parser.add_argument("--decoder", default="eb", help="eb, confidence or top_k")
     parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma, tau or k; several give several rows")
-    parser.add_argument("--block_length", type=int, default=0, help="tokens a block; 0 is the whole canvas")
+    parser.add_argument("--block_length", type=int, help="tokens a block; 0 is the whole canvas; default as the run was trained, or 0")
     parser.add_argument("--cache", default="none", help="block cache: none (exact), prefix or dual; needs --block_length")
-    parser.add_argument("--length", type=int, default=0, help="tokens a completion; default 256, or what the tiny model's task needs")
-    parser.add_argument("--prefill", default="", help="how every completion is made to begin, e.g. <reasoning>")
+    parser.add_argument("--length", type=int, help="tokens a completion; default as the run was trained, or 256")
+    parser.add_argument(
+        "--prefill", help="how every completion is made to begin, e.g. <reasoning>; default as the run was trained, or empty"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="problems at once; fewer need less memory")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--problems", type=int, default=1000, help="how many generated problems")
@@ -167,6 +169,11 @@ def main(arguments=None):
         if options.task not in TASKS:
             raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
         check_split(options.split)
+        # A run is measured as it was trained, unless flags say otherwise.
+        trained = read_json(Path(options.path) / "config.json") if checkpoint_of(options.path) != Path(options.path) else {}
+        for name, default in {"length": 0, "block_length": 0, "prefill": ""}.items():
+            if getattr(options, name) is None:
+                setattr(options, name, trained.get(name, default))
         if min(options.problems, options.batch_size) < 1 or min(options.temperature, options.block_length, options.length) < 0:
             raise ValueError("problems and batch_size have to be at least 1, temperature, block_length and length at least 0")
         decoders = []
@@ -176,10 +183,11 @@ def main(arguments=None):
             except ValueError:
                 raise ValueError(f"setting {text!r} is neither a number nor learned") from None
             decoders.append(Decoder(options.decoder, value, options.block_length or None))
-        task, policy = TASKS[options.task], load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
+        task, compact = TASKS[options.task], is_compact(options.path)
+        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed, compact)
+        policy = load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
         if policy.threshold_head is None and any(decoder.rule == "eb" and decoder.setting is None for decoder in decoders):
             raise ValueError(f"{options.path} has no learned threshold: give --setting a number")
-        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed, policy.compact)
         rows = []
         for decoder in decoders:
             row = {"name": Path(options.path).name, "task": options.task, "data": options.data or options.split}
@@ -188,6 +196,8 @@ def main(arguments=None):
             print(json.dumps(rows[-1]), flush=True)
     except ValueError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
+    except (MemoryError, RuntimeError) as error:
+        parser.exit(1, f"evaluate.py: {out_of_memory(error, f'lower --batch_size ({options.batch_size})')}\n")
     print_table(rows)
 
 

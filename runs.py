@@ -181,24 +181,25 @@ class FinishTheStep:
         signal.signal(signal.SIGINT, self.before)
 
 
-def out_of_memory(error, settings):
-    """One line of advice for an out-of-memory error; any other error is raised again."""
+def out_of_memory(error, advice):
+    """One line, with the figures and the advice, for an out-of-memory error; any other error is raised again."""
     said = " ".join(str(error).split())
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in said:
         raise error
-    learning = any(frame.name == "update_denoiser" for frame in traceback.extract_tb(error.__traceback__))
-    if learning:
-        advice = f"lower --micro_batch_size ({settings.micro_batch_size})"
+    used = peak_memory_gib()
+    return f"out of memory{f', {used:.1f} GiB used at most' if used else ''}: {advice} [{said[:160]}]"
+
+
+def what_to_lower(error, settings):
+    """Which settings of a training run would have needed less memory where this error was raised."""
+    if any(frame.name == "update_denoiser" for frame in traceback.extract_tb(error.__traceback__)):
+        advice = f"while learning, lower --micro_batch_size ({settings.micro_batch_size})"
         advice += "" if settings.gradient_checkpointing else " or set --gradient_checkpointing true"
         advice += ", both allowed on --resume"
-    else:
-        advice = (
-            f"lower --prompts_per_step ({settings.prompts_per_step}), --group_size ({settings.group_size}) or --length ({settings.length})"
-        )
-        advice += "" if settings.cache == "none" else f", or set --cache none (not {settings.cache})"
-    used = peak_memory_gib()
-    where = "while learning" if learning else "in a rollout or while loading"
-    return f"out of memory {where}{f', {used:.1f} GiB used at most' if used else ''}: {advice} [{said[:160]}]"
+        return advice + ("" if settings.lora_rank else "; --lora_rank 128 trains an adapter instead of every weight")
+    sizes = (f"--{name} ({getattr(settings, name)})" for name in ("prompts_per_step", "group_size", "length"))
+    advice = f"in a rollout, lower {', '.join(sizes)}"
+    return advice + ("" if settings.cache == "none" else f", or set --cache none (not {settings.cache}), allowed on --resume")
 
 
 def save_checkpoint(run_dir, policy, optimizers, step):

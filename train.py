@@ -132,7 +132,7 @@ RECIPES = {
         "eval_problems": 256,
     },
 }
-FREE = ("steps", "run_dir", "micro_batch_size", "gradient_checkpointing", "save_every")  # what may change on --resume
+FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")  # what may change on --resume
 
 
 def check(settings):
@@ -402,7 +402,7 @@ def main(arguments=None):
         print("\nstopped before the first step: nothing was kept")
         return 130
     except (MemoryError, RuntimeError) as error:
-        print(f"train.py: {runs.out_of_memory(error, settings)}", file=sys.stderr)
+        print(f"train.py: {runs.out_of_memory(error, runs.what_to_lower(error, settings))}", file=sys.stderr)
         return 1
 
     def measure(name, gamma):
@@ -428,7 +428,7 @@ def main(arguments=None):
         print(f"\ntrain.py: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        print(f"\ntrain.py: {runs.out_of_memory(error, settings)}", file=sys.stderr)
+        print(f"\ntrain.py: {runs.out_of_memory(error, runs.what_to_lower(error, settings))}", file=sys.stderr)
         return 1
     plot_curves(run_dir)
     print_table(rows)

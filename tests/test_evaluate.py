@@ -66,6 +66,27 @@ def test_every_sampler_setting_stands_beside_the_score(run_dir, capsys):
     assert "learned" in table
 
 
+def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, tmp_path, capsys):
+    create_run(tmp_path / "b")
+    write_json(tmp_path / "b" / "config.json", {"length": 12, "block_length": 4, "prefill": "<answer>", "cache": "dual"})
+    save_checkpoint(tmp_path / "b", policy, [], 1)
+    for flags, expected in (("", (12, 4, "<answer>", "none")), ("--length 9 --block_length 0 --cache none", (9, 9, "<answer>", "none"))):
+        evaluate.main([str(tmp_path / "b"), "--task", "countdown", "--problems", "2", *flags.split()])
+        row = json.loads(capsys.readouterr().out.splitlines()[0])
+        assert (row["length"], row["block_length"], row["prefill"], row["cache"]) == expected
+
+
+def test_out_of_memory_says_which_setting_to_lower(run_dir, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB")
+
+    monkeypatch.setattr(DiffusionPolicy, "rollout", fail)
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main([str(run_dir), "--task", "countdown", "--problems", "2", "--batch_size", "7"])
+    message = capsys.readouterr().err
+    assert exit.value.code == 1 and "--batch_size (7)" in message and "2.00 GiB" in message and message.count("\n") == 1
+
+
 def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, capsys):
     path = tmp_path / "data.jsonl"
     path.write_text('{"input": "3,4,5", "output": "35"}\n{"numbers": [30, 100, 93], "target": 23}\n')  # of unequal length for tiny

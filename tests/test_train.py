@@ -252,10 +252,21 @@ def test_with_two_inner_updates_checkpointing_and_micro_batches_change_nothing_b
         )
 
 
-def test_micro_batches_may_be_made_smaller_when_resuming(run):
-    _, folder = run("a")
-    assert run("a", resume=True, steps=3, micro_batch_size=2)[0] == 0
-    assert json.loads((folder / "config.json").read_text())["micro_batch_size"] == 2
+def test_what_only_costs_memory_may_be_lowered_when_resuming(run):
+    _, folder = run("a", block_length=5, cache="dual")
+    assert run("a", resume=True, steps=3, micro_batch_size=2, cache="none")[0] == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["micro_batch_size"], config["cache"]) == (2, "none")
+
+
+def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
+    write_checkpoint(tmp_path / "hub", "llada")
+    flags = {"model": tmp_path / "hub", "length": 16, "block_length": 8, "lora_rank": 2, "dtype": "bfloat16", "learning_rate": 1e-2}
+    _, whole = run("whole", steps=3, **flags)
+    _, folder = run("grown", steps=2, **flags)
+    assert run("grown", resume=True, steps=3)[0] == 0 and metrics_of(folder) == metrics_of(whole)
+    adapter = load_file(folder / "checkpoint" / "adapter_model.safetensors")
+    assert {value.dtype for value in adapter.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("flags", [{}, LORA], ids=["full", "lora"])
