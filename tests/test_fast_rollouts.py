@@ -144,6 +144,15 @@ def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
     torch.testing.assert_close(logp, torch.where(tokens >= 10, -math.log(total), math.log(V / total)))
 
 
+def test_even_a_uniform_number_of_0_does_not_draw_the_mask(monkeypatch):
+    policy = wide_policy()
+    assert policy.mask_id == 0  # the first token, of probability 0
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.zeros(shape, dtype=options["dtype"]))
+    with torch.no_grad():
+        tokens, logp = policy.draw(torch.randn(3, 32, generator=generator()), 1.0)
+    assert tokens.tolist() == [1, 1, 1] and logp.isfinite().all()
+
+
 # ---- what is saved -------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +221,18 @@ def test_no_tensor_of_batch_by_length_by_vocabulary_is_made_in_rollout_or_learni
     assert learning.size <= max(2**14, 32 * V) < 4 * 16 * V  # 32 V is the output layer's own gradient
 
 
+def test_a_chunks_logits_are_not_kept_for_the_backward_pass(monkeypatch):
+    monkeypatch.setitem(diffusion_policy.CHUNK, "cpu", 9000)
+    policy, kept = wide_policy(), []
+    hidden, tokens = torch.randn(40, 32, generator=generator()).requires_grad_(), torch.arange(1, 41)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        logp = policy.token_logp(hidden, tokens, 0.9)
+    V = policy.denoiser.config.vocab_size
+    assert max(kept, default=0) <= max(32 * V, 9000) and sum(n for n in kept if n != 32 * V) < 40 * V / 4  # 32 V is the weight itself
+    logp.sum().backward()
+    assert hidden.grad.abs().sum() > 0
+
+
 def test_a_chunked_score_has_the_gradient_of_a_whole_one(monkeypatch):
     policy, (ids, mask) = wide_policy(), prompts(6, 6, 5)
     rollout = policy.rollout(ids, mask, 12, Decoder("eb", 1.0), generator(2))
@@ -240,6 +261,14 @@ def test_scoring_runs_what_a_group_shares_once(stages):
                 state = latent_at(rollout.completion[row : row + 1], rollout.unmask_step[row : row + 1], low, policy.mask_id)
                 states.add((row // G, *state[0].tolist()))
     assert calls == [(len(states), 18, False)] and len(states) <= 2 + 2 * G * (stages - 1)  # z_0 once a group
+
+
+def test_scoring_pads_no_further_than_the_rows_at_hand_need():
+    policy = wide_policy()
+    rollout = policy.rollout(*prompts(30, 6, 6), 12, Decoder("top_k", 2), generator(2))
+    calls = calls_of(policy)
+    surrogate_logp(policy, rollout.rows(slice(1, 3)), draw_boundaries(rollout.nfe[1:], 1))
+    assert calls == [(2, 18, False)]
 
 
 # ---- block caches --------------------------------------------------------------------------------------------------------

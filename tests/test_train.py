@@ -28,6 +28,13 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """They take longer than all the rest of these runs; one test looks at one."""
+    if request.node.name != "test_a_run_leaves_all_its_files_and_names_its_folder_last":
+        monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+
+
 @pytest.fixture
 def run(tmp_path, cache):
     """run(name, flag=value, ...) trains into tmp_path/name, small unless flags say otherwise, and returns (exit code, folder)."""
@@ -242,6 +249,17 @@ def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
     assert metrics_of(whole)[0]["reference_kl"] < metrics_of(whole)[-1]["reference_kl"]
 
 
+def test_the_reference_of_a_lora_run_is_the_base_model_that_it_starts_as(run):
+    _, folder = run("a", kl_beta=0.1, **LORA | {"lora_dropout": 0.0})
+    first, second = (row["reference_kl"] for row in metrics_of(folder))
+    assert first == 0.0 and second > 1e-6  # the first update of each step, so a reference that learns too would give 0 again
+
+
+def test_lora_dropout_is_on_while_learning(run):
+    with_, without = (metrics_of(run(str(p), **LORA | {"lora_dropout": p})[1])[0] for p in (0.5, 0.0))
+    assert with_["grad_norm"] != without["grad_norm"] and with_["reward_mean"] == without["reward_mean"]
+
+
 def test_with_two_inner_updates_checkpointing_and_micro_batches_change_nothing_but_memory(run):
     flags = {"inner_updates": 2, "steps": 3, "seed": 2}
     _, plain = run("plain", **flags)
@@ -261,12 +279,12 @@ def test_what_only_costs_memory_may_be_lowered_when_resuming(run):
 
 def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
     write_checkpoint(tmp_path / "hub", "llada")
-    flags = {"model": tmp_path / "hub", "length": 16, "block_length": 8, "lora_rank": 2, "dtype": "bfloat16", "learning_rate": 1e-2}
-    _, whole = run("whole", steps=3, **flags)
-    _, folder = run("grown", steps=2, **flags)
-    assert run("grown", resume=True, steps=3)[0] == 0 and metrics_of(folder) == metrics_of(whole)
-    adapter = load_file(folder / "checkpoint" / "adapter_model.safetensors")
-    assert {value.dtype for value in adapter.values()} == {torch.float32}
+    flags = {"model": tmp_path / "hub", "length": 4, "block_length": 4, "lora_rank": 2, "dtype": "bfloat16", "inner_updates": 1}
+    _, folder = run("a", steps=1, prompts_per_step=1, group_size=2, eval_problems=1, **flags)
+    settings = Settings(**json.loads((folder / "config.json").read_text()))
+    resumed = train.prepare(settings, folder, resume=True, export="")[0].denoiser
+    dtypes = {trained: {p.dtype for p in resumed.parameters() if p.requires_grad == trained} for trained in (True, False)}
+    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
 
 
 @pytest.mark.parametrize("flags", [{}, LORA], ids=["full", "lora"])
@@ -386,7 +404,11 @@ def test_resuming_what_is_no_run_is_refused(run, capsys):
 
 @pytest.mark.parametrize(
     ("place", "says"),
-    [("update_denoiser", "--micro_batch_size (256) or set --gradient_checkpointing"), ("group_advantages", "--prompts_per_step")],
+    [
+        ("update_denoiser", "--micro_batch_size (256) or set --gradient_checkpointing"),
+        ("update_denoiser", "--lora_rank 128"),
+        ("group_advantages", "--prompts_per_step"),
+    ],
 )
 def test_out_of_memory_says_which_setting_to_lower(run, capsys, monkeypatch, place, says):
     def update_denoiser(*_):
