@@ -273,7 +273,7 @@ def print_table(rows):
 
     head = ["shape", "method", "rows", "seconds", "tokens/s", "x naive", "same tokens", "peak GiB", "of naive", "TFLOP", "MFU"]
     keys = [("rows", "{}"), ("seconds", "{:.2f}"), ("tokens_per_s", "{:.1f}"), ("speed_ratio", "{:.2f}"), ("same_tokens", "{:.1%}")]
-    keys += [("peak_gib", "{:.2f}"), ("memory_ratio", "{:.0%}"), ("tflop", "{:,.4g}"), ("mfu", "{:.1%}")]
+    keys += [("peak_gib", "{:.2f}"), ("memory_ratio", "{:.0%}"), ("tflop", "{:,.3f}"), ("mfu", "{:.1%}")]
     table = [head]
     for row in rows:
         cells = [cell(row, key, form) for key, form in keys]
@@ -284,8 +284,8 @@ def print_table(rows):
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |")
         if line is head:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    for chip in dict.fromkeys(f"{row['shape']}: {row['dtype']}, {row['chip']}" for row in rows if "chip" in row):
-        print(chip)
+    for shape, chip in {row["shape"]: f"{row['dtype']}, {row['chip']}" for row in rows if "chip" in row}.items():
+        print(f"{shape}: {chip}")
 
 
 def main():
