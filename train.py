@@ -1,6 +1,6 @@
 """Train a masked-diffusion language model to reason better and faster.
 
-    python train.py --task countdown                  laptop, no GPU, no download: about five minutes
+    python train.py --task countdown                  laptop, no GPU, no download: five to ten minutes
     python train.py --task sudoku
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task countdown --num_stages 1 --is_cap 0 --train policy      d1 (diffu-GRPO)
