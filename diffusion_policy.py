@@ -19,6 +19,7 @@ Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L, V
 
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from os.path import commonprefix
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -157,7 +158,9 @@ class DiffusionPolicy:
             raise ValueError(f"no tokens for a text such as {longest[:60]!r}: {error}") from None
         lengths, limit = batch.attention_mask.sum(1), self.denoiser.config.max_position_embeddings
         if lengths.max() + room > limit:
-            which = f"the prompt {prompts[lengths.argmax()][:60]!r}... has {lengths.max()} tokens"
+            shared = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0  # the instructions tell no prompt from another
+            text = prompts[lengths.argmax()][shared : shared + 60]
+            which = f"prompt {lengths.argmax() + 1} of {len(prompts)}, with {text!r}, has {lengths.max()} tokens"
             raise ValueError(f"{which}: with {room} for the completion that is more than the {limit} that the model can read")
         device = self.denoiser.device
         return batch.input_ids.to(device), batch.attention_mask.bool().to(device)

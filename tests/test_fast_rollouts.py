@@ -439,8 +439,8 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_names_it_and_nothing_is_cut
     limit = policy.denoiser.config.max_position_embeddings
     overhead = policy.encode(["x"])[0].shape[1] - 1
     assert policy.encode(["y" * (limit - overhead - 20)], room=20)[0].shape[1] == limit - 20
-    with pytest.raises(ValueError, match="zzz.*512") as error:
-        policy.encode(["fine", "z" * (limit - overhead - 19)], room=20)
+    with pytest.raises(ValueError, match="prompt 2 of 2, with 'zzz.*512") as error:
+        policy.encode([f"Work it out: {text}" for text in ("fine", "z" * (limit - overhead - 19))], room=20)
     assert "\n" not in str(error.value)
 
 
