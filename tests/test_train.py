@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import signal
 
 import pytest
@@ -376,7 +377,7 @@ def test_bad_settings_get_one_line_and_leave_nothing_behind(run, capsys, tmp_pat
         code, folder = run("a", **flags)
     except SystemExit as error:  # argparse's way out
         code, folder = error.code, tmp_path / "a"
-    message = capsys.readouterr().err
+    message = re.sub(r"\rwarm start.*\n", "", capsys.readouterr().err)  # the bar of a base model that had to be made first
     assert code == 2 and says in message and message.count("\n") == 1 and not folder.exists()
 
 
