@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import HIDDEN, LAYERS, reference_logits, write_checkpoint
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 import models
 from diffusion_policy import DiffusionPolicy
@@ -186,6 +186,25 @@ def test_logits_are_those_of_the_published_architecture_with_and_without_left_pa
         denoiser.get_output_embeddings()(policy.hidden(ids)), reference_logits(family, weights, config, ids), rtol=0, atol=1e-5
     )
     assert denoiser.dtype == torch.float32 and not denoiser.training
+
+
+def test_a_bidirectional_qwen2_folder_loads_as_it_was_saved_and_a_causal_one_does_not(tmp_path):
+    tokenizer = tiny_tokenizer()
+    for causal in (False, True):
+        config = Qwen2Config(
+            is_causal=causal, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        model = Qwen2ForCausalLM(config).eval()
+        for part in (model, tokenizer):
+            part.save_pretrained(tmp_path / str(causal))
+    with pytest.raises(ValueError, match="causal"):
+        load_denoiser(str(tmp_path / "True"))
+    denoiser, loaded = load_denoiser(str(tmp_path / "False"))
+    ids, mask = (x[:, :9] for x in ids_and_mask())
+    other = Qwen2ForCausalLM.from_pretrained(tmp_path / "False").eval()
+    assert torch.equal(denoiser(input_ids=ids % 100, attention_mask=mask).logits, other(input_ids=ids % 100, attention_mask=mask).logits)
+    assert loaded.mask_token == "[MASK]" and not getattr(denoiser.config, "shift_logits", False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
