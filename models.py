@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors import safe_open
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
@@ -248,8 +249,9 @@ def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
             dtype = torch.float32 if torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False) else torch.bfloat16
         try:
             denoiser, info = model.from_pretrained(
-                folder, config=config, key_mapping=key_mapping, dtype=dtype, device_map={"": device}, output_loading_info=True
-            )
+                folder, config=config, key_mapping=key_mapping, dtype=dtype, device_map={"": device}, output_loading_info=True,
+                use_safetensors=True,
+            )  # fmt: skip
         except Exception as error:  # safetensors, json and transformers each raise their own
             raise ValueError(f"{folder} cannot be loaded: {' '.join(str(error).split())[:200]}") from None
         for what, keys in info.items():  # transformers only warns about these, and goes on with random weights
@@ -423,11 +425,21 @@ def describe_lora(model):
     )
 
 
+def _stored_names(folder):
+    """The names of the weights in a checkpoint folder."""
+    names = set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return names
+
+
 def export(denoiser, tokenizer, folder):
     """Write the whole model to `folder` as its source was stored, so that other tools of its family load it.
 
     An adapter is merged first, in place (there is no room for two of 8 billion), so this comes last. LLaDA's weights get LLaDA's
-    names back, and its own config.json and all other small files of the source go beside them.
+    names back, and its own config.json and all other small files of the source go beside them. Raises ValueError where transformers
+    does not give the names back (5.2 does not, 5.23 does).
     """
     folder = Path(folder)
     if hasattr(denoiser, "disable_adapter"):
@@ -437,6 +449,11 @@ def export(denoiser, tokenizer, folder):
     source = getattr(denoiser, "source_folder", None)
     if source is None or json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type") in PLAIN:
         return
+    if _stored_names(folder) != _stored_names(source):
+        raise ValueError(
+            f"transformers {transformers.__version__} stores these weights under other names than {source} does, where no tool would "
+            "find them: take the version in requirements.txt"
+        )
     for path in source.iterdir():
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf") or path.name.endswith(".index.json")
         if path.is_file() and not weights:

@@ -433,7 +433,11 @@ def main(arguments=None):
     plot_curves(run_dir)
     print_table(rows)
     if export:
-        models.export(policy.denoiser, policy.tokenizer, export)
+        try:
+            models.export(policy.denoiser, policy.tokenizer, export)
+        except ValueError as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            return 2
         print(f"exported to {export}")
     print(run_dir)
     return 0

@@ -409,6 +409,25 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
         torch.testing.assert_close(load_denoiser(str(tmp_path / "again"))[0](input_ids=ids).logits, expected, rtol=0, atol=2e-5)
 
 
+def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "source", "llada")
+    denoiser, tokenizer = load_denoiser(str(tmp_path / "source"))
+    save = denoiser.save_pretrained
+    monkeypatch.setattr(denoiser, "save_pretrained", lambda *args, **options: save(*args, **options, save_original_format=False))
+    with pytest.raises(ValueError, match="requirements.txt") as error:
+        export(denoiser, tokenizer, tmp_path / "out")
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "modeling_llada.py").exists()
+
+
+def test_weights_in_a_pickle_are_not_read(tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    torch.save({k: v for shard in shards(tmp_path) for k, v in load_file(shard).items()}, tmp_path / "pytorch_model.bin")
+    for path in [*shards(tmp_path), tmp_path / "model.safetensors.index.json"]:
+        path.unlink()
+    with pytest.raises(ValueError, match="safetensors"):
+        load_denoiser(str(tmp_path))
+
+
 def test_the_default_model_is_tiny_without_a_gpu_and_llada_with_one(monkeypatch):
     for gpu, name in ((False, "tiny"), (True, models.LLADA)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
