@@ -248,7 +248,7 @@ class DiffusionPolicy:
         """
         tokens, logps = [], []
         for part in hidden.split(self.chunk()):
-            logits = self.logits(part).contiguous()  # (n, V)
+            logits = self.logits(part).contiguous()  # (n, V), a row's logits side by side: cumulating across them is slow
             if temperature > 0:
                 weight = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()  # in place: it is large
                 cumulated = weight.cumsum(-1, dtype=torch.float64)

@@ -198,7 +198,7 @@ def what_to_lower(error, settings):
         advice += ", both allowed on --resume"
         return advice + ("" if settings.lora_rank else "; --lora_rank 128 trains an adapter instead of every weight")
     sizes = (f"--{name} ({getattr(settings, name)})" for name in ("prompts_per_step", "group_size", "length"))
-    advice = f"in a rollout, lower {', '.join(sizes)}"
+    advice = f"in a rollout or while loading, lower {', '.join(sizes)}"
     return advice + ("" if settings.cache == "none" else f", or set --cache none (not {settings.cache}), allowed on --resume")
 
 

@@ -421,24 +421,20 @@ def main(arguments=None):
             rows = rows[:1]
             rows += [measure("after", gamma) for gamma in ([settings.gamma_0] if settings.train == "policy" else [None, settings.gamma_0])]
             runs.write_json(run_dir / "eval.json", rows)
+        plot_curves(run_dir)
+        print_table(rows)
+        if export:
+            models.export(policy.denoiser, policy.tokenizer, export)
+            print(f"exported to {export}")
     except KeyboardInterrupt:
         print(f"\nstopped; go on with: python train.py --resume --run_dir {run_dir}")
         return 130
-    except ValueError as error:  # a prompt of the training data that does not fit, say
+    except ValueError as error:  # a prompt of the training data that does not fit, say, or an export that no tool would read
         print(f"\ntrain.py: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         print(f"\ntrain.py: {runs.out_of_memory(error, runs.what_to_lower(error, settings))}", file=sys.stderr)
         return 1
-    plot_curves(run_dir)
-    print_table(rows)
-    if export:
-        try:
-            models.export(policy.denoiser, policy.tokenizer, export)
-        except ValueError as error:
-            print(f"train.py: {error}", file=sys.stderr)
-            return 2
-        print(f"exported to {export}")
     print(run_dir)
     return 0
 

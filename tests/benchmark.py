@@ -255,16 +255,16 @@ def with_ratios(rows, same_order):
 
 def whole_step(rows):
     """The row of one RL step: a rollout with the dual cache, and learning from it."""
-    parts = [row for row in rows if row["method"] in ("dual", "learning")]
-    step = {"method": "step", "rows": parts[0].get("rows")}
-    failed = [row["failed"] for row in parts if "failed" in row]
-    both = ("tflop",) if failed else ("tflop", "seconds")
-    step |= {key: sum(row[key] for row in parts) for key in both if all(key in row for row in parts)}
+    dual, learning = (row for row in rows if row["method"] in ("dual", "learning"))
+    step = {"method": "step", "rows": dual.get("rows")}
+    if "tflop" in dual and "tflop" in learning:
+        step["tflop"] = dual["tflop"] + learning["tflop"]
+    failed = dual.get("failed") or learning.get("failed")
     if failed:
-        return step | {"failed": failed[0]}
-    busy = [row["mfu"] * row["seconds"] for row in parts if row["mfu"]]
-    mfu = sum(busy) / step["seconds"] if len(busy) == len(parts) else None
-    return step | {"peak_gib": max(row["peak_gib"] for row in parts), "mfu": mfu}
+        return step | {"failed": failed}
+    seconds = dual["seconds"] + learning["seconds"]
+    mfu = (dual["mfu"] * dual["seconds"] + learning["mfu"] * learning["seconds"]) / seconds if dual["mfu"] and learning["mfu"] else None
+    return step | {"seconds": seconds, "peak_gib": max(dual["peak_gib"], learning["peak_gib"]), "mfu": mfu}
 
 
 def print_table(rows):
