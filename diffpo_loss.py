@@ -1,16 +1,25 @@
 """The objective of DiFFPO, as pure functions of tensors.
 
-What is optimised is a *surrogate* policy (likelihood.py), what was sampled from is the *true* one (diffusion_policy.py). So
-this is off-policy learning even at the first update, and every token carries a truncated importance weight:
+What is optimised is a *surrogate* policy (likelihood.py). What was sampled from is the *true* one
+(diffusion_policy.py). So this is off-policy learning even at the first update, and it needs
+importance sampling: every token carries a truncated weight.
 
-    w_t   = min(C, pi_old^S(o_t) / pi_old^true(o_t))        constant in theta; capped on one side only      [PAPER]
-    rho_t = pi_theta^S(o_t) / pi_old^S(o_t)                 new over old surrogate, the same boundaries     [PAPER]
-    J     = mean_i 1/|o_i| sum_t w_t min(rho_t A_i, clip(rho_t, 1 - eps, 1 + eps) A_i)                      [RECONSTRUCTED]
+    w_t   = min(C, pi_old^S(o_t) / pi_old^true(o_t))    no gradient; capped on one side     [PAPER]
+    rho_t = pi_theta^S(o_t) / pi_old^S(o_t)             new over old, the same boundaries   [PAPER]
+    J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1 - eps, 1 + eps) A_i)  [RECONSTRUCTED]
 
-    d1 (diffu-GRPO) is J with m = 1 stage and w = 1.
+    mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
 
-At the first inner update rho is 1 everywhere, and with advantages that sum to 0 the loss is about 0 by construction. Its
-gradient is not: look at reward, ratio and gradient norm, not at the loss.
+At the first inner update rho is 1 everywhere. With advantages that sum to 0 the loss is then about
+0, by construction. Its gradient is not: look at reward, ratio and gradient norm, not at the loss.
+
+What n_i is, the setting `normalise_by`:
+    "canvas"  n_i = L for every row. With the exact likelihood and w = 1 the gradient of J is the
+              gradient of the expected reward (over L), whatever the lengths.          [OUR CHOICE]
+    "text"    n_i = |o_i|, the row's own tokens up to [EOS]. A token of a short text then pulls
+              harder than one of a long text: the gradient of no expected reward.    [RECONSTRUCTED]
+
+This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 
 Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion tokens.
 """
@@ -19,13 +28,16 @@ import torch
 
 
 def group_advantages(reward, group_size, scale_by_std=False, std_floor=0.1):
-    """Reward minus the mean of the prompt's own group; with `scale_by_std` over the group's standard deviation.
+    """Reward minus the mean of the prompt's own group; with `scale_by_std` over the group's std.
 
-    d1 does not divide [OUR CHOICE: a setting]. The floor keeps a group in which only the speed differs from being blown up.
-    reward (B,) -> (B,). Raises ValueError for a group of one, which has nothing to compare with.
+    d1 does not divide [OUR CHOICE: a setting]. In a group where only the speed differs the std is
+    tiny; without the floor such tiny differences would become huge advantages.
+    reward (B,) -> (B,). Raises ValueError for a group of one: it has nothing to compare with.
     """
     if group_size < 2 or len(reward) % group_size:
-        raise ValueError(f"{len(reward)} rewards are no groups of {group_size}: a group needs at least 2 completions")
+        raise ValueError(
+            f"{len(reward)} rewards are no groups of {group_size}: a group needs at least 2"
+        )
     groups = reward.view(-1, group_size)  # (prompts, G)
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_by_std:
@@ -34,7 +46,10 @@ def group_advantages(reward, group_size, scale_by_std=False, std_floor=0.1):
 
 
 def importance_weights(logp_surrogate_old, logp_true_old, cap):
-    """w = min(cap, pi_old^S / pi_old^true), without gradient; cap 0 switches weights off (all 1). (B, L), (B, L) -> (B, L)"""
+    """w = min(cap, pi_old^S / pi_old^true), without gradient; cap 0: no weights, all are 1.
+
+    (B, L), (B, L) -> (B, L)
+    """
     if not cap:
         return torch.ones_like(logp_true_old)
     return (logp_surrogate_old - logp_true_old).detach().exp().clamp(max=cap)
@@ -47,62 +62,111 @@ def clipped(ratio, advantage, clip_eps):
 
 def clip_active(ratio, advantage, clip_eps):
     """Where the clip has switched the gradient off."""
-    return (ratio > 1 + clip_eps) & (advantage > 0) | (ratio < 1 - clip_eps) & (advantage < 0)
+    too_far_up, too_far_down = ratio > 1 + clip_eps, ratio < 1 - clip_eps
+    return too_far_up & (advantage > 0) | too_far_down & (advantage < 0)
 
 
-def token_mean(x, token_mask):
-    """The mean over tokens of each row, 0 for a row without any: 1/|o_i| sum_t. (B, L) -> (B,)"""
-    return (x * token_mask).sum(-1) / token_mask.sum(-1).clamp(min=1)
+def row_mean(x, token_mask, normalise_by="text"):
+    """Each row's sum over its tokens, over their number ("text") or over L ("canvas").
 
-
-def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, clip_eps, logp_reference=None, kl_beta=0.0):
-    """The model's objective, negated, averaged over the rows given. Returns (loss, metrics).
-
-    logp_new, logp_old, weights, logp_reference (B, L), advantage (B,), token_mask (B, L) bool.
-    Each row is normalised by its own length, so a batch's loss is the row-weighted mean of its micro-batches' losses, exactly.
-    With kl_beta, adds beta times the k3 estimate of KL(new || reference), as d1 does; 0 by default. [OUR CHOICE]
+    (B, L) -> (B,), 0 for a row without a token.
     """
-    logp_old = logp_old.detach()
-    ratio = (logp_new - logp_old).exp()  # (B, L)
-    objective = weights * clipped(ratio, advantage.unsqueeze(-1), clip_eps)
+    n = token_mask.sum(-1).clamp(min=1) if normalise_by == "text" else token_mask.shape[-1]
+    return (x * token_mask).sum(-1) / n
+
+
+def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, clip_eps, normalise_by="text"):
+    """The model's objective J, negated: the mean over the rows given. Returns (loss, metrics).
+
+    logp_new, logp_old, weights (B, L), advantage (B,), token_mask (B, L) bool.
+    Each row is normalised by itself. So the loss of a batch is the mean of its micro-batches'
+    losses, each counted by its rows, exactly.
+    """
+    advantage = advantage.unsqueeze(-1)  # (B, 1)
+    ratio = (logp_new - logp_old.detach()).exp()  # (B, L)
+    objective = weights * clipped(ratio, advantage, clip_eps)
+    loss = -row_mean(objective, token_mask, normalise_by).mean()
     count = token_mask.sum().clamp(min=1)
+    active = clip_active(ratio, advantage, clip_eps) & token_mask
     metrics = {
-        "ratio_mean": (ratio * token_mask).sum() / count,
-        "clip_share": (clip_active(ratio, advantage.unsqueeze(-1), clip_eps) & token_mask).sum() / count,
+        "ratio_mean": ((ratio * token_mask).sum() / count).item(),
+        "clip_share": (active.sum() / count).item(),
+        "loss": loss.item(),
     }
-    if kl_beta:
-        difference = logp_reference.detach() - logp_new
-        kl = difference.exp() - difference - 1  # k3: unbiased and never negative
-        objective = objective - kl_beta * kl
-        metrics["reference_kl"] = (kl * token_mask).sum() / count
-    loss = -token_mean(objective, token_mask).mean()
-    return loss, {name: value.item() for name, value in metrics.items()} | {"loss": loss.item()}
+    return loss, metrics
+
+
+def reference_kl(logp_new, logp_reference, token_mask, normalise_by="text"):
+    """KL(new || reference), the k3 estimate: unbiased and never negative. (B, L) x 3 -> scalar
+
+    d1 adds it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE]
+    """
+    difference = logp_reference.detach() - logp_new
+    return row_mean(difference.exp() - difference - 1, token_mask, normalise_by).mean()
 
 
 def threshold_loss(logp_new, logp_old, advantage, clip_eps):
-    """The sampler's objective: the same clipped ascent on gamma's log-prob, one action per completion. [OUR CHOICE]
+    """The sampler's objective: clipped ascent on gamma's log-prob, one action a completion.
 
-    logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn from just this distribution.
+    logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn from
+    just this distribution. [OUR CHOICE]
     """
     ratio = (logp_new - logp_old.detach()).exp()
     loss = -clipped(ratio, advantage, clip_eps).mean()
-    clip_share = clip_active(ratio, advantage, clip_eps).float().mean()
-    return loss, {"threshold_loss": loss.item(), "threshold_ratio": ratio.mean().item(), "threshold_clip_share": clip_share.item()}
+    metrics = {
+        "threshold_loss": loss.item(),
+        "threshold_ratio": ratio.mean().item(),
+        "threshold_clip_share": clip_active(ratio, advantage, clip_eps).float().mean().item(),
+    }
+    return loss, metrics
 
 
-def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask):
-    """What the importance weights do: their size before the cap, how many are capped, and what they leave of the sample.
+def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1):
+    """What the importance weights do: their size, how many are capped, what sample they leave.
 
-    (B, L), (B, L), float, (B, L) bool -> dict of floats. `ess_share` is the effective sample size of the weights in use,
-    (sum w)^2 / sum w^2, over the number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per
-    token, in nats, from the rollout's own tokens.
+    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats.
+    `ess_share` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
+    number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per token,
+    in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of log w over
+    the tokens whose weight is 1 in exact arithmetic (likelihood.scored_as_drawn): the error bar of
+    the numerics, and with a block cache of the cache.
     """
-    log_weight = (logp_surrogate_old - logp_true_old)[token_mask].double()  # (N,)
-    used = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()
+    log_weight = (logp_surrogate_old - logp_true_old).double()  # (B, L)
+    used = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()  # (N,)
+    unit, log_weight = log_weight[token_mask & must_be_1], log_weight[token_mask]
     return {
         "is_weight_mean": used.mean().item(),
         "is_weight_max": log_weight.exp().max().item(),
         "is_capped_share": (log_weight.exp() > cap).double().mean().item() if cap else 0.0,
         "ess_share": (used.sum().square() / used.square().sum() / len(used)).item(),
         "surrogate_kl": -log_weight.mean().item(),
+        "unit_weight_error": unit.square().mean().sqrt().item(),
     }
+
+
+def example():
+    """Two completions of one prompt; the second one solved it."""
+    cap, clip_eps = 2.0, 0.2
+    p_true = torch.tensor([[0.5, 0.8, 0.9], [0.5, 0.4, 0.9]])  # when it was drawn
+    p_old = torch.tensor([[0.5, 0.4, 0.9], [0.5, 0.9, 0.3]])  # the surrogate's, before the update
+    p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, now
+    token_mask = torch.tensor([[True, True, False], [True, True, True]])  # the first ends early
+    advantage = group_advantages(torch.tensor([0.0, 1.0]), group_size=2)
+    weights = importance_weights(p_old.log(), p_true.log(), cap)
+    ratio = p_new / p_old
+    terms = weights * clipped(ratio, advantage.unsqueeze(-1), clip_eps)
+    print("row token  A     true  old   new   w = min(2, old/true)  rho = new/old  w * clipped")
+    for i, t in token_mask.nonzero().tolist():
+        cells = (advantage[i], p_true[i, t], p_old[i, t], p_new[i, t])
+        print(f"{i:3} {t:5} ", *(f"{x:5.2f}" for x in cells), end=" ")
+        print(f"{weights[i, t]:12.2f} {ratio[i, t]:18.2f} {terms[i, t]:15.3f}")
+    for by in ("text", "canvas"):
+        loss, _ = diffpo_loss(
+            p_new.log(), p_old.log(), advantage, weights, token_mask, clip_eps, by
+        )
+        rows = ", ".join(f"{x:.3f}" for x in row_mean(terms, token_mask, by).tolist())
+        print(f"normalised by {by}: rows {rows}; loss = minus their mean = {loss.item():.3f}")
+
+
+if __name__ == "__main__":
+    example()

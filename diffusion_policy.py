@@ -1,382 +1,349 @@
-"""The reverse process of a masked-diffusion language model, as a policy: rollouts that record what training needs.
+"""The reverse process of a masked-diffusion language model, as a policy.
 
-A completion starts as L times [MASK]. Then, until no mask is left: one denoiser call on prompt and completion, a rule picks
-positions (sampler.py), their tokens are drawn from the denoiser's distribution at each of them. The true policy is
+A completion starts as L times [MASK]. Then, until no mask is left: one denoiser call on prompt and
+completion, a rule picks positions (sampler.py), their tokens are drawn from the denoiser's
+distribution at each of them. The true policy is
 
-    pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})      z_{t-1}: the partly unmasked completion before step t [PAPER]
+    pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
-and every factor is at hand while sampling, so it is recorded then (`behaviour_logp`) and costs no extra call. [OUR CHOICE]
+with z_{t-1} the partly unmasked completion before step t. Every factor is at hand while sampling. So
+it is recorded then, as `behaviour_logp`, and costs no extra call. [OUR CHOICE]
 
-Where the time goes, and what is done about it (tests/benchmark.py measures it):
-    the vocabulary   126,464 logits a position: only for positions that may be unmasked now, a slice of the vocabulary at a time
-    the layers       finished rows leave the batch; rows of like prompt length go together, so little is padded; a group's first
-                     call, G times the same, is made once; block caches (below) run only a part of the canvas
-    waiting          the masks are kept on the host too: a step needs one short message from the GPU, which positions were
-                     selected, and with `stop_at_eos` a second one, the tokens drawn
+`python diffusion_policy.py` unmasks one completion step by step.
 
-Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L, V vocabulary, D hidden size.
+Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L, V words, D wide.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from os.path import commonprefix
+from types import SimpleNamespace
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
-from models import end_token_ids
-
-CACHES = ("none", "prefix", "dual")
-CHUNK = {"cuda": 2**27, "cpu": 2**24}  # logits made at once: of LLaDA's vocabulary 1,061 positions, half a GiB in float32, or 132
-SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where a slice of the vocabulary at a time will do: on a CPU, what fits its cache
-BLOCKED = -1e30  # the logit of [MASK], which is never drawn nor scored; finite, because 0 times infinity is no number
+from denoiser import BlockCache, DenoiserCalls, LogitsModel
+from sampler import Decoder
 
 
 @dataclass
 class Rollout:
     """Everything about B completions that likelihood, loss and log need.
 
-    A position that was never drawn because its row stopped at an end token holds [EOS] and has `unmask_step` nfe + 1: it was
-    a mask in every state that the denoiser saw.
+    A position that was never drawn, because its row stopped at an end token, holds [EOS] and has
+    unmask_step nfe + 1: it was a mask in every state that the denoiser saw.
     """
 
     prompt_ids: torch.Tensor  #     (B, P) long, left-padded
     prompt_mask: torch.Tensor  #    (B, P) bool, False on padding
     completion: torch.Tensor  #     (B, L) long, o
-    unmask_step: torch.Tensor  #    (B, L) long, the step t, counted from 1, at which a token was drawn
-    behaviour_logp: torch.Tensor  # (B, L) float, log pi_old^true(o_t | c, z_{t-1}), of the distribution really drawn from
-    token_mask: torch.Tensor  #     (B, L) bool, tokens up to the first end token, it included: what follows is padding
+    unmask_step: torch.Tensor  #    (B, L) long, the step t, from 1, at which a token was drawn
+    behaviour_logp: torch.Tensor  # (B, L) float, log pi_old^true(o_t | c, z_{t-1})
+    token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to the first end token, with it
     nfe: torch.Tensor  #            (B,)   long, T, the row's denoiser calls
     threshold: torch.Tensor  #      (B,)   float, gamma in nats (nan where the rule has none)
-    threshold_logp: torch.Tensor  # (B,)   float, log-prob of gamma under the threshold head (0 where it was not drawn)
+    threshold_logp: torch.Tensor  # (B,)   float, its log-prob under the head (0 where not drawn)
     prompt_state: torch.Tensor  #   (B, D) float, what the threshold head reads
     temperature: float  #           that the tokens were drawn with
 
     def rows(self, index):
         """The same for some rows: a slice, or a long or bool tensor."""
-        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "temperature"})
+        tensors = [f.name for f in fields(self) if f.name != "temperature"]
+        return replace(self, **{name: getattr(self, name)[index] for name in tensors})
 
 
-class BlockCache:
-    """Keys and values of a whole canvas, (b, heads, S, head size) a layer; a call on a part of it overwrites that part.
+class DiffusionPolicy(DenoiserCalls):
+    """A denoiser, its tokenizer and, where the threshold is learned, its head.
 
-    Block-wise decoding fills it by one call on everything when a block opens. Until that block is full, the calls run only
-
-        prefix   the block and all behind it: what is left of the block keeps its keys and values
-        dual     the block alone: what is right of it keeps them too
-
-    (Fast-dLLM's two caches, arXiv 2505.22618.) Approximate: attention is bidirectional, so whatever is unmasked changes all
-    other positions' keys and values a little, and the cached ones are from before. The behaviour log-probs are those of the
-    distributions really drawn from, so the importance weights see the difference and correct for it.
+    `prefill` is how every completion is made to begin. `adapter` False looks past a LoRA adapter.
     """
 
-    is_compileable = False  # this and the three get_ methods are what transformers asks of a cache
+    def __init__(self, denoiser, tokenizer, threshold_head=None, adapter=True, prefill=""):
+        super().__init__(denoiser, tokenizer.mask_token_id, adapter)
+        self.tokenizer, self.threshold_head, self.prefill = tokenizer, threshold_head, prefill
+        self.eos_id, self.end_ids = tokenizer.eos_token_id, end_token_ids(tokenizer)
+        # The tiny model reads short prompts as they stand: no instructions, no chat template.
+        self.compact = getattr(getattr(denoiser, "config", None), "compact_prompts", False)
 
-    def __init__(self):
-        self.keys, self.values, self.start = [], [], 0
+    @torch.no_grad()
+    def rollout(self, prompt_ids, prompt_mask, length, decoder, generator=None, group_size=1):
+        """Complete B prompts with `length` tokens each, as the decoder says. Returns a Rollout.
 
-    def update(self, keys, values, layer, *_, **__):
-        """The layer's new keys and values, of positions start, start + 1, ... -> those of the whole canvas."""
-        if layer == len(self.keys):  # the call that fills it
-            self.keys.append(keys)
-            self.values.append(values)
-        else:
-            part = slice(self.start, self.start + keys.shape[2])
-            self.keys[layer][:, :, part], self.values[layer][:, :, part] = keys, values
-        return self.keys[layer], self.values[layer]
-
-    def keep(self, rows):
-        """Drop all but some rows, or repeat some."""
-        for tensors in (self.keys, self.values):
-            for i, tensor in enumerate(tensors):  # one after the other: two copies of everything would be too much memory
-                tensors[i] = tensor[rows]
-
-    def get_seq_length(self, layer=0):
-        return self.start
-
-    def get_query_offset(self, layer=0):
-        return self.start
-
-    def get_mask_sizes(self, query_length, layer=0):
-        return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
-
-
-def unique_rows(rows):
-    """(R, S) -> first (U,), the index of one of each distinct row, and copy (R,): rows[first][copy] == rows."""
-    _, copy = torch.unique(rows, dim=0, return_inverse=True)
-    index = torch.arange(len(rows), device=rows.device)
-    first = torch.full_like(index, len(rows)).scatter_reduce(0, copy, index, "amin")
-    return first[first < len(rows)], copy
-
-
-def length_buckets(lengths, room):
-    """Rows, as lists of indices, that are completed together: a new list wherever padding would exceed an eighth of a canvas.
-
-    Exactly equal lengths alone would need no padding at all, but make batches too small for a GPU.
-    """
-    buckets = []
-    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):  # a stable sort: a group stays together
-        if not buckets or lengths[buckets[-1][0]] - lengths[row] > (lengths[buckets[-1][0]] + room) / 8:
-            buckets.append([])
-        buckets[-1].append(row)
-    return buckets
-
-
-class DiffusionPolicy:
-    """A denoiser, its tokenizer and, if the threshold is learned, its head. `adapter` False looks past a LoRA adapter."""
-
-    def __init__(self, denoiser, tokenizer, threshold_head=None, adapter=True):
-        self.denoiser, self.tokenizer, self.threshold_head, self.adapter = denoiser, tokenizer, threshold_head, adapter
-        self.mask_id, self.eos_id = tokenizer.mask_token_id, tokenizer.eos_token_id
-        self.end_ids = end_token_ids(tokenizer)  # eos, and what ends a turn: LLaDA writes <|eot_id|>, then a flood of eos
-        self.compact = getattr(denoiser.config, "compact_prompts", False)  # tiny: no instructions, no chat template
+        prompt_ids, prompt_mask (B, P) from `encode`. group_size G: each G adjacent rows have one
+        prompt, so that their first call, G times the same, is made once. Temperature 0 is greedy, and
+        its log-probs are 0. Raises ValueError for a gamma from nowhere, or groups that are none.
+        """
+        if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
+            raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
+        if not torch.equal(prompt_ids[::group_size].repeat_interleave(group_size, 0), prompt_ids):
+            raise ValueError(f"the prompts are no groups of {group_size} equal rows")
+        lengths, parts = prompt_mask.sum(dim=1).tolist(), []
+        buckets = length_buckets(lengths, length)
+        for rows in buckets:  # rows of about one prompt length: little is padded
+            longest, index = lengths[rows[0]], torch.tensor(rows, device=prompt_ids.device)
+            ids, mask = prompt_ids[index, -longest:], prompt_mask[index, -longest:]
+            unmasking = Unmasking(self, ids, mask, length, decoder, group_size)
+            while unmasking.unfinished():
+                unmasking.call()
+                if unmasking.first:
+                    unmasking.read_prompt(generator)
+                positions = unmasking.select()
+                tokens, logp = unmasking.draw(positions, generator)
+                unmasking.write_down(positions, tokens, logp)
+            parts.append(unmasking.result())
+        back = torch.tensor(sum(buckets, [])).argsort().to(prompt_ids.device)  # the prompts' order
+        columns = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+        end = self.ends(columns["completion"])
+        token_mask = (end.cumsum(-1) - end.long()) == 0  # no end token before it
+        columns |= {"token_mask": token_mask, "temperature": decoder.temperature}
+        return Rollout(prompt_ids, prompt_mask, **columns)
 
     def without_adapter(self):
-        """The base model under a LoRA adapter, as a policy that shares its weights: the reference model, for free."""
+        """The base model under a LoRA adapter: a reference model that shares its weights."""
         return DiffusionPolicy(self.denoiser, self.tokenizer, adapter=False)
 
-    def encode(self, prompts, prefill="", room=0):
-        """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded so that every completion starts at column P.
+    def encode(self, prompts, room=0):
+        """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded: completions start at column P.
 
-        Each becomes one user message in the tokenizer's chat template; `prefill` is how the answer is made to begin. (A compact
-        model gets the text as it stands.) Raises ValueError for an empty prompt, a missing chat template, a text that the
-        tokenizer has no tokens for, and a prompt that leaves no `room` for the completion: nothing is ever cut off.
+        Each text becomes one user message in the tokenizer's chat template, and `prefill` follows.
+        (A compact model gets the text as it stands.) Raises ValueError for an empty prompt, a missing
+        chat template, a text that the tokenizer has no tokens for, and a prompt that leaves no `room`
+        for the completion: nothing is ever cut off.
         """
         if not all(prompts):
             raise ValueError("an empty prompt: there is nothing to complete")
         texts = prompts
         if not self.compact:
             if self.tokenizer.chat_template is None:
-                raise ValueError("the tokenizer has no chat template: take the Instruct model's (its chat_template.jinja)")
+                raise ValueError(
+                    "the tokenizer has no chat template: take the Instruct model's chat_template.jinja"
+                )
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            texts = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        texts = [text + prefill for text in texts]
+            texts = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
+        texts = [text + self.prefill for text in texts]
+        how = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         try:  # the template has written the special tokens
-            batch = self.tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+            batch = self.tokenizer(texts, add_special_tokens=False, **how)
         except Exception as error:  # tokenizers raises bare Exceptions
-            longest = max(prompts, key=len)
-            raise ValueError(f"no tokens for a text such as {longest[:60]!r}: {error}") from None
-        lengths, limit = batch.attention_mask.sum(1), self.denoiser.config.max_position_embeddings
-        if lengths.max() + room > limit:
-            shared = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0  # the instructions tell no prompt from another
-            text = prompts[lengths.argmax()][shared : shared + 60]
-            which = f"prompt {lengths.argmax() + 1} of {len(prompts)}, with {text!r}, has {lengths.max()} tokens"
-            raise ValueError(f"{which}: with {room} for the completion that is more than the {limit} that the model can read")
+            text = max(prompts, key=len)[:60]
+            raise ValueError(f"no tokens for a text such as {text!r}: {error}") from None
+        lengths = batch.attention_mask.sum(1)
+        config = getattr(self.denoiser, "config", None)
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit and lengths.max() + room > limit:
+            # The instructions are the same everywhere: name a prompt by what sets it apart.
+            shared = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0
+            i = int(lengths.argmax())
+            raise ValueError(
+                f"prompt {i + 1} of {len(prompts)}, with {prompts[i][shared : shared + 60]!r}, has "
+                f"{lengths[i]} tokens: with {room} for the completion that is more than the {limit} "
+                "that the model can read"
+            )
         device = self.denoiser.device
         return batch.input_ids.to(device), batch.attention_mask.bool().to(device)
 
     def decode(self, rollout):
-        """The completions' texts, each up to its first end token."""
+        """The completions' texts with their prefill, each up to its first end token."""
         texts = []
-        for row, is_text in zip(rollout.completion.tolist(), rollout.token_mask.tolist(), strict=True):
-            ids = [token for token, text in zip(row, is_text, strict=True) if text and token not in self.end_ids]
-            texts.append(self.tokenizer.decode(ids))
+        for ids, is_text in zip(rollout.completion, rollout.token_mask, strict=True):
+            words = ids[is_text & ~self.ends(ids)].tolist()
+            texts.append(self.prefill + self.tokenizer.decode(words))
         return texts
 
     def ends(self, tokens):
         """Which tokens end a completion. Any shape -> bool"""
         return torch.isin(tokens, torch.tensor(self.end_ids, device=tokens.device))
 
-    def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None):
-        """One denoiser call, without its last layer: ids (B, S) -> last hidden states (B, S, D), or (B, stop - start, D).
 
-        attention_mask (B, S) bool, or None where nothing is padded: attention then keeps its fastest kernel. Left padding needs
-        no position ids, since rotary positions are relative. With a filled cache only positions start to stop are run.
+# ---- one batch on its way from all [MASK] to text ------------------------------------------------
+
+
+class Unmasking:
+    """The state of a rollout for rows of about one prompt length, and its steps.
+
+    What the loop branches on, `masked` and `ended`, is on the host. So a step waits for the GPU once,
+    to hear which positions were selected, and with `stop_at_eos` a second time, for the tokens.
+    """
+
+    def __init__(self, policy, prompt_ids, prompt_mask, length, decoder, group_size):
+        self.policy, self.decoder, self.group_size = policy, decoder, group_size
+        self.prompt_mask, (B, P), device = prompt_mask, prompt_ids.shape, prompt_ids.device
+        self.B, self.P, self.L, self.device, self.first = B, P, length, device, True
+        masks = torch.full((B, length), policy.mask_id, device=device)
+        self.canvas = torch.cat([prompt_ids, masks], dim=1)  # (B, S)
+        self.attend = None  # no mask where nothing is padded: attention keeps its fastest kernel
+        if not prompt_mask.all():
+            self.attend = torch.cat([prompt_mask, torch.ones_like(masks, dtype=torch.bool)], dim=1)
+        self.logp = torch.zeros((B, length), device=device)
+        self.gamma_logp = torch.zeros(B, device=device)
+        level = decoder.level if decoder.rule == "eb" else None
+        self.gamma = torch.full((B,), torch.nan if level is None else level, device=device)
+        self.masked = torch.ones((B, length), dtype=torch.bool)
+        self.ended = torch.zeros((B, length), dtype=torch.bool)
+        self.step, self.nfe = torch.zeros((B, length), dtype=torch.long), torch.zeros(B).long()
+        self.cache, self.cached_block, self.cached_rows = None, -1, None
+
+    def unfinished(self):
+        """Who goes on: `rows` (b,), and the positions that may be unmasked, `open` (b, L) bool.
+
+        Rows with a mask before their first end token. With a cache all rows do the same block, and
+        those that are through with it wait.
         """
-        config = self.denoiser.config
-        stop = ids.shape[1] if stop is None else stop
-        begin = max(start - int(getattr(config, "shift_logits", False)), 0)  # Dream reads a position's logits one to its left
-        positions, past = None, {}
-        if cache is not None:
-            cache.start = begin
-            positions = torch.arange(begin, stop, device=ids.device).unsqueeze(0)  # (1, stop - begin)
-            past = {"past_key_values": cache}
-        # A bfloat16 base carries a float32 adapter: autocast makes its products bfloat16 as well.
-        half = self.denoiser.get_input_embeddings().weight.dtype == torch.bfloat16
-        off = nullcontext() if self.adapter else self.denoiser.disable_adapter()
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half), off:
-            states = self.denoiser.get_decoder()(
-                input_ids=ids[:, begin:stop], attention_mask=attention_mask, position_ids=positions, use_cache=cache is not None, **past
-            ).last_hidden_state
-        return states[:, start - begin :]
+        before_the_end = self.ended.cumsum(-1) == 0
+        self.rows = (self.masked & before_the_end).any(-1).nonzero().squeeze(-1)
+        self.open = self.decoder.open_positions(self.masked[self.rows])
+        if self.decoder.cache != "none" and len(self.rows):
+            block = self.open.long().argmax(-1) // self.decoder.block_length  # (b,)
+            here = block == block.min()
+            self.rows, self.open, self.block = self.rows[here], self.open[here], int(block.min())
+        self.rows_there = self.rows.to(self.device)
+        return len(self.rows) > 0
 
-    def logits(self, hidden, part=slice(0, None)):
-        """hidden (N, D) of any N positions -> logits (N, v) in fp32, of the whole vocabulary or a part of it, [MASK] BLOCKED.
+    def call(self):
+        """One denoiser call for these rows. Leaves `hidden` (b, stop - start, D) and `start`."""
+        self.start, stop = 0, None
+        if self.decoder.cache != "none":
+            self.start, stop = self.cached_part()
+        rows, copy = self.rows_there, None
+        if self.first:  # G rows of one prompt are still the same: one of them will do
+            rows = torch.arange(0, self.B, self.group_size, device=self.device)
+            copy = torch.arange(self.B, device=self.device) // self.group_size
+        attend = None if self.attend is None else self.attend[rows]
+        self.hidden = self.policy.hidden(self.canvas[rows], attend, self.cache, self.start, stop)
+        if self.first:
+            self.hidden = self.hidden[copy]
+            if self.cache:
+                self.cache.keep(copy)
 
-        Only for positions that are needed: for LLaDA-8B one row of logits is half a megabyte.
-        """
-        head = self.denoiser.get_output_embeddings()
-        logits = (head.weight[part] @ hidden.T).T.float()  # this way round a CPU is up to twice as fast
-        if head.bias is not None:
-            logits = logits + head.bias[part]
-        if part.start <= self.mask_id < part.start + logits.shape[1]:
-            logits[:, self.mask_id - part.start] = BLOCKED
-        return logits
+    def cached_part(self):
+        """Which positions to run, (start, stop): all when a block opens, then prefix's or dual's."""
+        if self.block != self.cached_block:
+            self.cache, self.cached_block, self.cached_rows = BlockCache(), self.block, self.rows
+            return 0, None
+        if len(self.rows) < len(self.cached_rows):
+            keep = torch.isin(self.cached_rows, self.rows).nonzero().squeeze(-1)
+            self.cache.keep(keep.to(self.device))
+            self.cached_rows = self.rows
+        start, size = self.P + self.block * self.decoder.block_length, self.decoder.block_length
+        whole = self.decoder.cache == "prefix"
+        return start, None if whole else min(start + size, self.P + self.L)
 
-    def chunk(self):
-        """How many positions' logits are made at once."""
-        return max(1, CHUNK.get(self.denoiser.device.type, CHUNK["cpu"]) // self.denoiser.config.vocab_size)
+    def read_prompt(self, generator):
+        """After the first call: the prompt's mean state (B, D), and from it each row's gamma."""
+        self.first, decoder = False, self.decoder
+        weight = self.prompt_mask.unsqueeze(-1) / self.prompt_mask.sum(dim=1).view(-1, 1, 1)
+        self.prompt_state = (self.hidden[:, : self.P].float() * weight).sum(dim=1)
+        if decoder.rule == "eb" and decoder.level is None:
+            head = self.policy.threshold_head(self.prompt_state)
+            self.gamma = head.sample(generator) if decoder.sample_threshold else head.median
+            self.gamma_logp = head.log_prob(self.gamma)
 
-    def surety(self, hidden, rule):
-        """(entropy, confidence), (N,) each, of the distributions at N positions; entropy only for the rule that reads it.
+    def select(self):
+        """The positions to unmask now, (b, L) bool on the host. Here the host waits."""
+        row, position = (
+            index.to(self.device) for index in self.open.nonzero(as_tuple=True)
+        )  # (N,)
+        self.hidden = self.hidden[row, self.P + position - self.start]  # (N, D) the open positions
+        read = torch.zeros(2, *self.open.shape, device=self.device)
+        read[0, row, position], read[1, row, position] = self.policy.entropy_and_confidence(
+            self.hidden, self.decoder.rule
+        )
+        gamma = self.gamma[self.rows_there]
+        return self.decoder.select(*read, self.open.to(self.device), gamma).cpu()
 
-        Entropy in nats, untempered. Confidence is the best token's probability, not the drawn one's, so that it does not
-        depend on the draw [OUR CHOICE]. Greedy, the two are the same.
+    def draw(self, selected, generator):
+        """Tokens at the selected positions, and their log-probs: (n,), (n,)."""
+        of_open = selected[self.open].nonzero().squeeze(-1).to(self.device)  # (n,) of the N
+        return self.policy.draw(self.hidden[of_open], self.decoder.temperature, generator)
 
-        The softmax is taken in one pass over slices of the vocabulary. With m the highest logit so far, all that has to be kept
-        are the sums of e^(l - m) and of (l - m) e^(l - m), and both are easily corrected when m rises.
-        """
-        V, N = self.denoiser.config.vocab_size, len(hidden)
-        top, total, dot = torch.full((N,), BLOCKED, device=hidden.device), *torch.zeros(2, N, device=hidden.device)
-        width = max(1024, SLICE.get(hidden.device.type, SLICE["cpu"]) // N)
-        for start in range(0, V, width):
-            logits = self.logits(hidden, slice(start, start + width))  # (N, width)
-            highest = torch.maximum(top, logits.amax(-1))
-            rise, top = top - highest, highest  # rise <= 0
-            logits -= highest.unsqueeze(-1)
-            weight = logits.exp()
-            if rule == "eb":
-                dot = rise.exp() * (dot + rise * total) + weight.mul(logits).sum(-1)
-            total = rise.exp() * total + weight.sum(-1)
-        return (total.log() - dot / total).clamp(min=0), 1 / total
+    def write_down(self, selected, tokens, logp):
+        """Put the tokens onto the canvas, and note when, how likely, and how many calls."""
+        row, position = selected.nonzero(as_tuple=True)
+        row = self.rows[row]
+        there = row.to(self.device), position.to(self.device)
+        self.canvas[there[0], self.P + there[1]] = tokens
+        self.logp[there] = logp
+        self.nfe[self.rows] += 1
+        self.step[row, position] = self.nfe[row]
+        self.masked[row, position] = False
+        if self.decoder.stop_at_eos:
+            self.ended[row, position] = self.policy.ends(tokens).cpu()
 
-    def draw(self, hidden, temperature, generator=None):
-        """A token for each of N positions, and its log-prob at this temperature: (N,), (N,). Temperature 0 takes the best one.
+    def result(self):
+        """The Rollout's fields, by name. What was never drawn is padding."""
+        masked = self.masked.to(self.device)
+        step = torch.where(self.masked, self.nfe.unsqueeze(1) + 1, self.step)
+        return {
+            "completion": self.canvas[:, self.P :].masked_fill(masked, self.policy.eos_id),
+            "unmask_step": step.to(self.device),
+            "behaviour_logp": self.logp,
+            "nfe": self.nfe.to(self.device),
+            "threshold": self.gamma,
+            "threshold_logp": self.gamma_logp,
+            "prompt_state": self.prompt_state,
+        }
 
-        By inversion: the first token at which the cumulated probability exceeds a uniform number; that is one random number a
-        token, where Gumbel noise takes V. Cumulated in float64, or the tail of a large vocabulary would be rounded away.
-        """
-        tokens, logps = [], []
-        for part in hidden.split(self.chunk()):
-            logits = self.logits(part).contiguous()  # (n, V), a row's logits side by side: cumulating across them is slow
-            if temperature > 0:
-                weight = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()  # in place: it is large
-                cumulated = weight.cumsum(-1, dtype=torch.float64)
-                total = cumulated[:, -1:]
-                uniform = torch.rand((len(part), 1), generator=generator, dtype=torch.float64, device=total.device)
-                token = torch.searchsorted(cumulated, uniform * total, right=True).clamp(max=logits.shape[1] - 1)  # (n, 1)
-                tokens.append(token.squeeze(-1))
-                logps.append((weight.gather(-1, token) / total).log().float().squeeze(-1))
-            else:
-                tokens.append(logits.argmax(-1))
-                logps.append(torch.zeros(len(part), device=logits.device))
-        return torch.cat(tokens), torch.cat(logps)
 
-    def token_logp(self, hidden, tokens, temperature):
-        """Log-probs (N,) of N tokens at N positions, hidden (N, D). Differentiable, and even then no (N, V) is kept: a chunk's
-        logits are made again when its gradient is due.
-        """
+def length_buckets(lengths, room):
+    """Rows, as lists of indices, that are completed together: a new list wherever padding would
+    exceed an eighth of a canvas.
 
-        def score(hidden, tokens):
-            logits = self.logits(hidden) / temperature  # (n, V)
-            return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    Equal lengths alone would need no padding at all, but make batches too small for a GPU.
+    """
+    buckets = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):  # groups stay
+        longest = lengths[buckets[-1][0]] if buckets else 0
+        if not buckets or longest - lengths[row] > (longest + room) / 8:
+            buckets.append([])
+        buckets[-1].append(row)
+    return buckets
 
-        parts = list(zip(hidden.split(self.chunk()), tokens.split(self.chunk()), strict=True))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([score(*part) for part in parts])
-        return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
 
-    @torch.no_grad()
-    def rollout(
-        self, prompt_ids, prompt_mask, length, decoder, generator=None,
-        temperature=1.0, sample_threshold=True, stop_at_eos=False, cache="none",
-    ):  # fmt: skip
-        """Complete B prompts with `length` tokens each. Returns a Rollout.
+def end_token_ids(tokenizer):
+    """The tokens that end a completion: eos, and what ends a turn in the chat template.
 
-        temperature 0 is greedy, and its log-probs are 0. `sample_threshold` False takes the median gamma. `stop_at_eos` ends
-        a row once all up to an end token is unmasked, since what is left can only be padding. cache "prefix" or "dual" is
-        BlockCache's, faster and approximate. Raises ValueError for a cache without blocks, and for a gamma from nowhere.
-        """
-        if decoder.rule == "eb" and decoder.setting is None and self.threshold_head is None:
-            raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
-        if cache not in CACHES:
-            raise ValueError(f"unknown cache {cache!r}: choose one of {', '.join(CACHES)}")
-        if cache != "none" and decoder.block_length is None:
-            raise ValueError(f"the {cache} cache works block by block: give a block_length")
-        lengths = prompt_mask.sum(dim=1).tolist()
-        buckets, parts = length_buckets(lengths, length), []
-        for rows in buckets:
-            longest = lengths[rows[0]]
-            index = torch.tensor(rows, device=prompt_ids.device)
-            parts.append(
-                self._unmask(
-                    prompt_ids[index, -longest:], prompt_mask[index, -longest:], longest == lengths[rows[-1]], length, decoder, generator,
-                    temperature, sample_threshold, stop_at_eos, cache,
-                )
-            )  # fmt: skip
-        back = torch.tensor([row for rows in buckets for row in rows]).argsort().to(prompt_ids.device)  # to the order of the prompts
-        completion, *rest = (torch.cat(column)[back] for column in zip(*parts, strict=True))
-        end = self.ends(completion)
-        token_mask = (end.cumsum(-1) - end.long()) == 0  # no end token before it
-        unmask_step, behaviour_logp, *rest = rest
-        return Rollout(prompt_ids, prompt_mask, completion, unmask_step, behaviour_logp, token_mask, *rest, temperature)
+    LLaDA writes <|eot_id|>, then a flood of eos.
+    """
+    ends = [tokenizer.eos_token_id]
+    if tokenizer.chat_template is not None:
+        roles = {"user": "question", "assistant": "ANSWER"}
+        turn = [{"role": role, "content": text} for role, text in roles.items()]
+        try:
+            text = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2]
+        except Exception:  # a template may refuse whatever it likes
+            return ends
+        after = tokenizer(text, add_special_tokens=False).input_ids
+        special = [i for i in after if i in tokenizer.added_tokens_decoder]
+        ends += [i for i in special[:1] if i not in ends]
+    return ends
 
-    def _unmask(self, prompt_ids, prompt_mask, unpadded, length, decoder, generator, temperature, sample_threshold, stop_at_eos, cache):
-        """The loop itself, for rows of about one prompt length. Returns the Rollout's fields from completion to prompt_state."""
-        device, (B, P) = prompt_ids.device, prompt_ids.shape
-        canvas = torch.cat([prompt_ids, torch.full((B, length), self.mask_id, device=device)], dim=1)  # (B, S)
-        attend = None if unpadded else torch.cat([prompt_mask, torch.ones_like(canvas[:, P:], dtype=torch.bool)], dim=1)
-        behaviour_logp = torch.zeros((B, length), device=device)
-        gamma = torch.full((B,), torch.nan if decoder.rule != "eb" or decoder.setting is None else decoder.setting, device=device)
-        gamma_logp, prompt_state = torch.zeros(B, device=device), None
-        first, copy = unique_rows(canvas)  # a group's rows all start the same: they share the first call
-        # What the loop branches on is on the host.
-        masked, ended = torch.ones(2, B, length, dtype=torch.bool) & torch.tensor([[[True]], [[False]]])
-        unmask_step, nfe = torch.zeros((B, length), dtype=torch.long), torch.zeros(B, dtype=torch.long)
-        cached, cached_block, cached_rows = None, -1, None
 
-        while True:
-            # Rows with a mask before their first end token are unfinished; each one's first unfinished block is open.
-            rows = (masked & (ended.cumsum(-1) == 0)).any(-1).nonzero().squeeze(-1)  # (b,)
-            if not len(rows):
-                break
-            open_ = decoder.open_positions(masked[rows])  # (b, L)
-            start, stop = 0, P + length
-            if cache != "none":  # all rows do the same block, and those that are through with it wait
-                block = open_.long().argmax(-1) // decoder.block_length  # (b,)
-                rows, open_ = rows[block == block.min()], open_[block == block.min()]
-                if block.min() != cached_block:  # a new block opens: everything is run, and kept
-                    cached, cached_block, cached_rows = BlockCache(), block.min(), rows
-                else:
-                    start = P + int(cached_block) * decoder.block_length
-                    stop = stop if cache == "prefix" else min(start + decoder.block_length, stop)
-                    if len(rows) < len(cached_rows):
-                        cached.keep(torch.isin(cached_rows, rows).nonzero().squeeze(-1).to(device))
-                        cached_rows = rows
-            r, position = (index.to(device) for index in open_.nonzero(as_tuple=True))  # (N,) each, N open positions of all rows
-            rows_here = rows.to(device)
+class Toy(nn.Module):
+    """Knows what it wants to say, and is the surer of a position, the more neighbours it sees."""
 
-            if prompt_state is None:  # the first call
-                hidden = self.hidden(canvas[first], None if attend is None else attend[first], cached)[copy]  # (B, S, D)
-                if cached:
-                    cached.keep(copy)
-                weight = prompt_mask.unsqueeze(-1) / prompt_mask.sum(dim=1).view(B, 1, 1)  # (B, P, 1)
-                prompt_state = (hidden[:, :P].float() * weight).sum(dim=1)  # (B, D)
-                if decoder.rule == "eb" and decoder.setting is None:
-                    distribution = self.threshold_head(prompt_state)
-                    gamma = distribution.sample(generator) if sample_threshold else distribution.median
-                    gamma_logp = distribution.log_prob(gamma)
-            else:
-                hidden = self.hidden(canvas[rows_here], None if attend is None else attend[rows_here], cached, start, stop)
-            hidden = hidden[r, P + position - start]  # (N, D)
+    def __init__(self):
+        super().__init__()
+        self.answer = nn.Parameter(torch.eye(7)[[2, 2, 3, 4, 5, 6, 1]])  # (S, V): "we", then six
 
-            surety = torch.zeros(2, *open_.shape, device=device)
-            surety[0, r, position], surety[1, r, position] = self.surety(hidden, decoder.rule)
-            selected = decoder.select(*surety, open_.to(device), gamma[rows_here]).cpu()  # (b, L); here the host waits
-            chosen = selected[open_].nonzero().squeeze(-1)  # (n,) of the N
-            tokens, logp = self.draw(hidden[chosen.to(device)], temperature, generator)  # (n,) each
-            row, position = selected.nonzero(as_tuple=True)  # (n,) each
-            row = rows[row]
-            where = row.to(device), position.to(device)
-            canvas[where[0], P + where[1]] = tokens
-            behaviour_logp[where] = logp
+    def forward(self, ids, attention_mask):
+        seen = nn.functional.pad((ids > 0).float(), (1, 1))  # (b, S + 2)
+        return self.answer * (2 + 2 * (seen[:, :-2] + seen[:, 2:])).unsqueeze(-1)  # (b, S, V)
 
-            nfe[rows] += 1
-            unmask_step[row, position] = nfe[row]
-            masked[row, position] = False
-            if stop_at_eos:  # masks only count up to the first end token
-                ended[row, position] = self.ends(tokens).cpu()
 
-        completion = canvas[:, P:].masked_fill(masked.to(device), self.eos_id)  # what was never drawn is padding
-        unmask_step = torch.where(masked, nfe.unsqueeze(1) + 1, unmask_step)
-        return completion, unmask_step.to(device), behaviour_logp, nfe.to(device), gamma, gamma_logp, prompt_state
+def example():
+    """One completion of the prompt "we", six tokens, by the entropy-bounded rule."""
+    words = ["[MASK]", "[EOS]", "we", "are", "what", "we", "read"]
+    tokenizer = SimpleNamespace(mask_token_id=0, eos_token_id=1, chat_template=None)
+    policy, prompt = DiffusionPolicy(LogitsModel(Toy()), tokenizer), torch.tensor([[2]])
+    chance = torch.Generator().manual_seed(1)
+    rollout = policy.rollout(prompt, prompt > 0, 6, Decoder("eb", 1.2), chance).rows(0)
+    for t in range(int(rollout.nfe) + 1):
+        tokens = zip(rollout.completion, rollout.unmask_step, strict=True)
+        print(f"z_{t}", *(f"{words[i] if step <= t else '_':>7}" for i, step in tokens))
+    print("p  ", *(f"{p:7.2f}" for p in rollout.behaviour_logp.exp().tolist()))
+    print(f"{rollout.nfe} denoiser calls for 6 tokens; p is the probability each was drawn with")
+
+
+if __name__ == "__main__":
+    example()

@@ -1,16 +1,16 @@
-"""Accuracy against NFE, for any checkpoint and any decoder setting.
+"""Accuracy against NFE, for any checkpoint and any decoder.
 
-    python evaluate.py runs/NAME --task countdown                                   the learned threshold, greedy
-    python evaluate.py runs/NAME --task countdown --setting learned 0.01 0.1 1      beside fixed ones
-    python evaluate.py runs/NAME --task countdown --decoder top_k --setting 1 2 4   the LLaDA rule
-    python evaluate.py runs/NAME --task countdown --data problems.jsonl             your own problems, or d1's test file
-    python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task gsm8k --decoder top_k --setting 2 --block_length 32 --prefill "<reasoning>"
+    python evaluate.py runs/NAME                                   the learned threshold, greedy
+    python evaluate.py runs/NAME --level learned 0.01 0.1 1        beside fixed ones
+    python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
+    python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1 --block_length 32
+    python evaluate.py runs/NAME --data problems.jsonl --split all     your own problems
 
-NFE is the number of denoiser calls a completion took. Prints one JSON line per setting, with every sampler setting in it,
-and then the same as a table.
+NFE is the number of denoiser calls that a completion took. A run is measured as it was trained, on
+the problems that were held out from it, unless flags say otherwise. Prints one JSON line for each
+level, with every setting that matters, and then the same as a table.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -19,61 +19,69 @@ from pathlib import Path
 
 import torch
 
-from runs import checkpoint_of, is_compact, load_policy, out_of_memory, read_json, read_lines
+import tasks
+from runs import OneLineParser, checkpoint_of, is_compact, load_policy, out_of_memory
+from runs import read_json, read_lines
 from sampler import Decoder
-from tasks import TASKS, check_split
 
 
-def wilson_interval(successes, n, z=1.96):
-    """The 95% score interval of a share: honest near 0 and 1, where the normal approximation is not."""
-    share, spread = successes / n, z * math.sqrt(successes * (n - successes) / n + z * z / 4) / n
-    middle, scale = share + z * z / (2 * n), 1 + z * z / n
-    return (middle - spread) / scale, (middle + spread) / scale
+def share_interval(solved, clusters, draws=2000):
+    """The 95% interval of a share by a bootstrap over clusters: (low, high, number of clusters).
+
+    solved: a list of bools; clusters: a key each. Problems of one cluster (a multiset of numbers, a
+    solution grid) are solved or missed together, so whole clusters are drawn. Where none or all are
+    solved a bootstrap knows nothing: then Wilson's interval, as if each cluster were one problem.
+    """
+    names = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
+    k, index = len(names), torch.tensor([names[key] for key in clusters])
+    right = torch.zeros(k).index_add(0, index, torch.tensor(solved, dtype=torch.float))
+    size = torch.zeros(k).index_add(0, index, torch.ones(len(index)))
+    if 0 < sum(solved) < len(solved):
+        chosen = torch.randint(k, (draws, k), generator=torch.Generator().manual_seed(0))
+        shares = right[chosen].sum(1) / size[chosen].sum(1)
+        return (*torch.quantile(shares, torch.tensor([0.025, 0.975])).tolist(), k)
+    edge = 1.96**2 / (k + 1.96**2)
+    return (1 - edge, 1.0, k) if any(solved) else (0.0, edge, k)
 
 
-def evaluate(
-    policy, task, problems, decoder, temperature=0.0, seed=0, batch_size=256, length=None, cache="none", prefill=""
-):  # fmt: skip
-    """One row of results: a dict of every setting and every score. length None is the tiny model's.
+def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
+    """One row of results: a dict of every setting and every score.
 
     Raises ValueError for a problem that the tokenizer cannot write or that does not fit.
     """
-    length = length or (task.compact_length if policy.compact else 256)
-    generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
-    solved, reward, calls, tokens, gammas = 0, 0.0, 0, 0, []
-    began = time.perf_counter()
+    generator, solved, reward = torch.Generator(policy.denoiser.device).manual_seed(seed), [], []
+    calls = tokens = 0
+    gammas, began = [], time.perf_counter()
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
-        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in batch], prefill, length)
-        rollout = policy.rollout(
-            prompt_ids, prompt_mask, length, decoder, generator, temperature, sample_threshold=False, stop_at_eos=True, cache=cache
-        )
-        texts = [prefill + text for text in policy.decode(rollout)]
-        solved += sum(task.solved(problem, text) for problem, text in zip(batch, texts, strict=True))
-        reward += sum(task.reward(problem, text) for problem, text in zip(batch, texts, strict=True))
-        calls += int(rollout.nfe.sum())
-        tokens += int(rollout.token_mask.sum())
+        prompts = policy.encode([task.prompt(problem) for problem in batch], length)
+        rollout = policy.rollout(*prompts, length, decoder, generator)
+        for problem, text in zip(batch, policy.decode(rollout), strict=True):
+            solved.append(task.solved(problem, text))
+            reward.append(task.reward(problem, text))
+        calls, tokens = calls + int(rollout.nfe.sum()), tokens + int(rollout.token_mask.sum())
         gammas.append(rollout.threshold)
-    n, gamma = len(problems), torch.cat(gammas)
-    low, high = wilson_interval(solved, n)
+    n, gamma, has_gamma = len(problems), torch.cat(gammas), decoder.rule == "eb"
+    low, high, clusters = share_interval(solved, [tasks.key_of(task, p) for p in problems])
     return {
         "decoder": decoder.rule,
-        "setting": "learned" if decoder.setting is None else decoder.setting,
+        "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length,
         "length": length,
-        "cache": cache,
-        "prefill": prefill,
-        "temperature": temperature,
+        "cache": decoder.cache,
+        "prefill": policy.prefill,
+        "temperature": decoder.temperature,
         "problems": n,
+        "clusters": clusters,
         "seed": seed,
-        "solved": solved / n,
+        "solved": sum(solved) / n,
         "solved_low": low,
         "solved_high": high,
-        "reward": reward / n,
+        "reward": sum(reward) / n,
         "nfe": calls / n,
         "tokens_per_call": tokens / calls,
-        "threshold_mean": gamma.mean().item() if decoder.rule == "eb" else None,
-        "threshold_std": gamma.std(unbiased=False).item() if decoder.rule == "eb" else None,
+        "threshold_mean": gamma.mean().item() if has_gamma else None,
+        "threshold_std": gamma.std(unbiased=False).item() if has_gamma else None,
         "seconds": time.perf_counter() - began,
         "device": str(policy.denoiser.device),
         "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
@@ -81,27 +89,33 @@ def evaluate(
 
 
 def print_table(rows):
-    columns = {
-        "": lambda row: row["name"],
-        "decoder": lambda row: row["decoder"],
-        "setting": lambda row: row["setting"] if isinstance(row["setting"], str) else f"{row['setting']:g}",
-        "gamma": lambda row: "" if row["threshold_mean"] is None else f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}",
-        "length": lambda row: str(row["length"]),
-        "block": lambda row: str(row["block_length"]),
-        "cache": lambda row: row["cache"],
-        "T": lambda row: f"{row['temperature']:g}",
-        "problems": lambda row: str(row["problems"]),
-        "solved": lambda row: f"{row['solved']:.1%}",
-        "95% interval": lambda row: f"{row['solved_low']:.1%} to {row['solved_high']:.1%}",
-        "reward": lambda row: f"{row['reward']:.3f}",
-        "NFE": lambda row: f"{row['nfe']:.2f}",
-        "tokens/call": lambda row: f"{row['tokens_per_call']:.2f}",
-        "seconds": lambda row: f"{row['seconds']:.1f}",
-    }
-    table = [list(columns)] + [[show(row) for show in columns.values()] for row in rows]
+    """The rows of `evaluate`, as a table. The interval is share_interval's."""
+    table = [
+        ["", "decoder", "level", "gamma", "length", "block", "cache", "temp", "problems"]
+        + ["solved", "95%, by cluster", "reward", "NFE", "tokens/call", "seconds"]
+    ]
+    for row in rows:
+        level, gamma = row["level"], row["threshold_mean"]
+        table.append(
+            [
+                row["name"],
+                row["decoder"],
+                level if isinstance(level, str) else f"{level:g}",
+                "" if gamma is None else f"{gamma:.3f} ± {row['threshold_std']:.3f}",
+                *(str(row[key]) for key in ("length", "block_length", "cache")),
+                f"{row['temperature']:g}",
+                f"{row['problems']} in {row['clusters']}",
+                f"{row['solved']:.1%}",
+                f"{row['solved_low']:.1%} to {row['solved_high']:.1%}",
+                f"{row['reward']:.3f}",
+                *(f"{row[key]:.2f}" for key in ("nfe", "tokens_per_call")),
+                f"{row['seconds']:.1f}",
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        cells = zip(line, widths, strict=True)
+        print("  ".join(cell.rjust(width) for cell, width in cells))
 
 
 def plot_curves(run_dir):
@@ -128,7 +142,8 @@ def plot_curves(run_dir):
         if points:
             steps, values = zip(*points, strict=True)
             window = max(1, len(values) // 20)
-            smooth = [sum(values[max(0, i - window + 1) : i + 1]) / len(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
+            spans = [values[max(0, i - window) : i] for i in range(1, len(values) + 1)]
+            smooth = [sum(span) / len(span) for span in spans]
             axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
             axis.plot(steps, smooth, color="tab:blue", linewidth=2, label=f"mean of {window} steps")
             axis.legend(frameon=False)
@@ -139,65 +154,77 @@ def plot_curves(run_dir):
     Path(run_dir / "curves.png.tmp").replace(run_dir / "curves.png")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Bad flags get one line, like all other bad input, not a page of usage."""
+def flags():
+    parser = OneLineParser(description="Accuracy against NFE of a run or a checkpoint.")
+    parser.add_argument("path", help="a run folder, a checkpoint folder, or a hub name")
+    for name, kind, default, text in (
+        ("task", str, None, f"{', '.join(tasks.TASKS)} or FILE.py:NAME; default the run's"),
+        ("decoder", str, "eb", "eb, confidence or top_k"),
+        ("block_length", int, None, "tokens a block; 0: the whole canvas; default the run's, or 0"),
+        ("cache", str, None, "block cache: none, prefix or dual; default the run's, or none"),
+        ("length", int, None, "tokens a completion; default the run's, the task's own, or 256"),
+        ("prefill", str, None, "how completions are made to begin; default the run's, or empty"),
+        ("batch_size", int, 64, "problems at once; fewer need less memory"),
+        ("temperature", float, 0.0, "0 is greedy"),
+        ("problems", int, 1000, "how many"),
+        ("split", str, "test", "train, validation or test; all: a whole data file"),
+        ("data", str, None, "a JSON-lines file of problems; default the run's, if it had one"),
+        ("seed", int, 0, "of the problems, and of the draws where temperature is above 0"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    help = "learned, or gamma, tau or k; several give several rows"
+    parser.add_argument("--level", nargs="+", default=["learned"], help=help)
+    return parser
 
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
+
+def prepare(options):
+    """(policy, task, problems, decoders) for the flags. Raises ValueError."""
+    is_run = checkpoint_of(options.path) != Path(options.path)
+    trained = read_json(Path(options.path) / "config.json") if is_run else {}
+    defaults = {"task": None, "length": 0, "block_length": 0, "prefill": "", "data": ""}
+    for name, default in (defaults | {"cache": "none"}).items():
+        if getattr(options, name) is None:
+            setattr(options, name, trained.get(name, default))
+    if not options.task:
+        raise ValueError(f"{options.path} is no run, which would know its task: give a --task")
+    positive, other = (options.problems, options.batch_size), (options.block_length, options.length)
+    if min(positive) < 1 or min(other) < 0:
+        raise ValueError("problems and batch_size are at least 1, block_length and length 0")
+    decoders = []
+    for text in options.level:
+        try:
+            level = None if text == "learned" else float(text)
+        except ValueError:
+            raise ValueError(f"level {text!r} is neither a number nor learned") from None
+        how = (options.block_length or None, options.temperature, options.cache, True, False)
+        decoders.append(Decoder(options.decoder, level, *how))
+    task, compact = tasks.find_task(options.task), is_compact(options.path)
+    task = tasks.for_tiny(task) if compact else task
+    task = tasks.FromFile(task, options.data) if options.data else task
+    problems = task.problems(options.split, options.problems, options.seed)
+    options.length = options.length or (task.length if compact else 256)
+    policy = load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
+    policy.prefill = options.prefill
+    if policy.threshold_head is None and any(d.rule == "eb" and d.level is None for d in decoders):
+        raise ValueError(f"{options.path} has no learned threshold: give --level a number")
+    return policy, task, problems, decoders
 
 
 def main(arguments=None):
-    parser = OneLineParser(description="Accuracy against NFE of a run folder or checkpoint folder.")
-    parser.add_argument("path", help="a run folder, a checkpoint folder, or a hub name")
-    parser.add_argument("--task", required=True, help=f"one of {', '.join(TASKS)}")
-    parser.add_argument("--decoder", default="eb", help="eb, confidence or top_k")
-    parser.add_argument("--setting", nargs="+", default=["learned"], help="learned, or gamma, tau or k; several give several rows")
-    parser.add_argument("--block_length", type=int, help="tokens a block; 0 is the whole canvas; default as the run was trained, or 0")
-    parser.add_argument("--cache", default="none", help="block cache: none (exact), prefix or dual; needs --block_length")
-    parser.add_argument("--length", type=int, help="tokens a completion; default as the run was trained, or 256")
-    parser.add_argument(
-        "--prefill", help="how every completion is made to begin, e.g. <reasoning>; default as the run was trained, or empty"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="problems at once; fewer need less memory")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--problems", type=int, default=1000, help="how many generated problems")
-    parser.add_argument("--split", default="test", help="train, validation or test")
-    parser.add_argument("--data", help="a JSON-lines file of problems instead")
-    parser.add_argument("--seed", type=int, default=0, help="of the problems, and of the draws where temperature is above 0")
-    options = parser.parse_args(arguments)
+    parser = flags()
+    options, rows = parser.parse_args(arguments), []
     try:
-        if options.task not in TASKS:
-            raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
-        check_split(options.split)
-        # A run is measured as it was trained, unless flags say otherwise.
-        trained = read_json(Path(options.path) / "config.json") if checkpoint_of(options.path) != Path(options.path) else {}
-        for name, default in {"length": 0, "block_length": 0, "prefill": ""}.items():
-            if getattr(options, name) is None:
-                setattr(options, name, trained.get(name, default))
-        if min(options.problems, options.batch_size) < 1 or min(options.temperature, options.block_length, options.length) < 0:
-            raise ValueError("problems and batch_size have to be at least 1, temperature, block_length and length at least 0")
-        decoders = []
-        for text in options.setting:
-            try:
-                value = None if text == "learned" else float(text)
-            except ValueError:
-                raise ValueError(f"setting {text!r} is neither a number nor learned") from None
-            decoders.append(Decoder(options.decoder, value, options.block_length or None))
-        task, compact = TASKS[options.task], is_compact(options.path)
-        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed, compact)
-        policy = load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
-        if policy.threshold_head is None and any(decoder.rule == "eb" and decoder.setting is None for decoder in decoders):
-            raise ValueError(f"{options.path} has no learned threshold: give --setting a number")
-        rows = []
+        policy, task, problems, decoders = prepare(options)
+        about = {"name": Path(options.path).name, "task": options.task}
+        about |= {"data": options.data or "", "split": options.split}
+        how = (options.length, options.batch_size, options.seed)
         for decoder in decoders:
-            row = {"name": Path(options.path).name, "task": options.task, "data": options.data or options.split}
-            how = (options.temperature, options.seed, options.batch_size, options.length, options.cache, options.prefill)
-            rows.append(row | evaluate(policy, task, problems, decoder, *how))
+            rows.append(about | evaluate(policy, task, problems, decoder, *how))
             print(json.dumps(rows[-1]), flush=True)
     except ValueError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
     except (MemoryError, RuntimeError) as error:
-        parser.exit(1, f"evaluate.py: {out_of_memory(error, f'lower --batch_size ({options.batch_size})')}\n")
+        parser.exit(1, f"evaluate.py: {out_of_memory(error, batch_size=options.batch_size)}\n")
     print_table(rows)
 
 

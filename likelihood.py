@@ -1,23 +1,35 @@
 """The likelihood of a rollout: mean-field, two-stage, m-stage, exact. One function, one knob.
 
-The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it; scoring all T states takes T
-denoiser calls, too dear for training. A surrogate scores from fewer states. Sorted boundaries tau_1 < ... < tau_{m-1} cut the
-rollout into m stages, and a token unmasked at step t is scored given the last boundary's state before it:
+The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it. All T
+states take T denoiser calls, too dear for training. A surrogate scores from fewer states. Sorted
+boundaries tau_1 < ... < tau_{m-1} cut the rollout into m stages. A token unmasked at step t is
+scored from the last boundary before it:
 
-    log pi^S(o_t | c) = log pi(o_t | c, z_tau),   tau = the largest of 0, tau_1, ..., tau_{m-1} that is < t
+    log pi^S(o_t | c) = log pi(o_t | c, z_tau),   tau = the largest of 0, tau_1, ... that is < t
 
-    m = 1                  mean-field, d1's: everything given z_0, all [MASK]. One call. [PAPER]
-    m = 2                  two-stage, DiFFPO's: tokens after tau are given z_tau, a state really visited. Two calls. [PAPER]
-    a boundary every step  the exact likelihood of the text's tokens. T calls. m > 2 as a setting is [OUR CHOICE].
+    m = 1                  mean-field: all given z_0, all [MASK] (d1). One call.           [PAPER]
+    m = 2                  two-stage: tokens after tau are given z_tau, a state that this
+                           rollout really visited (DiFFPO). Two calls.                     [PAPER]
+    a boundary every step  the exact likelihood. T calls.                             [OUR CHOICE]
 
-Only the text counts, up to the first [EOS]: what a rollout drew behind it is padding, and carries no loss.
+Only the text counts, up to the first [EOS]. What a rollout drew behind it is padding.
 
-Shapes: B rows, P prompt tokens, L completion tokens, m stages, R the (row, stage) pairs that hold a token, U the distinct ones.
+This file needs torch alone. It asks three things of a policy:
+    policy.mask_id                                   the id of [MASK]
+    policy.hidden(ids, mask) -> (b, S, D)            one denoiser call; mask None: nothing is padded
+    policy.token_logp(hidden, tokens, temperature)   log-probs (N,) of N tokens at states (N, D)
+and of a rollout, any dataclass with them: the fields prompt_ids, prompt_mask, completion,
+unmask_step, behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each
+is). `python likelihood.py` shows which token is scored from which state.
+
+Shapes: B rows, P prompt tokens, L completion tokens, m stages; R pairs (row, stage) that hold a
+token, U distinct ones of them.
 """
 
-import torch
+from dataclasses import make_dataclass, replace
+from types import SimpleNamespace
 
-from diffusion_policy import unique_rows
+import torch
 
 
 def latent_at(completion, unmask_step, step, mask_id):
@@ -30,70 +42,142 @@ def latent_at(completion, unmask_step, step, mask_id):
 
 
 def draw_boundaries(nfe, num_stages, generator=None):
-    """Random stage boundaries (B, m-1), sorted and distinct, uniform over the row's own steps 1 to T-1. [RECONSTRUCTED]
+    """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1. [RECONSTRUCTED]
 
-    One set per completion, drawn afresh for each optimisation step, the same for old and new policy. [PAPER]
-    A row with fewer than m-1 inner steps gets them all, which makes it exact, and then T: an empty stage.
+    One set a completion, drawn afresh for each optimisation step, the same for old and new policy.
+    [PAPER] A row with fewer than m-1 inner steps uses every one as a boundary, which is exact. Its
+    spare boundaries become T, and nothing comes after T.
     """
     if num_stages < 1:
         raise ValueError(f"num_stages = {num_stages}: a likelihood has at least 1 stage")
     nfe = nfe.unsqueeze(1)  # (B, 1)
-    inner = torch.arange(1, max(int(nfe.max()), num_stages), device=nfe.device)  # (K,) candidate steps
-    key = torch.rand((len(nfe), len(inner)), generator=generator, device=nfe.device).masked_fill(inner >= nfe, torch.inf)
-    picked = inner[key.argsort(dim=1, stable=True)[:, : num_stages - 1]]  # (B, m-1): the smallest keys are a uniform subset
+    inner = torch.arange(1, max(int(nfe.max()), num_stages), device=nfe.device)  # (K,) candidates
+    key = torch.rand((len(nfe), len(inner)), generator=generator, device=nfe.device)
+    order = key.masked_fill(inner >= nfe, torch.inf).argsort(dim=1, stable=True)
+    picked = inner[order[:, : num_stages - 1]]  # (B, m-1): the smallest keys, a uniform subset
     return picked.minimum(nfe).sort(dim=1).values
 
 
-def draw_prompt_mask(prompt_mask, probability, generator=None):
-    """Prompt tokens to hide while scoring, each with the given probability, as d1 does. (B, P) bool -> (B, P) bool
+def draw_hidden_prompt(prompt_mask, group_size, probability, generator=None):
+    """Prompt tokens to hide while scoring, each with this probability, as d1 does.
 
-    Draw once per optimisation step and hand the same to old and new policy, or their ratio is noise.
+    One draw a prompt, so that a group shares its canvas; one draw an optimisation step, the same for
+    old and new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
     """
-    return prompt_mask & (torch.rand(prompt_mask.shape, generator=generator, device=prompt_mask.device) < probability)
+    shape = (len(prompt_mask) // group_size, prompt_mask.shape[1])
+    draw = torch.rand(shape, generator=generator, device=prompt_mask.device)
+    return prompt_mask & (draw < probability).repeat_interleave(group_size, dim=0)
+
+
+def scored_as_drawn(unmask_step, boundaries):
+    """Tokens that are scored from the very state they were drawn from: steps 1 and tau + 1.
+
+    Their importance weight is 1 in exact arithmetic. (B, L), (B, m-1) -> (B, L) bool
+    """
+    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
+    return (unmask_step.unsqueeze(-1) - 1 == starts.unsqueeze(1)).any(-1)
+
+
+def unique_rows(rows):
+    """(R, S) -> first (U,), one index of each distinct row, and copy (R,): rows[first][copy] == rows."""
+    _, copy = torch.unique(rows, dim=0, return_inverse=True)
+    index = torch.arange(len(rows), device=rows.device)
+    first = torch.full_like(index, len(rows)).scatter_reduce(0, copy, index, "amin")
+    return first[first < len(rows)], copy
 
 
 def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
-    """log pi^S of every token of the rollout under `policy`, at the rollout's temperature and without [MASK], as it was drawn.
+    """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
-    boundaries (B, m-1) sorted long; no columns is mean-field. hidden_prompt (B, P) bool, prompt tokens to replace by [MASK].
-    -> (B, L), 0 where there is no token (padding after [EOS]). Differentiable.
+    boundaries (B, m-1) long, sorted; no columns: mean-field. hidden_prompt (B, P) bool: prompt tokens
+    to replace by [MASK]. -> (B, L), 0 where there is no token (padding after [EOS]). Differentiable.
+    Raises ValueError for a greedy rollout: its probabilities are 0 and 1.
     """
     if rollout.temperature <= 0:
-        raise ValueError("a greedy rollout has no likelihood to learn from: sample with a temperature above 0")
-    # A token's stage is the number of boundaries before its step.
-    stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(-1)  # (B, L) in 0..m-1
-    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step from whose state a stage is scored
+        raise ValueError("a greedy rollout has no likelihood: sample with a temperature above 0")
+    # Each token's stage is the number of boundaries before its step.
+    stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(-1)  # (B, L) 0..m-1
+    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): the step each stage starts from
     stages = torch.arange(starts.shape[1], device=stage.device).view(1, -1, 1)
     scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == stages)  # (B, m, L)
-    row, k = scored.any(-1).nonzero(as_tuple=True)  # (R,) each: the pairs worth a pass through the denoiser
+    row, k = scored.any(-1).nonzero(as_tuple=True)  # (R,) each: the pairs worth a denoiser call
     scored = scored[row, k]  # (R, L)
 
-    # Only as much left padding as these rows need, and no attention mask where they need none.
+    # Each pair's canvas: the prompt, with no more left padding than these rows need, and z_tau.
     P = int(rollout.prompt_mask.sum(dim=1).max())
     prompt, prompt_mask = rollout.prompt_ids[:, -P:], rollout.prompt_mask[:, -P:]
     if hidden_prompt is not None:
         prompt = prompt.masked_fill(hidden_prompt[:, -P:], policy.mask_id)
-    state = latent_at(rollout.completion[row], rollout.unmask_step[row], starts[row, k], policy.mask_id)  # (R, L)
+    steps, start = rollout.unmask_step[row], starts[row, k]
+    state = latent_at(rollout.completion[row], steps, start, policy.mask_id)  # (R, L)
     ids = torch.cat([prompt[row], state], dim=1)  # (R, S)
-    mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)  # (R, S)
-    # Equal inputs are run once. z_0 is the same for a prompt's whole group, so two stages of G completions are G + 1 passes, not
-    # 2 G. This is all that can be shared exactly: attention is bidirectional, and another state changes every hidden state.
-    first, copy = unique_rows(torch.cat([ids, mask], dim=1))  # (U,), (R,)
-    hidden = policy.hidden(ids[first], None if prompt_mask.all() else mask[first])[:, P:]  # (U, L, D)
+    mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)
 
-    # Every token is scored in exactly one stage, so logits exist for one position per token, never for (B, L, V).
+    # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions are
+    # G + 1 passes, not 2 G. No more can be shared: attention looks both ways, so another state
+    # changes every hidden state.
+    first, copy = unique_rows(torch.cat([ids, mask], dim=1))  # (U,), (R,)
+    hidden = policy.hidden(ids[first], None if prompt_mask.all() else mask[first])[
+        :, P:
+    ]  # (U, L, D)
+
+    # Each token is scored in one stage: logits for one position a token, never for (B, L, V).
     pair, position = scored.nonzero(as_tuple=True)  # (N,) each
     token = rollout.completion[row[pair], position]
-    token_logp = policy.token_logp(hidden[copy[pair], position], token, rollout.temperature)
-    return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), token_logp)
+    logp = policy.token_logp(hidden[copy[pair], position], token, rollout.temperature)
+    return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), logp)
 
 
 @torch.no_grad()
-def cache_kl(policy, rollout):
-    """KL(what was drawn from || the exact policy) per token in nats, estimated from the rollout's own tokens: what a block cache costs.
+def cache_kl(policy, rollout, states_at_once=64):
+    """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
 
-    Without a cache the two are the same and this is 0 up to rounding. T calls a row, so give it few rows.
+    Estimated from the rollout's own tokens; without a cache 0 up to rounding. It takes T denoiser
+    passes a row, `states_at_once` of them together, so give it few rows.
     """
-    every_step = torch.arange(1, int(rollout.nfe.max()) + 1, device=rollout.nfe.device).expand(len(rollout.nfe), -1)  # (B, T)
-    exact = surrogate_logp(policy, rollout, every_step)
-    return (rollout.behaviour_logp - exact)[rollout.token_mask].mean().item()
+    T, total = int(rollout.nfe.max()), 0.0
+    every_step = torch.arange(1, T + 1, device=rollout.nfe.device).expand(len(rollout.nfe), -1)
+    for done in range(0, T, states_at_once):
+        step = rollout.unmask_step
+        now = rollout.token_mask & (step > done) & (step <= done + states_at_once)
+        exact = surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
+        total += (rollout.behaviour_logp - exact)[now].sum().item()
+    return total / rollout.token_mask.sum().item()
+
+
+def example():
+    """One completion of "2 + 3 =", unmasked in three steps, scored with tau = 1."""
+    words = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
+    ids = [
+        torch.tensor([[words.index(word) for word in text.split()]])
+        for text in ("2 + 3 =", "so 5 .")
+    ]
+    shown = lambda state: " ".join(words[i] for i in state.flatten().tolist())  # noqa: E731
+    steps = torch.tensor([[2, 1, 3]])
+    policy = SimpleNamespace(mask_id=0)  # a toy: it is the surer, the more tokens it sees
+    policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1).float()
+    policy.token_logp = lambda hidden, tokens, temperature: (hidden[:, 0] / 10).log()
+    values = {
+        "prompt_ids": ids[0], "prompt_mask": ids[0] > 0, "completion": ids[1], "unmask_step": steps,
+        "behaviour_logp": ((3 + steps) / 10).log(), "token_mask": steps > 0, "nfe": steps.amax(1),
+        "temperature": 1.0,
+    }  # fmt: skip
+    rollout = make_dataclass("Rollout", values)(**values)
+    print(
+        f"prompt {shown(ids[0])}   completion {shown(ids[1])}   unmasked at steps {steps[0].tolist()}"
+    )
+    for name, taus in (("mean-field", []), ("two stages, tau = 1", [1]), ("exact", [1, 2])):
+        logp = surrogate_logp(policy, rollout, torch.tensor([taus], dtype=torch.long))
+        print(name)
+        for i in range(3):
+            tau = max(tau for tau in [0, *taus] if tau < steps[0, i])
+            state = shown(latent_at(ids[1], steps, tau, policy.mask_id))
+            p, true = logp[0, i].exp(), rollout.behaviour_logp[0, i].exp()
+            print(
+                f"  {words[ids[1][0, i]]:2} of step {steps[0, i]} from z_{tau} = {state}: ", end=""
+            )
+            print(f"{p:.1f}, drawn with {true:.1f}, weight {p / true:.2f}")
+
+
+if __name__ == "__main__":
+    example()

@@ -1,30 +1,36 @@
-"""Run folders and checkpoints: what keeps a run repeatable, resumable and never half-written.
+"""Run folders, flags and checkpoints: what keeps a run repeatable, resumable, never half-written.
 
     runs/NAME/  config.json      the settings; they alone repeat the run
                 metrics.jsonl    one line a step            samples.jsonl  a few completions a step
                 eval.json        before against after       curves.png     the run at a glance
                 environment.txt  versions and device
-                checkpoint/      model and tokenizer (save_pretrained), threshold_head.safetensors, state.pt (optimizers, step)
+                checkpoint/      model and tokenizer (save_pretrained) or adapter,
+                                 threshold_head.safetensors, state.pt (optimizers, step)
 
-Files and folders are written aside and renamed, and nothing is loaded by unrestricted pickle.
+Files and folders are written aside and renamed. Nothing is loaded by unrestricted pickle.
 """
 
+import argparse
 import json
 import os
 import platform
 import shutil
 import signal
 import sys
-import traceback
+import time
 from contextlib import contextmanager
+from dataclasses import asdict, fields
+from datetime import datetime
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import models
+import tasks
+import tiny
 from diffusion_policy import DiffusionPolicy
-from models import export, load_denoiser, load_lora
 from sampler import ThresholdHead
 
 try:
@@ -32,12 +38,24 @@ try:
 except ImportError:
     resource = None
 
+METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
+    "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
+    "threshold_std", "loss", "ratio_mean", "clip_share", "is_weight_mean", "is_weight_max",
+    "is_capped_share", "unit_weight_error", "ess_share", "surrogate_kl", "reference_kl", "cache_kl",
+    "grad_norm", "threshold_loss", "threshold_ratio", "threshold_clip_share", "seconds_rollout",
+    "seconds_update", "tokens_per_second", "peak_memory_gib",
+)  # fmt: skip
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
 
 @contextmanager
 def replacing(path):
-    """Gives a path beside `path` to write a file or folder to; when that went well, it takes the old one's place.
+    """Gives a path beside `path` to write to; when that went well, it takes the old one's place.
 
-    A folder cannot be renamed onto another, so for a moment there is only `path`.old; `settle` finishes what a kill cut short.
+    A folder cannot be renamed onto another. So for a moment there is only `path`.old, and `settle`
+    finishes what a kill cut short.
     """
     aside, old = Path(f"{path}.tmp"), Path(f"{path}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -84,88 +102,169 @@ def read_lines(path):
     return rows
 
 
+# ---- flags, and what a run starts from -----------------------------------------------------------
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Bad flags get one line, like all other bad input, not a page of usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
+
+
+def true_or_false(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def parse(arguments, Settings, recipes, free):
+    """(settings, run_dir, resume, export) from flags, one for each field of Settings."""
+    parser = OneLineParser(description="DiFFPO: RL of a masked-diffusion model and its sampler.")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
+    for f in fields(Settings):
+        said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in recipes.items() if f.name in v]
+        said = f"{', '.join(f.metadata['choices'] or [])} [{', '.join(said)}]".strip()
+        how = {"default": argparse.SUPPRESS, "metavar": f.type.__name__.upper()}
+        kind = true_or_false if f.type is bool else f.type
+        parser.add_argument(f"--{f.name}", type=kind, help=f"{f.metadata['help']} {said}", **how)
+    given = vars(parser.parse_args(arguments))
+    resume, export = given.pop("resume"), given.pop("export")
+    if resume:
+        return resumed(given, Settings, free), Path(given["run_dir"]), True, export
+    why = "as asked"
+    if not given.get("model"):
+        given["model"], why = models.default_model()
+    print(f"model: {given['model']} ({why})", flush=True)
+    recipe = given.get("task") if is_compact(given["model"]) else "LLaDA"
+    settings = Settings(**recipes.get(recipe, {}) | given)
+    name = f"{settings.task.rpartition(':')[2]}-{settings.train}"
+    folder = settings.run_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return settings, Path(folder), False, export
+
+
+def resumed(given, Settings, free):
+    """The settings of a run that goes on: its own, but for the few in `free`. Raises ValueError."""
+    if "run_dir" not in given:
+        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
+    run_dir = Path(given["run_dir"])
+    saved = read_json(run_dir / "config.json")
+    if set(saved) != {f.name for f in fields(Settings)}:
+        raise ValueError(f"{run_dir}/config.json is not of this train.py: start a new run")
+    for name, value in given.items():
+        if name not in free and saved[name] != value:
+            was = f"{run_dir} was started with {name} = {saved[name]}"
+            raise ValueError(f"{was}: start a new run to change it")
+    return Settings(**saved | given)
+
+
+def prepare(settings, run_dir, resume, export):
+    """(policy, task, held-out problems, saved): what to go on with, and whether it was saved.
+
+    Raises ValueError or OSError for all that would otherwise fail hours later.
+    """
+    for folder in [*([] if resume else [run_dir]), *([export] if export else [])]:
+        refuse_used(Path(folder))
+    task, compact = tasks.find_task(settings.task), is_compact(settings.model)
+    task = tasks.for_tiny(task) if compact else task
+    task = tasks.FromFile(task, settings.data) if settings.data else task
+    problems = task.problems(settings.eval_split, settings.eval_problems, 0)  # before the weights
+    settings.length = settings.length or (task.length if compact else 0)
+    if not settings.length:
+        raise ValueError("length = 0: this model's completions need one, such as --length 256")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settle(run_dir / "checkpoint")
+    saved = (run_dir / "checkpoint").exists()
+    policy = base_policy(settings, task, device, run_dir if saved else None)
+    if settings.lora_rank and not saved:
+        how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
+        policy.denoiser = models.add_lora(policy.denoiser, *how)
+    if settings.lora_rank:
+        print(models.describe_lora(policy.denoiser), flush=True)
+    if policy.threshold_head is None:
+        size = policy.denoiser.config.hidden_size
+        policy.threshold_head = ThresholdHead(size, settings.gamma_0).to(device)
+    policy.threshold_head.sigma = settings.head_sigma
+    policy.encode([task.prompt(problem) for problem in problems], settings.length)  # do they fit?
+    if not resume:
+        create_run(run_dir)
+    write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
+    return policy, task, problems, saved
+
+
+def base_policy(settings, task, device, run_dir=None):
+    """The policy before RL, without an adapter; with run_dir that run's, as it was saved last.
+
+    Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
+    """
+    path, compact = run_dir or settings.model, is_compact(settings.model)
+    if path == "tiny":
+        recipe = (settings.warm_steps, settings.warm_batch, settings.warm_learning_rate)
+        recipe = tiny.WarmStart(*recipe, settings.warm_seed)
+        path = tiny.base(task, settings.careless, recipe, settings.cache_dir)
+    dtype = None if settings.lora_rank or compact else torch.float32
+    dtype = getattr(torch, settings.dtype, dtype)
+    policy = load_policy(path, device, dtype, trainable=run_dir is not None)
+    policy.prefill = settings.prefill
+    return policy
+
+
 def refuse_used(run_dir):
     """Raises ValueError if the folder holds anything already."""
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ValueError(f"{run_dir} already holds another run: choose a new --run_dir, or go on with that run by --resume")
+        raise ValueError(
+            f"{run_dir} already holds another run: choose a new --run_dir, or go on by --resume"
+        )
 
 
 def create_run(run_dir):
     """Make a run's folder and note in it what it runs on."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
-    versions = f"python {platform.python_version()}\ntorch {torch.__version__}\ntransformers {transformers.__version__}\n"
-    (run_dir / "environment.txt").write_text(versions + device + "\n", encoding="utf-8")
+    device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "device": device}
+    lines = "".join(f"{name} {version}\n" for name, version in versions.items())
+    (run_dir / "environment.txt").write_text(lines, encoding="utf-8")
 
 
-def peak_memory_gib():
-    """The most memory used so far, in GiB: of the GPU, or of the process; None where the system does not tell (Windows)."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    if resource is None:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
+# ---- the log -------------------------------------------------------------------------------------
 
 
-METRICS = {  # every key of metrics.jsonl; the README's table is held equal to it by a test
-    "step": "optimisation steps done",
-    "reward_mean": "the verifier's reward of the step's rollouts, before speed counts",
-    "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
-    "solved_mean": "share of rollouts that solve their problem",
-    "nfe_mean": "denoiser calls per completion",
-    "threshold_mean": "mean gamma, nats",
-    "threshold_std": "its standard deviation over the batch, exploration included",
-    "loss": "the model's objective, negated; about 0 at the first inner update by construction",
-    "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
-    "clip_share": "share of tokens whose gradient the clip has switched off",
-    "is_weight_mean": "mean importance weight, capped",
-    "is_weight_max": "largest importance weight before the cap",
-    "is_capped_share": "share of tokens whose weight is capped",
-    "ess_share": "effective sample size of the capped weights over the number of tokens",
-    "surrogate_kl": "KL(true ‖ surrogate) per token in nats, before the update: how wrong the surrogate is",
-    "reference_kl": "KL(new ‖ base model), k3 estimate, where kl_beta is above 0",
-    "cache_kl": "KL(rollout ‖ exact policy) per token in nats, of one completion: what the block cache costs; null without one",
-    "grad_norm": "norm of the denoiser's gradient before clipping",
-    "threshold_loss": "the sampler's objective, negated",
-    "threshold_ratio": "new over old density of gamma, last inner update",
-    "threshold_clip_share": "share of completions whose gamma the clip has switched off",
-    "seconds_rollout": "seconds to complete the batch",
-    "seconds_update": "seconds to verify and learn from it",
-    "tokens_per_second": "completion tokens per second of rollout",
-    "peak_memory_gib": "largest memory so far: of the GPU, or of the process where there is none",
-}
-
-
-def log_step(run_dir, bar, step, problems, texts, rollout, reward, solved, speed_reward, metrics, times):
-    """One line into metrics.jsonl, up to four completions into samples.jsonl, a few figures onto the progress bar."""
-    began, rolled_out, ended = times
-    has_gamma = not rollout.threshold.isnan().any()
-    row = dict.fromkeys(METRICS) | metrics
-    row |= {
-        "step": step,
-        "reward_mean": reward.mean().item(),
-        "speed_reward_mean": speed_reward.mean().item(),
-        "solved_mean": sum(solved) / len(solved),
+def batch_metrics(rollout, began, rolled_out):
+    """What the log says of a batch, whoever learns from it."""
+    gamma = None if rollout.threshold.isnan().any() else rollout.threshold
+    return {
         "nfe_mean": rollout.nfe.float().mean().item(),
-        "threshold_mean": rollout.threshold.mean().item() if has_gamma else None,
-        "threshold_std": rollout.threshold.std(unbiased=False).item() if has_gamma else None,
+        "threshold_mean": None if gamma is None else gamma.mean().item(),
+        "threshold_std": None if gamma is None else gamma.std(unbiased=False).item(),
         "seconds_rollout": rolled_out - began,
-        "seconds_update": ended - rolled_out,
+        "seconds_update": time.perf_counter() - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
         "peak_memory_gib": peak_memory_gib(),
     }
+
+
+def samples(problems, texts, rollout, reward):
+    """Up to four completions, as samples.jsonl keeps them."""
+    columns = (problems, texts, reward.tolist(), rollout.nfe.tolist(), rollout.threshold.tolist())
+    names = ("problem", "text", "reward", "nfe", "threshold")
+    return [dict(zip(names, row, strict=True)) for row in list(zip(*columns, strict=True))[:4]]
+
+
+def log_step(run_dir, bar, step, metrics, samples):
+    """A line into metrics.jsonl, completions into samples.jsonl, a few figures onto the bar."""
+    row = dict.fromkeys(METRICS) | metrics | {"step": step}
     append_lines(run_dir / "metrics.jsonl", [row])
-    samples = [
-        {"step": step, "problem": problems[i], "text": texts[i], "reward": reward[i].item(), "nfe": rollout.nfe[i].item(),
-         "threshold": rollout.threshold[i].item()} for i in range(min(4, len(texts)))
-    ]  # fmt: skip
-    append_lines(run_dir / "samples.jsonl", samples)
-    shown = {"reward": row["reward_mean"], "solved": row["solved_mean"], "NFE": row["nfe_mean"], "γ": row["threshold_mean"]}
-    bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None))
+    append_lines(run_dir / "samples.jsonl", [{"step": step} | sample for sample in samples])
+    names = ("reward", "solved", "nfe", "threshold")
+    shown = {name: row[f"{name}_mean"] for name in names if row[f"{name}_mean"] is not None}
+    bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
 
 
 class FinishTheStep:
-    """The first Ctrl-C only sets `asked`, so that the loop ends its step and saves; the second one stops at once."""
+    """The first Ctrl-C sets `asked`: the loop ends its step and saves. The second stops at once."""
 
     def __enter__(self):
         self.asked = False
@@ -181,78 +280,46 @@ class FinishTheStep:
         signal.signal(signal.SIGINT, self.before)
 
 
-def out_of_memory(error, advice):
-    """One line, with the figures and the advice, for an out-of-memory error; any other error is raised again."""
+def peak_memory_gib():
+    """The most memory used so far, of the GPU, or of the process; None where nobody tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if resource is None:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def out_of_memory(error, *names, **values):
+    """One line for an out-of-memory error, with what to lower; any other error is raised again."""
     said = " ".join(str(error).split())
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate memory" not in said:
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in said:
         raise error
+    lower = ", ".join(f"--{name} ({value})" for name, value in values.items())
     used = peak_memory_gib()
-    return f"out of memory{f', {used:.1f} GiB used at most' if used else ''}: {advice} [{said[:160]}]"
+    used = f", {used:.1f} GiB used at most" if used else ""
+    return f"out of memory{used}: lower {lower}{''.join(names)} [{said[:160]}]"
 
 
-def what_to_lower(error, settings):
-    """Which settings of a training run would have needed less memory where this error was raised."""
-    if any(frame.name == "update_denoiser" for frame in traceback.extract_tb(error.__traceback__)):
-        advice = f"while learning, lower --micro_batch_size ({settings.micro_batch_size})"
-        advice += "" if settings.gradient_checkpointing else " or set --gradient_checkpointing true"
-        advice += ", both allowed on --resume"
-        return advice + ("" if settings.lora_rank else "; --lora_rank 128 trains an adapter instead of every weight")
-    sizes = (f"--{name} ({getattr(settings, name)})" for name in ("prompts_per_step", "group_size", "length"))
-    advice = f"in a rollout or while loading, lower {', '.join(sizes)}"
-    return advice + ("" if settings.cache == "none" else f", or set --cache none (not {settings.cache}), allowed on --resume")
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def save_checkpoint(run_dir, policy, optimizers, step):
-    """The state after `step` steps, with all that the next step depends on (its random draws depend on seed and step alone)."""
+    """The state after `step` steps: all that the next one depends on but the seed."""
     with replacing(run_dir / "checkpoint") as folder:
-        if hasattr(policy.denoiser, "disable_adapter"):  # LoRA: the adapter alone, which names its base
+        if hasattr(policy.denoiser, "disable_adapter"):  # the adapter alone, which names its base
             policy.denoiser.save_pretrained(folder, save_embedding_layers=False)
         else:
-            export(policy.denoiser, policy.tokenizer, folder)
+            models.export(policy.denoiser, policy.tokenizer, folder)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
-        torch.save({"step": step, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, folder / "state.pt")
-
-
-def checkpoint_of(path):
-    """The checkpoint folder of a run folder; any other path as it is."""
-    path = Path(path)
-    settle(path / "checkpoint")
-    return path / "checkpoint" if (path / "config.json").exists() and (path / "checkpoint").is_dir() else path
-
-
-def base_of(folder):
-    """The name or folder of the model that an adapter in `folder` was trained on; None where there is no adapter."""
-    found = folder / "adapter_config.json"
-    return read_json(found).get("base_model_name_or_path") if found.is_file() else None
-
-
-def is_compact(name_or_path):
-    """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
-    folder = checkpoint_of(name_or_path)
-    folder = Path(base_of(folder) or folder)
-    return name_or_path == "tiny" or (folder / "config.json").is_file() and bool(read_json(folder / "config.json").get("compact_prompts"))
-
-
-def load_policy(path, device="cpu", head_sigma=0.5, dtype=None, trainable=False):
-    """The policy of a run folder, of any checkpoint folder, or of a hub name (the last two mostly without a threshold head).
-
-    An adapter is put onto its base model, to be trained on if `trainable`. Raises ValueError.
-    """
-    folder = checkpoint_of(path)
-    base = base_of(folder)
-    denoiser, tokenizer = load_denoiser(base or (str(folder) if folder.is_dir() else str(path)), device=device, dtype=dtype)
-    if base:
-        denoiser = load_lora(denoiser, folder, trainable)
-    head = None
-    if (folder / "threshold_head.safetensors").exists():
-        head = ThresholdHead(denoiser.config.hidden_size, sigma=head_sigma).to(device)
-        head.load_state_dict(load_file(folder / "threshold_head.safetensors"))
-    return DiffusionPolicy(denoiser, tokenizer, head)
+        state = {"step": step, "optimizers": [o.state_dict() for o in optimizers]}
+        torch.save(state, folder / "state.pt")
 
 
 def load_state(run_dir, optimizers):
-    """Put the optimizers back where the checkpoint was written, and cut the logs there. Returns its step."""
-    state = torch.load(run_dir / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)
+    """Put the optimizers back where the checkpoint was written; cut the logs there. -> its step"""
+    file = run_dir / "checkpoint" / "state.pt"
+    state = torch.load(file, map_location="cpu", weights_only=True)
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
     for name in ("metrics.jsonl", "samples.jsonl"):
@@ -260,3 +327,43 @@ def load_state(run_dir, optimizers):
         with replacing(run_dir / name) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return state["step"]
+
+
+def checkpoint_of(path):
+    """The checkpoint folder of a run folder; any other path as it is."""
+    path = Path(path)
+    settle(path / "checkpoint")
+    is_run = (path / "config.json").exists() and (path / "checkpoint").is_dir()
+    return path / "checkpoint" if is_run else path
+
+
+def base_of(folder):
+    """The name or folder of the model that the adapter in `folder` was trained on, or None."""
+    found = folder / "adapter_config.json"
+    return read_json(found).get("base_model_name_or_path") if found.is_file() else None
+
+
+def is_compact(name_or_path):
+    """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
+    folder = checkpoint_of(name_or_path)
+    config = Path(base_of(folder) or folder) / "config.json"
+    known = config.is_file() and read_json(config).get("compact_prompts")
+    return name_or_path == "tiny" or bool(known)
+
+
+def load_policy(path, device="cpu", dtype=None, trainable=False):
+    """The policy of a run folder, a checkpoint folder or a hub name (the last two mostly without a
+    threshold head). An adapter is put onto its base, to be trained on if `trainable`. Raises
+    ValueError.
+    """
+    folder = checkpoint_of(path)
+    base = base_of(folder)
+    name = base or (str(folder) if folder.is_dir() else str(path))
+    denoiser, tokenizer = models.load_denoiser(name, device=device, dtype=dtype)
+    if base:
+        denoiser = models.load_lora(denoiser, folder, trainable)
+    head, file = None, folder / "threshold_head.safetensors"
+    if file.exists():
+        head = ThresholdHead(denoiser.config.hidden_size).to(device)
+        head.load_state_dict(load_file(file))
+    return DiffusionPolicy(denoiser, tokenizer, head)

@@ -1,12 +1,15 @@
 """Which masked positions to unmask next: three rules, and the learned per-prompt threshold.
 
-At every denoising step the denoiser gives each masked position a distribution over tokens. A rule looks at these
-distributions, never at the tokens drawn from them, and selects the positions to unmask. That a selection does not depend
-on the draw is what makes the trajectory's probability a product of token probabilities, and so exactly known.
+At every denoising step the denoiser gives each masked position a distribution over tokens. A rule
+looks at these distributions and selects the positions to unmask. It never looks at the tokens that
+are then drawn. So the probability of a trajectory is a product of token probabilities, and known.
 
-    top_k                  the k most confident                       LLaDA's rule; NFE fixed by k
-    confidence_threshold   all that are surer than tau                Fast-dLLM's rule; NFE adapts
-    entropy_bounded        as many as share an entropy budget gamma   EB-Sampler (arXiv 2505.24857), the one DiFFPO learns [PAPER]
+    top_k                 the k most confident                  LLaDA's rule; k fixes the calls
+    confidence_threshold  all that are surer than tau           Fast-dLLM's rule
+    entropy_bounded       as many as fit an entropy budget      EB-Sampler (arXiv 2505.24857), the
+                          gamma, in nats                        one that DiFFPO learns    [PAPER]
+
+This file needs torch alone. `python sampler.py` shows the three rules on one row.
 
 Shapes: B rows, L positions, D hidden size.
 """
@@ -17,19 +20,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+CACHES = ("none", "prefix", "dual")  # block caches of keys and values: denoiser.BlockCache
+
 
 def top_k(confidence, masked, k):
     """The k most confident masked positions of each row, all of them where fewer are masked.
 
     confidence (B, L) float, masked (B, L) bool, k int -> selected (B, L) bool
     """
-    order = confidence.masked_fill(~masked, -torch.inf).argsort(dim=-1, descending=True, stable=True)  # (B, L)
-    rank = order.argsort(dim=-1)  # the inverse permutation: position -> its place in the order
+    confidence = confidence.masked_fill(~masked, -torch.inf)
+    order = confidence.argsort(dim=-1, descending=True, stable=True)
+    rank = order.argsort(dim=-1)  # (B, L) the inverse permutation: position -> its place in it
     return masked & (rank < k)
 
 
 def confidence_threshold(confidence, masked, tau):
-    """Every masked position with confidence above tau, and always the best one: without it a timid row would never end.
+    """Every masked position with confidence above tau, and always the best one.
+
+    Without the best one a timid row would never end. (tau is Fast-dLLM's letter for a confidence. It
+    has nothing to do with likelihood.py's step tau.)
 
     confidence (B, L), masked (B, L) bool, tau scalar or (B,) -> selected (B, L) bool
     """
@@ -38,47 +47,64 @@ def confidence_threshold(confidence, masked, tau):
 
 
 def entropy_bounded(entropy, masked, gamma):
-    """The longest prefix U of the masked positions, by ascending entropy H, with sum_U H - max_U H <= gamma.
+    """The longest prefix U of the masked positions, by ascending entropy H, with
+    sum_U H - max_U H <= gamma.
 
-    If tokens are drawn at once from their marginals, the error against drawing them one after the other is at most
-    sum_U H - max_U H: the bound is a budget for it. In ascending order max_U H is the last member's own, so what is compared
-    with gamma is the sum over the positions *before* it. For the first that is 0, so one position is always selected.
+    Sort the masked positions by entropy, lowest first. Take each one while the entropies *before* it
+    sum to at most gamma. Nothing is before the first, so one position is always taken.
+    Why this sum: tokens that are drawn at once, each from its own distribution, miss what they would
+    have told each other. The error is at most sum_U H - max_U H, and gamma is the budget for it.
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
     gamma = torch.as_tensor(gamma, device=entropy.device).reshape(-1, 1)
     ascending, order = entropy.masked_fill(~masked, torch.inf).sort(dim=-1, stable=True)  # (B, L)
-    before = torch.cat([torch.zeros_like(ascending[:, :1]), ascending.cumsum(-1)[:, :-1]], dim=-1)  # sum over those before
+    before = torch.cat([torch.zeros_like(ascending[:, :1]), ascending.cumsum(-1)[:, :-1]], dim=-1)
     return masked & (before <= gamma).gather(-1, order.argsort(dim=-1))
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A rule with its setting, and how far ahead it may look.
+    """How completions are decoded: a rule, its level, and what surrounds it.
 
-    rule           "eb", "confidence" or "top_k"
-    setting        gamma in nats, tau in [0, 1], or k; None with "eb" is the threshold head's own gamma for each prompt
-    block_length   semi-autoregressive: a row's next block opens when its last one is full, as LLaDA decodes.
-                   None is the whole canvas: any masked position may come next.
+    rule              "eb", "confidence" or "top_k"
+    level             gamma in nats, tau in [0, 1], or k; None with "eb": the head's gamma(c)
+    block_length      tokens a block; a row's next block opens when its last one is full, as LLaDA
+                      decodes; None is the whole canvas: any masked position may come next
+    temperature       of the tokens that are drawn; 0 is greedy
+    cache             block cache: none (exact), prefix or dual
+    stop_at_eos       end a row once all up to an end token is unmasked: the rest can only be padding
+    sample_threshold  draw gamma(c) from the head's distribution, as training does; False: its median
     """
 
     rule: str = "eb"
-    setting: float | None = 0.1
+    level: float | None = 0.1
     block_length: int | None = None
+    temperature: float = 1.0
+    cache: str = "none"
+    stop_at_eos: bool = False
+    sample_threshold: bool = True
 
     def __post_init__(self):
         allowed = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
-        if self.rule not in allowed:
-            raise ValueError(f"unknown decoder {self.rule!r}: choose one of {', '.join(allowed)}")
-        low, high = allowed[self.rule]
-        if self.setting is None and self.rule != "eb":
-            raise ValueError(f"decoder {self.rule} needs a setting; only eb can be learned")
-        if self.setting is not None and not low <= self.setting <= high:
-            raise ValueError(f"decoder {self.rule} takes a setting of {low} to {high:g}, not {self.setting}")
-        if self.rule == "top_k" and self.setting != int(self.setting):
-            raise ValueError(f"decoder top_k takes a whole number of tokens a step, not {self.setting}")
-        if self.block_length is not None and (self.block_length < 1 or self.block_length != int(self.block_length)):
-            raise ValueError(f"block_length has to be a whole number of tokens, at least 1, not {self.block_length}")
+        rule, level, block = self.rule, self.level, self.block_length
+        if rule not in allowed:
+            raise ValueError(f"unknown decoder {rule!r}: choose one of {', '.join(allowed)}")
+        low, high = allowed[rule]
+        if level is None and rule != "eb":
+            raise ValueError(f"decoder {rule} needs a level; only eb can be learned")
+        if level is not None and not low <= level <= high:
+            raise ValueError(f"decoder {rule} takes a level of {low} to {high:g}, not {level}")
+        if rule == "top_k" and level != int(level):
+            raise ValueError(f"decoder top_k takes a whole number of tokens a step, not {level}")
+        if block is not None and (block < 1 or block != int(block)):
+            raise ValueError(f"block_length = {block}: it has to be a whole number, at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature = {self.temperature}: it has to be a number, at least 0")
+        if self.cache not in CACHES:
+            raise ValueError(f"unknown cache {self.cache!r}: choose one of {', '.join(CACHES)}")
+        if self.cache != "none" and block is None:
+            raise ValueError(f"the {self.cache} cache works block by block: give a block_length")
 
     def open_positions(self, masked):
         """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool"""
@@ -89,47 +115,52 @@ class Decoder:
         return masked & (block == first)
 
     def select(self, entropy, confidence, masked, gamma=None):
-        """Positions to unmask, of the masked ones. gamma (B,) replaces the setting where the threshold is learned."""
+        """Positions to unmask, of the masked ones. gamma (B,) replaces the level where learned."""
         if self.rule == "eb":
-            return entropy_bounded(entropy, masked, self.setting if gamma is None else gamma)
+            return entropy_bounded(entropy, masked, self.level if gamma is None else gamma)
         if self.rule == "confidence":
-            return confidence_threshold(confidence, masked, self.setting)
-        return top_k(confidence, masked, int(self.setting))
+            return confidence_threshold(confidence, masked, self.level)
+        return top_k(confidence, masked, int(self.level))
 
 
 class ThresholdHead(nn.Module):
-    """The learned sampler: reads the prompt, allots it a threshold gamma(c). One scalar per generation. [PAPER]
+    """The learned sampler: it reads the prompt and allots it a threshold gamma(c). [PAPER]
 
-    It reads the denoiser's own last hidden states over the prompt, averaged, at the first denoising call, so gamma costs no
-    call of its own. The weights start at zero: every prompt starts with the same gamma_0. [OUR CHOICE]
+    It reads the denoiser's own last hidden states over the prompt, averaged, at the first denoiser
+    call. So gamma costs no call of its own. Its weights start at zero: every prompt starts with the
+    same gamma_0. [OUR CHOICE]
     """
 
     def __init__(self, hidden_size, gamma_0=0.1, sigma=0.5, floor=1e-3, ceiling=10.0):
         super().__init__()
         if not 0 < floor <= gamma_0 <= ceiling:
-            raise ValueError(f"gamma_0 = {gamma_0} is outside its bounds: choose one of {floor} to {ceiling}")
+            raise ValueError(f"gamma_0 = {gamma_0} is outside its bounds, {floor} to {ceiling}")
         self.sigma, self.floor, self.ceiling = sigma, floor, ceiling
-        # Standardised states times 1/sqrt(D) make the step that Adam takes in log gamma the same for every hidden size.
         self.standardise = nn.LayerNorm(hidden_size, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, math.log(gamma_0))
 
     def forward(self, prompt_state):
-        """prompt_state (B, D) -> the distribution of gamma (B,). The states are data here: no gradient reaches the denoiser."""
-        state = self.standardise(prompt_state.detach().float()) / math.sqrt(prompt_state.shape[-1])
-        return ClampedLogNormal(self.linear(state).squeeze(-1), self.sigma, self.floor, self.ceiling)
+        """prompt_state (B, D) -> the distribution of gamma (B,). No gradient reaches the denoiser.
+
+        Adam moves each of the D weights by about the learning rate, so log gamma moves by the rate
+        times the sum of |state|. Divided by D that sum is the same for every width: about 8.
+        """
+        state = self.standardise(prompt_state.detach().float()) * (10 / prompt_state.shape[-1])
+        mean = self.linear(state).squeeze(-1)
+        return ClampedLogNormal(mean, self.sigma, self.floor, self.ceiling)
 
 
 class ClampedLogNormal:
     """log gamma ~ Normal(mean, sigma^2), and gamma clamped into [floor, ceiling]. [OUR CHOICE]
 
-    The clamp turns both tails into probability masses at the bounds, and `log_prob` knows it: there it is the log of the
-    tail's mass, between them the log of the density.
+    The clamp gathers each tail's probability at a bound. `log_prob` knows it: at a bound it is the
+    log of the tail's mass, between them the log of the density.
     """
 
-    def __init__(self, mean, sigma, floor, ceiling):
-        self.mean, self.sigma, self.floor, self.ceiling = mean, sigma, floor, ceiling  # mean (B,)
+    def __init__(self, mean, sigma, floor, ceiling):  # mean (B,)
+        self.mean, self.sigma, self.floor, self.ceiling = mean, sigma, floor, ceiling
         self.normal = torch.distributions.LogNormal(mean, sigma)
 
     @torch.no_grad()  # a draw is data: its log_prob must not be differentiated through the draw
@@ -144,10 +175,33 @@ class ClampedLogNormal:
     def log_prob(self, gamma):
         """gamma (B,) -> (B,)"""
         standard = (gamma.log() - self.mean) / self.sigma
-        inside = self.normal.log_prob(gamma)
         at_floor, at_ceiling = torch.special.log_ndtr(standard), torch.special.log_ndtr(-standard)
-        return torch.where(gamma <= self.floor, at_floor, torch.where(gamma >= self.ceiling, at_ceiling, inside))
+        between = self.normal.log_prob(gamma)
+        above_floor = torch.where(gamma >= self.ceiling, at_ceiling, between)
+        return torch.where(gamma <= self.floor, at_floor, above_floor)
 
     def entropy(self):
         """Of gamma before the clamp, in nats (B,)."""
         return self.normal.entropy()
+
+
+def example():
+    """Four masked positions and one that is unmasked already."""
+    p = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # of each position's likelier token, of two
+    entropy = torch.special.entr(p) + torch.special.entr(1 - p)
+    masked = torch.tensor([[True, True, True, True, False]])
+    print("position              0     1     2     3     4 (unmasked)")
+    print("confidence        ", " ".join(f"{x:5.2f}" for x in p.tolist()))
+    print("entropy, nats     ", " ".join(f"{x:5.2f}" for x in entropy.tolist()))
+    for decoder in [Decoder("top_k", 2), Decoder("confidence", 0.8)] + [
+        Decoder("eb", gamma) for gamma in (0.0, 0.1, 0.4, 1.0)
+    ]:
+        selected = decoder.select(entropy[None], p[None], masked)[0].tolist()
+        marks = " ".join("    x" if chosen else "    ." for chosen in selected)
+        print(f"{decoder.rule:>10} {decoder.level:<6}  {marks}")
+    print("eb 0.4: lowest first, 0 (nothing before it), 2 (0.06 before), 3 (0.38 before);")
+    print("not 1, before which the entropies sum to 0.99.")
+
+
+if __name__ == "__main__":
+    example()

@@ -1,0 +1,300 @@
+"""One denoiser call, and how to touch a large vocabulary cheaply.
+
+A denoiser reads a prompt and a partly masked completion, both ways, and predicts every position. One
+call is `hidden`: ids (b, S) -> states (b, S, D). What is wanted of a state, its entropy, a drawn
+token, a token's log-prob, needs V logits, and V is 126,464 for LLaDA: half a megabyte a position.
+So logits are made only where they are needed, a chunk of positions or a slice of the vocabulary at
+a time, and never kept.
+
+What your model must offer, the first way in: a transformers model without the causal mask
+
+    get_decoder()             callable with input_ids, attention_mask, position_ids, use_cache and,
+                              for block caches, past_key_values; returns .last_hidden_state (b, S, D)
+    get_output_embeddings()   the last layer, with .weight (V, D) and .bias, (V,) or None
+    device                    where its weights are
+    config.shift_logits       optional, True: position i is predicted by the state at i - 1 (Dream)
+    disable_adapter()         only under a LoRA adapter (peft has it)
+
+The second way in: any `model(ids, attention_mask) -> logits (b, S, V)`, as LogitsModel(model).
+attention_mask is (b, S) bool, False on padding, or None where nothing is padded.
+
+This file needs torch alone. `python denoiser.py` shows a call and what is read off it.
+
+Shapes: b rows, S positions of prompt and completion, N positions of any rows, V words, D wide.
+"""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = {"cuda": 2**27, "cpu": 2**24}  # logits made at once: 1,061 or 132 positions of LLaDA's
+SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where slices of the vocabulary do: a CPU's cache
+BLOCKED = (
+    -1e30
+)  # the logit of [MASK], never drawn nor scored; finite, or 0 * inf would be no number
+
+
+class BlockCache:
+    """Keys and values of a whole canvas; a call on a part of it overwrites that part.
+
+    Block-wise decoding fills it by one call on everything when a block opens. Until that block is
+    full, calls run only
+
+        prefix   the block and all behind it
+        dual     the block alone
+
+    and read the other positions' keys and values from here (Fast-dLLM's caches, arXiv 2505.22618).
+    That is approximate: attention looks both ways, so each unmasked token changes all keys and values
+    a little, and these are from before. Rollouts record the log-probs of what was really drawn from,
+    so the importance weights see the difference and correct for it. [OUR CHOICE]
+
+    Tensors are (b, heads, S, head size), one a layer. The three get_ methods and is_compileable are
+    what transformers asks of a cache.
+    """
+
+    is_compileable = False
+
+    def __init__(self):
+        self.keys, self.values, self.start = [], [], 0
+
+    def update(self, keys, values, layer, *_, **__):
+        """A layer's new keys and values, from position `start` on -> those of the whole canvas."""
+        if layer == len(self.keys):  # the call that fills it
+            self.keys.append(keys)
+            self.values.append(values)
+        else:
+            part = slice(self.start, self.start + keys.shape[2])
+            self.keys[layer][:, :, part], self.values[layer][:, :, part] = keys, values
+        return self.keys[layer], self.values[layer]
+
+    def keep(self, rows):
+        """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
+        for tensors in (self.keys, self.values):
+            for i, tensor in enumerate(tensors):
+                tensors[i] = tensor[rows]
+
+    def get_seq_length(self, layer=0):
+        return self.start
+
+    def get_query_offset(self, layer=0):
+        return self.start
+
+    def get_mask_sizes(self, query_length, layer=0):
+        return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
+
+
+class LogitsModel(nn.Module):
+    """Any `model(ids, attention_mask) -> logits` as a denoiser: a plain nn.Module, LLaDA's own code.
+
+    The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
+    Left padding is rolled behind the text, so that a model with absolute positions counts them from
+    the first real token.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
+        if past_key_values is not None:
+            raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
+        if attention_mask is None:
+            logits = self.model(input_ids, None)
+            return SimpleNamespace(last_hidden_state=getattr(logits, "logits", logits))
+        S, mask = input_ids.shape[1], attention_mask.bool()
+        padding = (~mask).sum(1, keepdim=True)  # (b, 1)
+        roll = (torch.arange(S, device=mask.device) + padding) % S  # (b, S) text first
+        logits = self.model(input_ids.gather(1, roll), mask.gather(1, roll))
+        logits = getattr(logits, "logits", logits)  # (b, S, V)
+        back = roll.argsort(1).unsqueeze(-1).expand_as(logits)
+        return SimpleNamespace(last_hidden_state=logits.gather(1, back))
+
+
+class HalfProduct(torch.autograd.Function):
+    """weight (v, D) @ hidden (N, D)^T -> (v, N), both bfloat16, the result float32.
+
+    A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 would
+    move it by up to 0.03 nats, more than many an importance weight differs from 1.
+    """
+
+    @staticmethod
+    def forward(context, weight, hidden):
+        context.save_for_backward(weight, hidden)
+        if weight.is_cuda:
+            return torch.mm(weight, hidden.T, out_dtype=torch.float32)
+        return weight.float() @ hidden.T.float()
+
+    @staticmethod
+    def backward(context, gradient):
+        weight, hidden = context.saved_tensors
+        gradient = gradient.to(weight.dtype)  # (v, N)
+        to_weight = gradient @ hidden if context.needs_input_grad[0] else None
+        return to_weight, gradient.T @ weight
+
+
+class DenoiserCalls:
+    """A denoiser's call and what is read off its states. `adapter` False looks past a LoRA adapter."""
+
+    def __init__(self, denoiser, mask_id, adapter=True):
+        self.denoiser, self.mask_id, self.adapter = denoiser, mask_id, adapter
+
+    def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None):
+        """One call without its last layer: ids (b, S) -> last hidden states (b, stop - start, D).
+
+        attention_mask (b, S) bool, or None where nothing is padded: attention then keeps its fastest
+        kernel. With a filled cache only positions start to stop are run. Positions are counted from
+        the first real token, so left padding moves nothing, whatever kind of positions a model has.
+        """
+        shift = getattr(getattr(self.denoiser, "config", None), "shift_logits", False)
+        begin = max(start - int(shift), 0)  # a shifted model reads a position one to its left
+        part, positions, more = slice(begin, stop), None, {}
+        if attention_mask is not None:
+            positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, part]
+        elif cache is not None:
+            positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)[:, part]
+        if cache is not None:
+            cache.start, more = begin, {"past_key_values": cache}
+        head = self.denoiser.get_output_embeddings()
+        # A bfloat16 base may carry a float32 adapter: autocast makes its products bfloat16 as well.
+        half = head is not None and head.weight.dtype == torch.bfloat16
+        off = nullcontext() if self.adapter else self.denoiser.disable_adapter()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half), off:
+            output = self.denoiser.get_decoder()(
+                input_ids=ids[:, part], attention_mask=attention_mask, position_ids=positions,
+                use_cache=cache is not None, **more,
+            )  # fmt: skip
+        return output.last_hidden_state[:, start - begin :]
+
+    def logits(self, hidden, part=slice(0, None)):
+        """hidden (N, D) -> logits (N, v) in float32, of all words or a part, [MASK] BLOCKED."""
+        head = self.denoiser.get_output_embeddings()
+        if head is None:
+            logits = hidden[:, part].float().clone()
+        elif head.weight.dtype == torch.bfloat16:
+            logits = HalfProduct.apply(head.weight[part], hidden.to(torch.bfloat16)).T
+        else:
+            logits = (head.weight[part] @ hidden.T).T  # this way round a CPU is up to twice as fast
+        if head is not None and head.bias is not None:
+            logits = logits + head.bias[part]
+        if part.start <= self.mask_id < part.start + logits.shape[1]:
+            logits[:, self.mask_id - part.start] = BLOCKED
+        return logits
+
+    def vocabulary(self, hidden):
+        """V, the number of words."""
+        head = self.denoiser.get_output_embeddings()
+        return hidden.shape[-1] if head is None else len(head.weight)
+
+    def chunk(self, hidden):
+        """How many positions' logits are made at once."""
+        return max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // self.vocabulary(hidden))
+
+    def entropy_and_confidence(self, hidden, rule="eb"):
+        """Of the distributions at N positions, untempered: (N,) in nats, (N,).
+
+        Confidence is the best token's probability, not the drawn one's: it must not depend on the
+        draw. [OUR CHOICE] Greedy, the two are the same. The entropy is right for rule "eb" alone.
+
+        One pass over slices of the vocabulary. With m the highest logit so far, only the sums of
+        e^(l - m) and of (l - m) e^(l - m) are kept, and both are easily corrected when m rises.
+        """
+        V, N, device = self.vocabulary(hidden), len(hidden), hidden.device
+        top, total, dot = (
+            torch.full((N,), BLOCKED, device=device),
+            *torch.zeros(2, N, device=device),
+        )
+        width = max(1024, SLICE.get(device.type, SLICE["cpu"]) // N)
+        for start in range(0, V, width):
+            logits = self.logits(hidden, slice(start, start + width))  # (N, width)
+            highest = torch.maximum(top, logits.amax(-1))
+            rise, top = top - highest, highest  # rise <= 0
+            logits -= highest.unsqueeze(-1)
+            weight = logits.exp()
+            if rule == "eb":
+                dot = rise.exp() * (dot + rise * total) + weight.mul(logits).sum(-1)
+            total = rise.exp() * total + weight.sum(-1)
+        return (total.log() - dot / total).clamp(min=0), 1 / total
+
+    def draw(self, hidden, temperature, generator=None):
+        """A token for each of N positions and its log-prob: (N,), (N,). Temperature 0: the best one.
+
+        Drawn by inversion: the first token at which the cumulated probability exceeds a uniform
+        number. That is one random number a token; Gumbel noise takes V. Cumulated in float64, or the
+        tail of a large vocabulary would be rounded away.
+        """
+        tokens, logps = [], []
+        for part in hidden.split(self.chunk(hidden)):
+            logits = self.logits(part).contiguous()  # (n, V) a row side by side: cumsum is fast so
+            if temperature == 0:
+                tokens.append(logits.argmax(-1))
+                logps.append(torch.zeros(len(part), device=logits.device))
+                continue
+            logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature)  # in place: it is large
+            weight = logits.exp_()
+            cumulated = weight.cumsum(-1, dtype=torch.float64)
+            total, shape = cumulated[:, -1:], (len(part), 1)
+            uniform = torch.rand(
+                shape, generator=generator, dtype=torch.float64, device=total.device
+            )
+            token = torch.searchsorted(cumulated, uniform * total, right=True)  # (n, 1)
+            token = token.clamp(max=logits.shape[1] - 1)
+            tokens.append(token.squeeze(-1))
+            logps.append((weight.gather(-1, token) / total).log().float().squeeze(-1))
+        return torch.cat(tokens), torch.cat(logps)
+
+    def token_logp(self, hidden, tokens, temperature):
+        """Log-probs (N,) of N tokens at N states (N, D). Differentiable.
+
+        Even then no (N, V) is kept: a chunk's logits are made again when its gradient is due.
+        """
+
+        def score(hidden, tokens):
+            logits = self.logits(hidden) / temperature  # (n, V)
+            return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+
+        size = self.chunk(hidden)
+        parts = list(zip(hidden.split(size), tokens.split(size), strict=True))
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([score(*part) for part in parts])
+        return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
+
+
+@torch.no_grad()
+def example():
+    """A plain nn.Module of five words that predicts each [MASK] from the mean of all that it sees."""
+    words = ["[MASK]", "a", "b", "c", "d"]
+    embed = nn.Embedding(5, 5)
+    embed.weight.copy_(3 * torch.eye(5))
+    model = nn.Sequential(embed)
+    model.forward = lambda ids, attention_mask: embed(ids) + embed(ids).mean(1, keepdim=True)
+    calls = DenoiserCalls(LogitsModel(model), mask_id=0)
+    ids = torch.tensor([[1, 1, 2, 0]])
+    hidden = calls.hidden(ids)  # (1, 4, 5)
+    entropy, confidence = calls.entropy_and_confidence(hidden[0])
+    print("canvas         ", "  ".join(f"{words[i]:>6}" for i in ids[0].tolist()))
+    print("entropy, nats  ", "  ".join(f"{x:6.2f}" for x in entropy.tolist()))
+    print("confidence     ", "  ".join(f"{x:6.2f}" for x in confidence.tolist()))
+    last = hidden[0, 3:].expand(5, -1)
+    logp = calls.token_logp(last, torch.arange(5), temperature=1.0)
+    print(
+        "at [MASK]      ", ", ".join(f"{w} {x.exp():.2f}" for w, x in zip(words, logp, strict=True))
+    )
+    tokens, _ = calls.draw(last, 1.0, torch.Generator().manual_seed(0))
+    print("five draws     ", " ".join(words[i] for i in tokens.tolist()), "  (never [MASK])")
+
+
+if __name__ == "__main__":
+    example()
