@@ -6,7 +6,7 @@ importance sampling: every token carries a truncated weight.
 
     w_t   = min(C, pi_old^S(o_t) / pi_old^true(o_t))    no gradient; capped on one side     [PAPER]
     rho_t = pi_theta^S(o_t) / pi_old^S(o_t)             new over old, the same boundaries   [PAPER]
-    J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1 - eps, 1 + eps) A_i)  [RECONSTRUCTED]
+    J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i) [RECONSTRUCTED]
 
     mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
 
@@ -35,9 +35,7 @@ def group_advantages(reward, group_size, scale_by_std=False, std_floor=0.1):
     reward (B,) -> (B,). Raises ValueError for a group of one: it has nothing to compare with.
     """
     if group_size < 2 or len(reward) % group_size:
-        raise ValueError(
-            f"{len(reward)} rewards are no groups of {group_size}: a group needs at least 2"
-        )
+        raise ValueError(f"{len(reward)} rewards in groups of {group_size}: a group is 2 or more")
     groups = reward.view(-1, group_size)  # (prompts, G)
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_by_std:
@@ -108,8 +106,8 @@ def reference_kl(logp_new, logp_reference, token_mask, normalise_by="text"):
 def threshold_loss(logp_new, logp_old, advantage, clip_eps):
     """The sampler's objective: clipped ascent on gamma's log-prob, one action a completion.
 
-    logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn from
-    just this distribution. [OUR CHOICE]
+    logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn
+    from just this distribution. [OUR CHOICE]
     """
     ratio = (logp_new - logp_old.detach()).exp()
     loss = -clipped(ratio, advantage, clip_eps).mean()
@@ -126,10 +124,10 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1
 
     (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats.
     `ess_share` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
-    number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per token,
-    in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of log w over
-    the tokens whose weight is 1 in exact arithmetic (likelihood.scored_as_drawn): the error bar of
-    the numerics, and with a block cache of the cache.
+    number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per
+    token, in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of
+    log w over tokens whose weight is exactly 1 but for rounding (likelihood.scored_as_drawn): the
+    error bar of the numerics, and with a block cache of the cache.
     """
     log_weight = (logp_surrogate_old - logp_true_old).double()  # (B, L)
     used = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()  # (N,)
@@ -145,27 +143,24 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1
 
 
 def example():
-    """Two completions of one prompt; the second one solved it."""
-    cap, clip_eps = 2.0, 0.2
+    """Two completions of one prompt; the second one solved it, the first one ends early."""
     p_true = torch.tensor([[0.5, 0.8, 0.9], [0.5, 0.4, 0.9]])  # when it was drawn
     p_old = torch.tensor([[0.5, 0.4, 0.9], [0.5, 0.9, 0.3]])  # the surrogate's, before the update
     p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, now
-    token_mask = torch.tensor([[True, True, False], [True, True, True]])  # the first ends early
+    token_mask = torch.tensor([[True, True, False], [True, True, True]])
     advantage = group_advantages(torch.tensor([0.0, 1.0]), group_size=2)
-    weights = importance_weights(p_old.log(), p_true.log(), cap)
-    ratio = p_new / p_old
-    terms = weights * clipped(ratio, advantage.unsqueeze(-1), clip_eps)
-    print("row token  A     true  old   new   w = min(2, old/true)  rho = new/old  w * clipped")
+    weights, ratio = importance_weights(p_old.log(), p_true.log(), cap=2.0), p_new / p_old
+    terms = weights * clipped(ratio, advantage.unsqueeze(-1), clip_eps=0.2)
+    print("row token   A    true   old   new  w = min(2, old/true)  new/old  w * clipped")
     for i, t in token_mask.nonzero().tolist():
         cells = (advantage[i], p_true[i, t], p_old[i, t], p_new[i, t])
-        print(f"{i:3} {t:5} ", *(f"{x:5.2f}" for x in cells), end=" ")
-        print(f"{weights[i, t]:12.2f} {ratio[i, t]:18.2f} {terms[i, t]:15.3f}")
+        print(f"{i:3} {t:5}", *(f"{x:5.2f}" for x in cells), f"{weights[i, t]:21.2f}", end=" ")
+        print(f"{ratio[i, t]:8.2f} {terms[i, t]:12.3f}")
     for by in ("text", "canvas"):
-        loss, _ = diffpo_loss(
-            p_new.log(), p_old.log(), advantage, weights, token_mask, clip_eps, by
-        )
-        rows = ", ".join(f"{x:.3f}" for x in row_mean(terms, token_mask, by).tolist())
-        print(f"normalised by {by}: rows {rows}; loss = minus their mean = {loss.item():.3f}")
+        rows = row_mean(terms, token_mask, by)
+        logps = (p_new.log(), p_old.log())
+        loss, _ = diffpo_loss(*logps, advantage, weights, token_mask, 0.2, by)
+        print(f"{by}: rows {rows[0]:.3f}, {rows[1]:.3f}; the loss is minus their mean, {loss:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The likelihood of a rollout: mean-field, two-stage, m-stage, exact. One function, one knob.
 
-The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it. All T
-states take T denoiser calls, too dear for training. A surrogate scores from fewer states. Sorted
+The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it. All
+T states take T denoiser calls, too dear for training. A surrogate scores from fewer states. Sorted
 boundaries tau_1 < ... < tau_{m-1} cut the rollout into m stages. A token unmasked at step t is
 scored from the last boundary before it:
 
@@ -46,7 +46,7 @@ def draw_boundaries(nfe, num_stages, generator=None):
 
     One set a completion, drawn afresh for each optimisation step, the same for old and new policy.
     [PAPER] A row with fewer than m-1 inner steps uses every one as a boundary, which is exact. Its
-    spare boundaries become T, and nothing comes after T.
+    spare boundaries become T and are empty.
     """
     if num_stages < 1:
         raise ValueError(f"num_stages = {num_stages}: a likelihood has at least 1 stage")
@@ -61,8 +61,8 @@ def draw_boundaries(nfe, num_stages, generator=None):
 def draw_hidden_prompt(prompt_mask, group_size, probability, generator=None):
     """Prompt tokens to hide while scoring, each with this probability, as d1 does.
 
-    One draw a prompt, so that a group shares its canvas; one draw an optimisation step, the same for
-    old and new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
+    One draw a prompt: a group shares its canvas. One draw an optimisation step, the same for old
+    and new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
     """
     shape = (len(prompt_mask) // group_size, prompt_mask.shape[1])
     draw = torch.rand(shape, generator=generator, device=prompt_mask.device)
@@ -79,7 +79,7 @@ def scored_as_drawn(unmask_step, boundaries):
 
 
 def unique_rows(rows):
-    """(R, S) -> first (U,), one index of each distinct row, and copy (R,): rows[first][copy] == rows."""
+    """(R, S) -> first (U,), an index of each distinct row, copy (R,): rows[first][copy] == rows."""
     _, copy = torch.unique(rows, dim=0, return_inverse=True)
     index = torch.arange(len(rows), device=rows.device)
     first = torch.full_like(index, len(rows)).scatter_reduce(0, copy, index, "amin")
@@ -89,9 +89,9 @@ def unique_rows(rows):
 def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
-    boundaries (B, m-1) long, sorted; no columns: mean-field. hidden_prompt (B, P) bool: prompt tokens
-    to replace by [MASK]. -> (B, L), 0 where there is no token (padding after [EOS]). Differentiable.
-    Raises ValueError for a greedy rollout: its probabilities are 0 and 1.
+    boundaries (B, m-1) long, sorted; no columns: mean-field. hidden_prompt (B, P) bool: prompt
+    tokens to replace by [MASK]. -> (B, L), 0 where there is no token (padding after [EOS]).
+    Differentiable. Raises ValueError for a greedy rollout: its probabilities are 0 and 1.
     """
     if rollout.temperature <= 0:
         raise ValueError("a greedy rollout has no likelihood: sample with a temperature above 0")
@@ -113,13 +113,11 @@ def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
     ids = torch.cat([prompt[row], state], dim=1)  # (R, S)
     mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)
 
-    # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions are
-    # G + 1 passes, not 2 G. No more can be shared: attention looks both ways, so another state
-    # changes every hidden state.
+    # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions
+    # are G + 1 passes, not 2 G. No more can be shared, since attention looks both ways.
     first, copy = unique_rows(torch.cat([ids, mask], dim=1))  # (U,), (R,)
-    hidden = policy.hidden(ids[first], None if prompt_mask.all() else mask[first])[
-        :, P:
-    ]  # (U, L, D)
+    mask = None if prompt_mask.all() else mask[first]
+    hidden = policy.hidden(ids[first], mask)[:, P:]  # (U, L, D)
 
     # Each token is scored in one stage: logits for one position a token, never for (B, L, V).
     pair, position = scored.nonzero(as_tuple=True)  # (N,) each
@@ -140,43 +138,33 @@ def cache_kl(policy, rollout, states_at_once=64):
     for done in range(0, T, states_at_once):
         step = rollout.unmask_step
         now = rollout.token_mask & (step > done) & (step <= done + states_at_once)
-        exact = surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
-        total += (rollout.behaviour_logp - exact)[now].sum().item()
+        if now.any():
+            exact = surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
+            total += (rollout.behaviour_logp - exact)[now].sum().item()
     return total / rollout.token_mask.sum().item()
 
 
 def example():
-    """One completion of "2 + 3 =", unmasked in three steps, scored with tau = 1."""
-    words = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
-    ids = [
-        torch.tensor([[words.index(word) for word in text.split()]])
-        for text in ("2 + 3 =", "so 5 .")
-    ]
-    shown = lambda state: " ".join(words[i] for i in state.flatten().tolist())  # noqa: E731
-    steps = torch.tensor([[2, 1, 3]])
-    policy = SimpleNamespace(mask_id=0)  # a toy: it is the surer, the more tokens it sees
-    policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1).float()
+    """One completion of "2 + 3 =", unmasked in three steps, scored in three ways."""
+    words = "_ 2 3 + = 5 so .".split()  # _ is [MASK]
+    ids, steps = torch.tensor([[1, 3, 2, 4, 6, 5, 7]]), torch.tensor([[2, 1, 3]])
+    policy = SimpleNamespace(mask_id=0)  # a toy: the more tokens it sees, the surer it is
+    policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)
     policy.token_logp = lambda hidden, tokens, temperature: (hidden[:, 0] / 10).log()
-    values = {
-        "prompt_ids": ids[0], "prompt_mask": ids[0] > 0, "completion": ids[1], "unmask_step": steps,
-        "behaviour_logp": ((3 + steps) / 10).log(), "token_mask": steps > 0, "nfe": steps.amax(1),
-        "temperature": 1.0,
-    }  # fmt: skip
-    rollout = make_dataclass("Rollout", values)(**values)
-    print(
-        f"prompt {shown(ids[0])}   completion {shown(ids[1])}   unmasked at steps {steps[0].tolist()}"
+    names = (
+        "prompt_ids prompt_mask completion unmask_step behaviour_logp token_mask nfe temperature"
     )
+    prompt, text, true = ids[:, :4], ids[:, 4:], (3 + steps) / 10
+    values = (prompt, prompt > 0, text, steps, true.log(), text > 0, steps.amax(1), 1.0)
+    rollout = make_dataclass("Rollout", names.split())(*values)
     for name, taus in (("mean-field", []), ("two stages, tau = 1", [1]), ("exact", [1, 2])):
-        logp = surrogate_logp(policy, rollout, torch.tensor([taus], dtype=torch.long))
-        print(name)
-        for i in range(3):
-            tau = max(tau for tau in [0, *taus] if tau < steps[0, i])
-            state = shown(latent_at(ids[1], steps, tau, policy.mask_id))
-            p, true = logp[0, i].exp(), rollout.behaviour_logp[0, i].exp()
-            print(
-                f"  {words[ids[1][0, i]]:2} of step {steps[0, i]} from z_{tau} = {state}: ", end=""
-            )
-            print(f"{p:.1f}, drawn with {true:.1f}, weight {p / true:.2f}")
+        p = surrogate_logp(policy, rollout, torch.tensor([taus], dtype=torch.long)).exp()
+        print(f"{name}: prompt 2 + 3 =, completion so 5 .")
+        for i, step in enumerate(steps[0].tolist()):
+            tau = max(tau for tau in [0, *taus] if tau < step)
+            state = " ".join(words[w] for w in latent_at(text, steps, tau, 0)[0])
+            said = f"{p[0, i]:.1f}, drawn with {true[0, i]:.1f}, weight {p[0, i] / true[0, i]:.2f}"
+            print(f"  {words[text[0, i]]:2} of step {step} from z_{tau} = {state}: {said}")
 
 
 if __name__ == "__main__":

@@ -30,15 +30,15 @@ def top_k(confidence, masked, k):
     """
     confidence = confidence.masked_fill(~masked, -torch.inf)
     order = confidence.argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)  # (B, L) the inverse permutation: position -> its place in it
+    rank = order.argsort(dim=-1)  # (B, L) position -> its place in the order
     return masked & (rank < k)
 
 
 def confidence_threshold(confidence, masked, tau):
     """Every masked position with confidence above tau, and always the best one.
 
-    Without the best one a timid row would never end. (tau is Fast-dLLM's letter for a confidence. It
-    has nothing to do with likelihood.py's step tau.)
+    Without the best one a timid row would never end. (This tau is Fast-dLLM's, a probability. It is
+    not likelihood.py's tau, a step.)
 
     confidence (B, L), masked (B, L) bool, tau scalar or (B,) -> selected (B, L) bool
     """
@@ -50,10 +50,10 @@ def entropy_bounded(entropy, masked, gamma):
     """The longest prefix U of the masked positions, by ascending entropy H, with
     sum_U H - max_U H <= gamma.
 
-    Sort the masked positions by entropy, lowest first. Take each one while the entropies *before* it
+    Sort the masked positions by entropy, lowest first. Take each while the entropies *before* it
     sum to at most gamma. Nothing is before the first, so one position is always taken.
-    Why this sum: tokens that are drawn at once, each from its own distribution, miss what they would
-    have told each other. The error is at most sum_U H - max_U H, and gamma is the budget for it.
+    Why this sum: tokens drawn at once, each from its own distribution, miss what they would have
+    told each other. The error is at most sum_U H - max_U H, and gamma is the budget for it.
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
@@ -69,12 +69,12 @@ class Decoder:
 
     rule              "eb", "confidence" or "top_k"
     level             gamma in nats, tau in [0, 1], or k; None with "eb": the head's gamma(c)
-    block_length      tokens a block; a row's next block opens when its last one is full, as LLaDA
-                      decodes; None is the whole canvas: any masked position may come next
+    block_length      tokens a block: the next one opens when the last is full, as LLaDA decodes;
+                      None: any masked position may come next
     temperature       of the tokens that are drawn; 0 is greedy
     cache             block cache: none (exact), prefix or dual
-    stop_at_eos       end a row once all up to an end token is unmasked: the rest can only be padding
-    sample_threshold  draw gamma(c) from the head's distribution, as training does; False: its median
+    stop_at_eos       end a row once all up to an end token is unmasked: the rest is padding
+    sample_threshold  draw gamma(c) from the head's distribution (training); False: its median
     """
 
     rule: str = "eb"
@@ -87,7 +87,7 @@ class Decoder:
 
     def __post_init__(self):
         allowed = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
-        rule, level, block = self.rule, self.level, self.block_length
+        rule, level, block, cache = self.rule, self.level, self.block_length, self.cache
         if rule not in allowed:
             raise ValueError(f"unknown decoder {rule!r}: choose one of {', '.join(allowed)}")
         low, high = allowed[rule]
@@ -95,16 +95,18 @@ class Decoder:
             raise ValueError(f"decoder {rule} needs a level; only eb can be learned")
         if level is not None and not low <= level <= high:
             raise ValueError(f"decoder {rule} takes a level of {low} to {high:g}, not {level}")
-        if rule == "top_k" and level != int(level):
-            raise ValueError(f"decoder top_k takes a whole number of tokens a step, not {level}")
-        if block is not None and (block < 1 or block != int(block)):
-            raise ValueError(f"block_length = {block}: it has to be a whole number, at least 1")
+        for name, value in {
+            "block_length": block,
+            "level": level if rule == "top_k" else None,
+        }.items():
+            if value is not None and (value < 1 or value != int(value)):
+                raise ValueError(f"{name} = {value}: it has to be a whole number, at least 1")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature = {self.temperature}: it has to be a number, at least 0")
-        if self.cache not in CACHES:
-            raise ValueError(f"unknown cache {self.cache!r}: choose one of {', '.join(CACHES)}")
-        if self.cache != "none" and block is None:
-            raise ValueError(f"the {self.cache} cache works block by block: give a block_length")
+            raise ValueError(f"temperature = {self.temperature}: it has to be at least 0")
+        if cache not in CACHES:
+            raise ValueError(f"unknown cache {cache!r}: choose one of {', '.join(CACHES)}")
+        if cache != "none" and block is None:
+            raise ValueError(f"the {cache} cache works block by block: give a block_length")
 
     def open_positions(self, masked):
         """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool"""
@@ -180,27 +182,18 @@ class ClampedLogNormal:
         above_floor = torch.where(gamma >= self.ceiling, at_ceiling, between)
         return torch.where(gamma <= self.floor, at_floor, above_floor)
 
-    def entropy(self):
-        """Of gamma before the clamp, in nats (B,)."""
-        return self.normal.entropy()
-
 
 def example():
     """Four masked positions and one that is unmasked already."""
     p = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # of each position's likelier token, of two
     entropy = torch.special.entr(p) + torch.special.entr(1 - p)
-    masked = torch.tensor([[True, True, True, True, False]])
-    print("position              0     1     2     3     4 (unmasked)")
-    print("confidence        ", " ".join(f"{x:5.2f}" for x in p.tolist()))
-    print("entropy, nats     ", " ".join(f"{x:5.2f}" for x in entropy.tolist()))
-    for decoder in [Decoder("top_k", 2), Decoder("confidence", 0.8)] + [
-        Decoder("eb", gamma) for gamma in (0.0, 0.1, 0.4, 1.0)
-    ]:
-        selected = decoder.select(entropy[None], p[None], masked)[0].tolist()
-        marks = " ".join("    x" if chosen else "    ." for chosen in selected)
-        print(f"{decoder.rule:>10} {decoder.level:<6}  {marks}")
-    print("eb 0.4: lowest first, 0 (nothing before it), 2 (0.06 before), 3 (0.38 before);")
-    print("not 1, before which the entropies sum to 0.99.")
+    print("position         ", *(f"{i:5}" for i in range(5)), "(unmasked)")
+    print("confidence       ", *(f"{x:5.2f}" for x in p.tolist()))
+    print("entropy, nats    ", *(f"{x:5.2f}" for x in entropy.tolist()))
+    for rule, level in [("top_k", 2), ("confidence", 0.8), ("eb", 0.0), ("eb", 0.1), ("eb", 0.4)]:
+        selected = Decoder(rule, level).select(entropy[None], p[None], torch.arange(5)[None] < 4)
+        print(f"{rule:>10} {level:<6}", *("    x" if x else "    ." for x in selected[0]))
+    print("eb 0.4 takes 0 (nothing before it), 2 (0.06 before), 3 (0.38 before); 1 has 0.99 before")
 
 
 if __name__ == "__main__":
