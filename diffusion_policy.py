@@ -6,8 +6,8 @@ distribution at each of them. The true policy is
 
     pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
-with z_{t-1} the partly unmasked completion before step t. Every factor is at hand while sampling. So
-it is recorded then, as `behaviour_logp`, and costs no extra call. [OUR CHOICE]
+with z_{t-1} the partly unmasked completion before step t. Every factor is at hand while sampling.
+So it is recorded then, as `behaviour_logp`, and costs no extra call. [OUR CHOICE]
 
 `python diffusion_policy.py` unmasks one completion step by step.
 
@@ -69,8 +69,8 @@ class DiffusionPolicy(DenoiserCalls):
         """Complete B prompts with `length` tokens each, as the decoder says. Returns a Rollout.
 
         prompt_ids, prompt_mask (B, P) from `encode`. group_size G: each G adjacent rows have one
-        prompt, so that their first call, G times the same, is made once. Temperature 0 is greedy, and
-        its log-probs are 0. Raises ValueError for a gamma from nowhere, or groups that are none.
+        prompt, so their first call, G times the same, is made once. Temperature 0 is greedy: its
+        log-probs are 0. Raises ValueError for a gamma from nowhere, or groups that are none.
         """
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
@@ -83,11 +83,11 @@ class DiffusionPolicy(DenoiserCalls):
             ids, mask = prompt_ids[index, -longest:], prompt_mask[index, -longest:]
             unmasking = Unmasking(self, ids, mask, length, decoder, group_size)
             while unmasking.unfinished():
-                unmasking.call()
+                hidden = unmasking.call()
                 if unmasking.first:
-                    unmasking.read_prompt(generator)
-                positions = unmasking.select()
-                tokens, logp = unmasking.draw(positions, generator)
+                    unmasking.read_prompt(hidden, generator)
+                positions, hidden = unmasking.select(hidden)
+                tokens, logp = self.draw(hidden, decoder.temperature, generator)
                 unmasking.write_down(positions, tokens, logp)
             parts.append(unmasking.result())
         back = torch.tensor(sum(buckets, [])).argsort().to(prompt_ids.device)  # the prompts' order
@@ -102,25 +102,22 @@ class DiffusionPolicy(DenoiserCalls):
         return DiffusionPolicy(self.denoiser, self.tokenizer, adapter=False)
 
     def encode(self, prompts, room=0):
-        """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded: completions start at column P.
+        """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded: completions start at P.
 
-        Each text becomes one user message in the tokenizer's chat template, and `prefill` follows.
-        (A compact model gets the text as it stands.) Raises ValueError for an empty prompt, a missing
-        chat template, a text that the tokenizer has no tokens for, and a prompt that leaves no `room`
-        for the completion: nothing is ever cut off.
+        Each text becomes one user message in the tokenizer's chat template; `prefill` follows. (A
+        compact model gets the text as it stands.) Raises ValueError for an empty prompt, a missing
+        chat template, a text without tokens, and a prompt that leaves no `room` for the
+        completion: nothing is ever cut off.
         """
         if not all(prompts):
             raise ValueError("an empty prompt: there is nothing to complete")
         texts = prompts
         if not self.compact:
             if self.tokenizer.chat_template is None:
-                raise ValueError(
-                    "the tokenizer has no chat template: take the Instruct model's chat_template.jinja"
-                )
+                raise ValueError("the tokenizer has no chat template: take the Instruct model's")
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            texts = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False
-            )
+            how = {"add_generation_prompt": True, "tokenize": False}
+            texts = self.tokenizer.apply_chat_template(messages, **how)
         texts = [text + self.prefill for text in texts]
         how = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
         try:  # the template has written the special tokens
@@ -128,17 +125,15 @@ class DiffusionPolicy(DenoiserCalls):
         except Exception as error:  # tokenizers raises bare Exceptions
             text = max(prompts, key=len)[:60]
             raise ValueError(f"no tokens for a text such as {text!r}: {error}") from None
-        lengths = batch.attention_mask.sum(1)
-        config = getattr(self.denoiser, "config", None)
-        limit = getattr(config, "max_position_embeddings", None)
-        if limit and lengths.max() + room > limit:
-            # The instructions are the same everywhere: name a prompt by what sets it apart.
+        longest, config = batch.input_ids.shape[1], getattr(self.denoiser, "config", None)
+        limit = getattr(config, "max_position_embeddings", None) or longest + room
+        if longest + room > limit:  # name the prompt by what sets it apart from the others
             shared = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0
-            i = int(lengths.argmax())
+            i = int(batch.attention_mask.sum(1).argmax())
+            which = f"prompt {i + 1} of {len(prompts)}, with {prompts[i][shared : shared + 60]!r}"
+            need = f"{longest} tokens and {room} for the completion"
             raise ValueError(
-                f"prompt {i + 1} of {len(prompts)}, with {prompts[i][shared : shared + 60]!r}, has "
-                f"{lengths[i]} tokens: with {room} for the completion that is more than the {limit} "
-                "that the model can read"
+                f"{which}, needs {need}: more than the {limit} that the model can read"
             )
         device = self.denoiser.device
         return batch.input_ids.to(device), batch.attention_mask.bool().to(device)
@@ -162,27 +157,24 @@ class DiffusionPolicy(DenoiserCalls):
 class Unmasking:
     """The state of a rollout for rows of about one prompt length, and its steps.
 
-    What the loop branches on, `masked` and `ended`, is on the host. So a step waits for the GPU once,
-    to hear which positions were selected, and with `stop_at_eos` a second time, for the tokens.
+    What the loop branches on, `masked` and `ended`, is on the host. So a step waits for the GPU
+    once, to hear what was selected, and with `stop_at_eos` a second time, for the tokens.
     """
 
     def __init__(self, policy, prompt_ids, prompt_mask, length, decoder, group_size):
-        self.policy, self.decoder, self.group_size = policy, decoder, group_size
-        self.prompt_mask, (B, P), device = prompt_mask, prompt_ids.shape, prompt_ids.device
-        self.B, self.P, self.L, self.device, self.first = B, P, length, device, True
-        masks = torch.full((B, length), policy.mask_id, device=device)
-        self.canvas = torch.cat([prompt_ids, masks], dim=1)  # (B, S)
-        self.attend = None  # no mask where nothing is padded: attention keeps its fastest kernel
+        B, P = prompt_ids.shape
+        self.policy, self.decoder, self.prompt_mask, self.P = policy, decoder, prompt_mask, P
+        self.device, self.group_size, self.first = prompt_ids.device, group_size, True
+        there, level = {"device": self.device}, decoder.level if decoder.rule == "eb" else None
+        self.canvas = torch.cat([prompt_ids, torch.full((B, length), policy.mask_id, **there)], 1)
+        self.attend = None  # where nothing is padded, attention keeps its fastest kernel
         if not prompt_mask.all():
-            self.attend = torch.cat([prompt_mask, torch.ones_like(masks, dtype=torch.bool)], dim=1)
-        self.logp = torch.zeros((B, length), device=device)
-        self.gamma_logp = torch.zeros(B, device=device)
-        level = decoder.level if decoder.rule == "eb" else None
-        self.gamma = torch.full((B,), torch.nan if level is None else level, device=device)
+            self.attend = nn.functional.pad(prompt_mask, (0, length), value=True)  # (B, S)
+        self.logp, self.gamma_logp = torch.zeros((B, length), **there), torch.zeros(B, **there)
+        self.gamma = torch.full((B,), torch.nan if level is None else level, **there)
         self.masked = torch.ones((B, length), dtype=torch.bool)
-        self.ended = torch.zeros((B, length), dtype=torch.bool)
-        self.step, self.nfe = torch.zeros((B, length), dtype=torch.long), torch.zeros(B).long()
-        self.cache, self.cached_block, self.cached_rows = None, -1, None
+        self.ended, self.step = ~self.masked, torch.zeros((B, length), dtype=torch.long)
+        self.nfe, self.cache, self.block = torch.zeros(B, dtype=torch.long), None, -1
 
     def unfinished(self):
         """Who goes on: `rows` (b,), and the positions that may be unmasked, `open` (b, L) bool.
@@ -190,80 +182,71 @@ class Unmasking:
         Rows with a mask before their first end token. With a cache all rows do the same block, and
         those that are through with it wait.
         """
-        before_the_end = self.ended.cumsum(-1) == 0
-        self.rows = (self.masked & before_the_end).any(-1).nonzero().squeeze(-1)
+        text = self.masked & (self.ended.cumsum(-1) == 0)  # (B, L)
+        self.rows = text.any(-1).nonzero().squeeze(-1)
         self.open = self.decoder.open_positions(self.masked[self.rows])
+        self.start, self.stop = 0, None  # what a call runs: the whole canvas
         if self.decoder.cache != "none" and len(self.rows):
             block = self.open.long().argmax(-1) // self.decoder.block_length  # (b,)
             here = block == block.min()
-            self.rows, self.open, self.block = self.rows[here], self.open[here], int(block.min())
-        self.rows_there = self.rows.to(self.device)
+            self.rows, self.open = self.rows[here], self.open[here]
+            self.narrow(int(block.min()))
+        self.there = self.rows.to(self.device)
         return len(self.rows) > 0
 
+    def narrow(self, block):
+        """With a cache: run everything when a block opens, then only prefix's or dual's part."""
+        if block != self.block:
+            self.cache, self.block, self.cached = BlockCache(), block, self.rows
+            return
+        if len(self.rows) < len(self.cached):
+            self.cache.keep(torch.isin(self.cached, self.rows).nonzero()[:, 0].to(self.device))
+            self.cached = self.rows
+        self.start = self.P + block * self.decoder.block_length
+        if self.decoder.cache == "dual":
+            self.stop = min(self.start + self.decoder.block_length, self.canvas.shape[1])
+
     def call(self):
-        """One denoiser call for these rows. Leaves `hidden` (b, stop - start, D) and `start`."""
-        self.start, stop = 0, None
-        if self.decoder.cache != "none":
-            self.start, stop = self.cached_part()
-        rows, copy = self.rows_there, None
+        """One denoiser call for these rows -> hidden states (b, stop - start, D)."""
+        rows, G = self.there, self.group_size
         if self.first:  # G rows of one prompt are still the same: one of them will do
-            rows = torch.arange(0, self.B, self.group_size, device=self.device)
-            copy = torch.arange(self.B, device=self.device) // self.group_size
+            rows = rows[::G]
         attend = None if self.attend is None else self.attend[rows]
-        self.hidden = self.policy.hidden(self.canvas[rows], attend, self.cache, self.start, stop)
+        hidden = self.policy.hidden(self.canvas[rows], attend, self.cache, self.start, self.stop)
         if self.first:
-            self.hidden = self.hidden[copy]
+            copy = torch.arange(len(hidden), device=self.device).repeat_interleave(G)
+            hidden = hidden[copy]
             if self.cache:
                 self.cache.keep(copy)
+        return hidden
 
-    def cached_part(self):
-        """Which positions to run, (start, stop): all when a block opens, then prefix's or dual's."""
-        if self.block != self.cached_block:
-            self.cache, self.cached_block, self.cached_rows = BlockCache(), self.block, self.rows
-            return 0, None
-        if len(self.rows) < len(self.cached_rows):
-            keep = torch.isin(self.cached_rows, self.rows).nonzero().squeeze(-1)
-            self.cache.keep(keep.to(self.device))
-            self.cached_rows = self.rows
-        start, size = self.P + self.block * self.decoder.block_length, self.decoder.block_length
-        whole = self.decoder.cache == "prefix"
-        return start, None if whole else min(start + size, self.P + self.L)
-
-    def read_prompt(self, generator):
+    def read_prompt(self, hidden, generator):
         """After the first call: the prompt's mean state (B, D), and from it each row's gamma."""
         self.first, decoder = False, self.decoder
         weight = self.prompt_mask.unsqueeze(-1) / self.prompt_mask.sum(dim=1).view(-1, 1, 1)
-        self.prompt_state = (self.hidden[:, : self.P].float() * weight).sum(dim=1)
+        self.prompt_state = (hidden[:, : self.P].float() * weight).sum(dim=1)
         if decoder.rule == "eb" and decoder.level is None:
             head = self.policy.threshold_head(self.prompt_state)
             self.gamma = head.sample(generator) if decoder.sample_threshold else head.median
             self.gamma_logp = head.log_prob(self.gamma)
 
-    def select(self):
-        """The positions to unmask now, (b, L) bool on the host. Here the host waits."""
-        row, position = (
-            index.to(self.device) for index in self.open.nonzero(as_tuple=True)
-        )  # (N,)
-        self.hidden = self.hidden[row, self.P + position - self.start]  # (N, D) the open positions
+    def select(self, hidden):
+        """The positions to unmask now, (b, L) bool on the host, and their states (n, D)."""
+        row, position = (index.to(self.device) for index in self.open.nonzero(as_tuple=True))
+        hidden = hidden[row, self.P + position - self.start]  # (N, D) of the open positions
         read = torch.zeros(2, *self.open.shape, device=self.device)
-        read[0, row, position], read[1, row, position] = self.policy.entropy_and_confidence(
-            self.hidden, self.decoder.rule
-        )
-        gamma = self.gamma[self.rows_there]
-        return self.decoder.select(*read, self.open.to(self.device), gamma).cpu()
-
-    def draw(self, selected, generator):
-        """Tokens at the selected positions, and their log-probs: (n,), (n,)."""
-        of_open = selected[self.open].nonzero().squeeze(-1).to(self.device)  # (n,) of the N
-        return self.policy.draw(self.hidden[of_open], self.decoder.temperature, generator)
+        surety = self.policy.entropy_and_confidence(hidden, self.decoder.rule)
+        read[0, row, position], read[1, row, position] = surety
+        gamma, open_there = self.gamma[self.there], self.open.to(self.device)
+        selected = self.decoder.select(*read, open_there, gamma).cpu()  # here the host waits
+        return selected, hidden[selected[self.open].nonzero()[:, 0].to(self.device)]
 
     def write_down(self, selected, tokens, logp):
-        """Put the tokens onto the canvas, and note when, how likely, and how many calls."""
+        """Put the tokens onto the canvas; note how likely, when, and how many calls."""
         row, position = selected.nonzero(as_tuple=True)
         row = self.rows[row]
-        there = row.to(self.device), position.to(self.device)
-        self.canvas[there[0], self.P + there[1]] = tokens
-        self.logp[there] = logp
+        self.canvas[row.to(self.device), self.P + position.to(self.device)] = tokens
+        self.logp[row.to(self.device), position.to(self.device)] = logp
         self.nfe[self.rows] += 1
         self.step[row, position] = self.nfe[row]
         self.masked[row, position] = False
@@ -272,13 +255,13 @@ class Unmasking:
 
     def result(self):
         """The Rollout's fields, by name. What was never drawn is padding."""
-        masked = self.masked.to(self.device)
-        step = torch.where(self.masked, self.nfe.unsqueeze(1) + 1, self.step)
+        masked, step = self.masked.to(self.device), self.step.to(self.device)
+        nfe, completion = self.nfe.to(self.device), self.canvas[:, self.P :]
         return {
-            "completion": self.canvas[:, self.P :].masked_fill(masked, self.policy.eos_id),
-            "unmask_step": step.to(self.device),
+            "completion": completion.masked_fill(masked, self.policy.eos_id),
+            "unmask_step": torch.where(masked, nfe.unsqueeze(1) + 1, step),
             "behaviour_logp": self.logp,
-            "nfe": self.nfe.to(self.device),
+            "nfe": nfe,
             "threshold": self.gamma,
             "threshold_logp": self.gamma_logp,
             "prompt_state": self.prompt_state,
