@@ -12,16 +12,14 @@ level, with every setting that matters, and then the same as a table.
 """
 
 import json
-import math
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+import runs
 import tasks
-from runs import OneLineParser, checkpoint_of, is_compact, load_policy, out_of_memory
-from runs import read_json, read_lines
 from sampler import Decoder
 
 
@@ -34,14 +32,15 @@ def share_interval(solved, clusters, draws=2000):
     """
     names = {key: i for i, key in enumerate(dict.fromkeys(clusters))}
     k, index = len(names), torch.tensor([names[key] for key in clusters])
-    right = torch.zeros(k).index_add(0, index, torch.tensor(solved, dtype=torch.float))
-    size = torch.zeros(k).index_add(0, index, torch.ones(len(index)))
-    if 0 < sum(solved) < len(solved):
-        chosen = torch.randint(k, (draws, k), generator=torch.Generator().manual_seed(0))
-        shares = right[chosen].sum(1) / size[chosen].sum(1)
-        return (*torch.quantile(shares, torch.tensor([0.025, 0.975])).tolist(), k)
-    edge = 1.96**2 / (k + 1.96**2)
-    return (1 - edge, 1.0, k) if any(solved) else (0.0, edge, k)
+    if len(set(solved)) == 1:
+        edge = 1.96**2 / (k + 1.96**2)
+        return (1 - edge, 1.0, k) if solved[0] else (0.0, edge, k)
+    right, size = torch.zeros(2, k)
+    right.index_add_(0, index, torch.tensor(solved, dtype=torch.float))
+    size.index_add_(0, index, torch.ones(len(index)))
+    chosen = torch.randint(k, (draws, k), generator=torch.Generator().manual_seed(0))
+    shares = right[chosen].sum(1) / size[chosen].sum(1)
+    return (*torch.quantile(shares, torch.tensor([0.025, 0.975])).tolist(), k)
 
 
 def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
@@ -49,69 +48,49 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
 
     Raises ValueError for a problem that the tokenizer cannot write or that does not fit.
     """
-    generator, solved, reward = torch.Generator(policy.denoiser.device).manual_seed(seed), [], []
-    calls = tokens = 0
-    gammas, began = [], time.perf_counter()
+    generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
+    solved, reward, gammas, calls, tokens, began = [], [], [], 0, 0, time.perf_counter()
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
         prompts = policy.encode([task.prompt(problem) for problem in batch], length)
         rollout = policy.rollout(*prompts, length, decoder, generator)
-        for problem, text in zip(batch, policy.decode(rollout), strict=True):
-            solved.append(task.solved(problem, text))
-            reward.append(task.reward(problem, text))
+        pairs = list(zip(batch, policy.decode(rollout), strict=True))
+        solved += [task.solved(*pair) for pair in pairs]
+        reward += [task.reward(*pair) for pair in pairs]
         calls, tokens = calls + int(rollout.nfe.sum()), tokens + int(rollout.token_mask.sum())
         gammas.append(rollout.threshold)
-    n, gamma, has_gamma = len(problems), torch.cat(gammas), decoder.rule == "eb"
+    gamma, n = torch.cat(gammas) if decoder.rule == "eb" else None, len(problems)
     low, high, clusters = share_interval(solved, [tasks.key_of(task, p) for p in problems])
     return {
-        "decoder": decoder.rule,
-        "level": "learned" if decoder.level is None else decoder.level,
-        "block_length": decoder.block_length or length,
-        "length": length,
-        "cache": decoder.cache,
-        "prefill": policy.prefill,
-        "temperature": decoder.temperature,
-        "problems": n,
-        "clusters": clusters,
-        "seed": seed,
-        "solved": sum(solved) / n,
-        "solved_low": low,
-        "solved_high": high,
-        "reward": sum(reward) / n,
-        "nfe": calls / n,
+        "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
+        "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
+        "prefill": policy.prefill, "temperature": decoder.temperature, "problems": n,
+        "clusters": clusters, "seed": seed, "solved": sum(solved) / n, "solved_low": low,
+        "solved_high": high, "reward": sum(reward) / n, "nfe": calls / n,
         "tokens_per_call": tokens / calls,
-        "threshold_mean": gamma.mean().item() if has_gamma else None,
-        "threshold_std": gamma.std(unbiased=False).item() if has_gamma else None,
-        "seconds": time.perf_counter() - began,
-        "device": str(policy.denoiser.device),
+        "threshold_mean": None if gamma is None else gamma.mean().item(),
+        "threshold_std": None if gamma is None else gamma.std(unbiased=False).item(),
+        "seconds": time.perf_counter() - began, "device": str(policy.denoiser.device),
         "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
-    }
+    }  # fmt: skip
+
+
+COLUMNS = {
+    "": "{name}", "decoder": "{decoder}", "level": "{level}", "gamma": "{gamma}",
+    "length": "{length}", "block": "{block_length}", "cache": "{cache}", "temp": "{temperature:g}",
+    "problems": "{problems}", "clusters": "{clusters}", "solved": "{solved:.1%}",
+    "95%, by cluster": "{solved_low:.1%} to {solved_high:.1%}", "reward": "{reward:.3f}",
+    "NFE": "{nfe:.2f}", "tokens/call": "{tokens_per_call:.2f}", "seconds": "{seconds:.1f}",
+}  # fmt: skip
 
 
 def print_table(rows):
     """The rows of `evaluate`, as a table. The interval is share_interval's."""
-    table = [
-        ["", "decoder", "level", "gamma", "length", "block", "cache", "temp", "problems"]
-        + ["solved", "95%, by cluster", "reward", "NFE", "tokens/call", "seconds"]
-    ]
+    table = [list(COLUMNS)]
     for row in rows:
-        level, gamma = row["level"], row["threshold_mean"]
-        table.append(
-            [
-                row["name"],
-                row["decoder"],
-                level if isinstance(level, str) else f"{level:g}",
-                "" if gamma is None else f"{gamma:.3f} ± {row['threshold_std']:.3f}",
-                *(str(row[key]) for key in ("length", "block_length", "cache")),
-                f"{row['temperature']:g}",
-                f"{row['problems']} in {row['clusters']}",
-                f"{row['solved']:.1%}",
-                f"{row['solved_low']:.1%} to {row['solved_high']:.1%}",
-                f"{row['reward']:.3f}",
-                *(f"{row[key]:.2f}" for key in ("nfe", "tokens_per_call")),
-                f"{row['seconds']:.1f}",
-            ]
-        )
+        gamma = "{threshold_mean:.3f} ± {threshold_std:.3f}" if row["decoder"] == "eb" else ""
+        row = row | {"gamma": gamma.format(**row)}
+        table.append([form.format(**row) for form in COLUMNS.values()])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         cells = zip(line, widths, strict=True)
@@ -125,15 +104,12 @@ def plot_curves(run_dir):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_lines(run_dir / "metrics.jsonl")
+    rows = runs.read_lines(run_dir / "metrics.jsonl")
     panels = {
-        "reward_mean": "reward (sampled, training problems)",
-        "solved_mean": "solved share (sampled, training problems)",
-        "nfe_mean": "NFE per completion",
-        "threshold_mean": "threshold γ, nats",
-        "surrogate_kl": "KL(true ‖ surrogate), nats per token",
-        "grad_norm": "gradient norm before clipping",
-    }
+        "reward_mean": "reward (sampled, training)", "solved_mean": "solved (sampled, training)",
+        "nfe_mean": "NFE per completion", "threshold_mean": "threshold γ, nats",
+        "surrogate_kl": "KL(true ‖ surrogate), nats", "grad_norm": "gradient norm, unclipped",
+    }  # fmt: skip
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for axis, (key, label) in zip(axes.flat, panels.items(), strict=True):
         points = [(row["step"], row[key]) for row in rows if row[key] is not None]
@@ -141,11 +117,11 @@ def plot_curves(run_dir):
         axis.grid(alpha=0.3)
         if points:
             steps, values = zip(*points, strict=True)
-            window = max(1, len(values) // 20)
-            spans = [values[max(0, i - window) : i] for i in range(1, len(values) + 1)]
+            w = max(1, len(values) // 20)
+            spans = [values[max(0, i - w) : i] for i in range(1, len(values) + 1)]
             smooth = [sum(span) / len(span) for span in spans]
             axis.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1)
-            axis.plot(steps, smooth, color="tab:blue", linewidth=2, label=f"mean of {window} steps")
+            axis.plot(steps, smooth, color="tab:blue", linewidth=2, label=f"mean of {w} steps")
             axis.legend(frameon=False)
         axis.set_ylim(bottom=0)
     figure.suptitle(str(run_dir.name))
@@ -155,7 +131,7 @@ def plot_curves(run_dir):
 
 
 def flags():
-    parser = OneLineParser(description="Accuracy against NFE of a run or a checkpoint.")
+    parser = runs.OneLineParser(description="Accuracy against NFE of a run or a checkpoint.")
     parser.add_argument("path", help="a run folder, a checkpoint folder, or a hub name")
     for name, kind, default, text in (
         ("task", str, None, f"{', '.join(tasks.TASKS)} or FILE.py:NAME; default the run's"),
@@ -179,8 +155,8 @@ def flags():
 
 def prepare(options):
     """(policy, task, problems, decoders) for the flags. Raises ValueError."""
-    is_run = checkpoint_of(options.path) != Path(options.path)
-    trained = read_json(Path(options.path) / "config.json") if is_run else {}
+    is_run = runs.checkpoint_of(options.path) != Path(options.path)
+    trained = runs.read_json(Path(options.path) / "config.json") if is_run else {}
     defaults = {"task": None, "length": 0, "block_length": 0, "prefill": "", "data": ""}
     for name, default in (defaults | {"cache": "none"}).items():
         if getattr(options, name) is None:
@@ -198,12 +174,12 @@ def prepare(options):
             raise ValueError(f"level {text!r} is neither a number nor learned") from None
         how = (options.block_length or None, options.temperature, options.cache, True, False)
         decoders.append(Decoder(options.decoder, level, *how))
-    task, compact = tasks.find_task(options.task), is_compact(options.path)
+    task, compact = tasks.find_task(options.task), runs.is_compact(options.path)
     task = tasks.for_tiny(task) if compact else task
     task = tasks.FromFile(task, options.data) if options.data else task
     problems = task.problems(options.split, options.problems, options.seed)
     options.length = options.length or (task.length if compact else 256)
-    policy = load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
+    policy = runs.load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
     policy.prefill = options.prefill
     if policy.threshold_head is None and any(d.rule == "eb" and d.level is None for d in decoders):
         raise ValueError(f"{options.path} has no learned threshold: give --level a number")
@@ -224,7 +200,8 @@ def main(arguments=None):
     except ValueError as error:
         parser.exit(2, f"evaluate.py: {error}\n")
     except (MemoryError, RuntimeError) as error:
-        parser.exit(1, f"evaluate.py: {out_of_memory(error, batch_size=options.batch_size)}\n")
+        said = runs.out_of_memory(error, f"--batch_size ({options.batch_size})")
+        parser.exit(1, f"evaluate.py: {said}\n")
     print_table(rows)
 
 

@@ -23,13 +23,13 @@ from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
+import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 import models
 import tasks
-import tiny
 from diffusion_policy import DiffusionPolicy
 from sampler import ThresholdHead
 
@@ -290,15 +290,14 @@ def peak_memory_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def out_of_memory(error, *names, **values):
+def out_of_memory(error, lower):
     """One line for an out-of-memory error, with what to lower; any other error is raised again."""
     said = " ".join(str(error).split())
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in said:
         raise error
-    lower = ", ".join(f"--{name} ({value})" for name, value in values.items())
     used = peak_memory_gib()
     used = f", {used:.1f} GiB used at most" if used else ""
-    return f"out of memory{used}: lower {lower}{''.join(names)} [{said[:160]}]"
+    return f"out of memory{used}: lower {lower} [{said[:160]}]"
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

@@ -28,9 +28,15 @@ import likelihood
 import models
 import runs
 import tasks
-from diffpo_loss import diffpo_loss, group_advantages, importance_weights, reference_kl
-from diffpo_loss import threshold_loss, weight_metrics
-from evaluate import OneLineParser, evaluate, plot_curves, print_table
+from diffpo_loss import (
+    diffpo_loss,
+    group_advantages,
+    importance_weights,
+    reference_kl,
+    threshold_loss,
+    weight_metrics,
+)
+from evaluate import evaluate, plot_curves, print_table
 from sampler import CACHES, Decoder, ThresholdHead
 
 
@@ -41,7 +47,7 @@ def flag(default, help, low=None, high=None, choices=None):
 
 @dataclass
 class Settings:
-    """Every field is a flag. Defaults served tiny best on countdown; RECIPES has what others change.
+    """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change.
 
     Raises ValueError for settings that cannot work, in one line that says what to do.
     """
@@ -118,10 +124,16 @@ class Settings:
         how = {"level": level, "temperature": self.temperature, "stop_at_eos": True} | how
         return Decoder("eb", block_length=self.block_length or None, cache=self.cache, **how)
 
+    def memory_hogs(self):
+        """What to change where memory runs out: --flags with their values."""
+        names = ("micro_batch_size", "prompts_per_step", "group_size", "length")
+        flags = ", ".join(f"--{name} ({getattr(self, name)})" for name in names)
+        return f"{flags}, or set --gradient_checkpointing true, --lora_rank 128, --cache none"
+
 
 # Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
-# dense (cells, not grids), which bears a higher rate and asks for a lower gamma and a higher price
-# of speed. LLaDA's are d1's where it has them, not tuned here: no such model was at hand.
+# dense (cells, not grids): they bear a higher rate and ask for a lower gamma and a higher price of
+# speed. LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": dict(
         prompts_per_step=16, gamma_0=0.01, speed_weight=0.35, learning_rate=2e-4, warm_steps=400,
@@ -181,15 +193,16 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
     #    A token's score takes the selected positions as given. Under gamma, *which* positions are
     #    selected depends on the model too: that part of the gradient is left out. [OUR CHOICE]
-    metrics = {}
+    metrics = {"reward_mean": reward.mean().item(), "solved_mean": solved}
+    metrics["speed_reward_mean"] = speed_reward.mean().item()
+    if settings.cache != "none":
+        one = rollout.rows(slice(0, 1))
+        metrics["cache_kl"] = likelihood.cache_kl(policy, one, settings.micro_batch_size)
     if settings.train != "sampler":
-        metrics |= update_denoiser(
-            policy, reference, optimizers[0], rollout, stages, advantage, settings
-        )
+        how = (rollout, stages, advantage, settings)
+        metrics |= update_denoiser(policy, reference, optimizers[0], *how)
     if settings.train != "policy":
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
-    rewards = {"reward_mean": reward.mean().item(), "solved_mean": solved}
-    metrics |= rewards | {"speed_reward_mean": speed_reward.mean().item()}
     metrics |= runs.batch_metrics(rollout, began, rolled_out)
     return metrics, runs.samples(problems, texts, rollout, reward)
 
@@ -263,7 +276,7 @@ def objective(logps, rollout, advantage, settings):
 
 
 def update_threshold(policy, optimizer, rollout, advantage, settings):
-    """mu clipped steps of the threshold head, by the same advantages. Returns the last's metrics."""
+    """mu clipped steps of the threshold head, by the same advantages. -> the last's metrics."""
     eps = settings.head_clip_eps
     for _ in range(settings.inner_updates):
         logp_new = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
@@ -307,7 +320,7 @@ def run_steps(settings, task, run_dir, policy, saved, interrupt):
 
 def whole_run(settings, run_dir, resume, export):
     """Before, the steps, after, and the picture."""
-    policy, task, problems, saved = prepare(settings, run_dir, resume, export)
+    policy, task, problems, saved = runs.prepare(settings, run_dir, resume, export)
 
     def measure(name, gamma):
         decoder = settings.decoder(level=gamma, temperature=0.0, sample_threshold=False)
@@ -335,7 +348,7 @@ def whole_run(settings, run_dir, resume, export):
 def main(arguments=None):
     settings = run_dir = None
     try:
-        settings, run_dir, resume, export = parse(arguments)
+        settings, run_dir, resume, export = runs.parse(arguments, Settings, RECIPES, FREE)
         whole_run(settings, run_dir, resume, export)
         return 0
     except KeyboardInterrupt:
@@ -347,7 +360,7 @@ def main(arguments=None):
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        print(f"train.py: {runs.out_of_memory(error, settings)}", file=sys.stderr)
+        print(f"train.py: {runs.out_of_memory(error, settings.memory_hogs())}", file=sys.stderr)
         return 1
 
 
