@@ -21,7 +21,7 @@ import torch
 
 from runs import checkpoint_of, is_compact, load_policy, out_of_memory, read_json, read_lines
 from sampler import Decoder
-from tasks import TASKS, check_split
+from tasks import TASKS, check_split, find_task, for_tiny
 
 
 def wilson_interval(successes, n, z=1.96):
@@ -38,13 +38,13 @@ def evaluate(
 
     Raises ValueError for a problem that the tokenizer cannot write or that does not fit.
     """
-    length = length or (task.compact_length if policy.compact else 256)
+    length = length or (task.length if policy.compact else 256)
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
     solved, reward, calls, tokens, gammas = 0, 0.0, 0, 0, []
     began = time.perf_counter()
     for start in range(0, len(problems), batch_size):
         batch = problems[start : start + batch_size]
-        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in batch], prefill, length)
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem) for problem in batch], prefill, length)
         rollout = policy.rollout(
             prompt_ids, prompt_mask, length, decoder, generator, temperature, sample_threshold=False, stop_at_eos=True, cache=cache
         )
@@ -166,8 +166,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="of the problems, and of the draws where temperature is above 0")
     options = parser.parse_args(arguments)
     try:
-        if options.task not in TASKS:
-            raise ValueError(f"unknown task {options.task!r}: choose one of {', '.join(TASKS)}")
+        task = find_task(options.task)
         check_split(options.split)
         # A run is measured as it was trained, unless flags say otherwise.
         trained = read_json(Path(options.path) / "config.json") if checkpoint_of(options.path) != Path(options.path) else {}
@@ -183,8 +182,8 @@ def main(arguments=None):
             except ValueError:
                 raise ValueError(f"setting {text!r} is neither a number nor learned") from None
             decoders.append(Decoder(options.decoder, value, options.block_length or None))
-        task, compact = TASKS[options.task], is_compact(options.path)
-        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed, compact)
+        task = for_tiny(task) if is_compact(options.path) else task
+        problems = task.load(options.data) if options.data else task.problems(options.split, options.problems, options.seed)
         policy = load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
         if policy.threshold_head is None and any(decoder.rule == "eb" and decoder.setting is None for decoder in decoders):
             raise ValueError(f"{options.path} has no learned threshold: give --setting a number")

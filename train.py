@@ -138,7 +138,7 @@ FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing
 def check(settings):
     """Raises ValueError for settings that cannot work, in one line that says what to do."""
     allowed = {
-        "task": tasks.TASKS, "train": ("policy", "sampler", "joint"), "eval_split": ("test", "validation"),
+        "train": ("policy", "sampler", "joint"), "eval_split": ("test", "validation"),
         "cache": CACHES, "dtype": ("auto", "float32", "bfloat16"),
     }  # fmt: skip
     for name, values in allowed.items():
@@ -162,9 +162,9 @@ def base_dtype(settings):
 
 def base_model(settings, device):
     """The policy before RL, without an adapter. "tiny" gets its warm start here, once: it is cached by a hash of all that determines it."""
-    task = tasks.TASKS[settings.task]
     if settings.model != "tiny":
         return runs.load_policy(settings.model, device, dtype=base_dtype(settings))
+    task = tasks.for_tiny(tasks.find_task(settings.task))
     recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
     determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
     folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
@@ -176,7 +176,7 @@ def base_model(settings, device):
         # solves some problems and not most.
         number = min(60_000, settings.warm_steps * settings.warm_batch)
         problems, texts = zip(*task.demonstrations(number, settings.warm_seed, settings.careless), strict=True)
-        prompt_ids, _ = policy.encode([task.prompt(problem, compact=True) for problem in problems])
+        prompt_ids, _ = policy.encode([task.prompt(problem) for problem in problems])
         completion_ids, _ = policy.encode([text + tokenizer.eos_token for text in texts])
         progress = partial(tqdm, desc="warm start", unit="step", dynamic_ncols=True)
         models.warm_start(
@@ -269,9 +269,9 @@ def train(settings, task, run_dir, policy, saved, interrupt):
             group["lr"] = settings.learning_rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
 
         # 1. Draw P prompts c, and lay out G rows for each.
-        problems = task.problems("train", settings.prompts_per_step, f"{settings.seed} {step}", policy.compact)
+        problems = task.problems("train", settings.prompts_per_step, f"{settings.seed} {step}")
         problems = [problem for problem in problems for _ in range(settings.group_size)]  # B = P * G
-        prompt_ids, prompt_mask = policy.encode([task.prompt(problem, policy.compact) for problem in problems], settings.prefill, L)
+        prompt_ids, prompt_mask = policy.encode([task.prompt(problem) for problem in problems], settings.prefill, L)
 
         # 2. Complete them with the true policy: gamma says how many tokens a step, and what was drawn is recorded.
         rollout = policy.rollout(
@@ -364,11 +364,12 @@ def prepare(settings, run_dir, resume, export):
         runs.refuse_used(run_dir)
     if export:
         runs.refuse_used(Path(export))
-    task, compact = tasks.TASKS[settings.task], runs.is_compact(settings.model)
+    task, compact = tasks.find_task(settings.task), runs.is_compact(settings.model)
+    task = tasks.for_tiny(task) if compact else task
     if settings.data:
         task = tasks.FromFile(task, settings.data)
-    problems = task.problems(settings.eval_split, settings.eval_problems, 0, compact)  # before 8 billion weights are read
-    settings.length = settings.length or (task.compact_length if compact else 0)
+    problems = task.problems(settings.eval_split, settings.eval_problems, 0)  # before 8 billion weights are read
+    settings.length = settings.length or (task.length if compact else 0)
     if not settings.length:
         raise ValueError("length = 0: this model's completions need a length, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -384,7 +385,7 @@ def prepare(settings, run_dir, resume, export):
         print(models.describe_lora(policy.denoiser), flush=True)
     if policy.threshold_head is None:
         policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, settings.gamma_0, settings.head_sigma).to(device)
-    policy.encode([task.prompt(problem, policy.compact) for problem in problems], settings.prefill, settings.length)  # do they fit?
+    policy.encode([task.prompt(problem) for problem in problems], settings.prefill, settings.length)  # do they fit?
     if not resume:
         runs.create_run(run_dir)
     runs.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
