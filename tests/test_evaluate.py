@@ -35,10 +35,10 @@ def test_the_interval_is_wilsons():
 
 @pytest.mark.parametrize("name", ["countdown", "sudoku"])
 def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, name, monkeypatch):
-    task = TASKS[name]
+    task = TASKS[name].compact
     monkeypatch.setattr(type(task), "reward", lambda self, problem, text: len(text) % 5 / 4)  # a random model solves nothing
-    problems, decoder = task.problems("test", 7, 0, compact=True), Decoder("eb", 5.0)
-    rollout = policy.rollout(*policy.encode([task.prompt(p, compact=True) for p in problems]), task.compact_length, decoder, None, 0.0)
+    problems, decoder = task.problems("test", 7, 0), Decoder("eb", 5.0)
+    rollout = policy.rollout(*policy.encode([task.prompt(p) for p in problems]), task.length, decoder, None, 0.0)
     rewards = [task.reward(p, text) for p, text in zip(problems, policy.decode(rollout), strict=True)]
     for batch_size in (3, 100):
         row = evaluate.evaluate(policy, task, problems, decoder, batch_size=batch_size)
@@ -96,8 +96,8 @@ def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, capsys):
 
 
 def test_a_decoder_at_temperature_draws_by_its_seed(policy):
-    task = TASKS["countdown"]
-    problems = task.problems("test", 8, 0, compact=True)
+    task = TASKS["countdown"].compact
+    problems = task.problems("test", 8, 0)
     seen = []
     original = policy.rollout
     policy.rollout = lambda *args, **kwargs: seen.append(original(*args, **kwargs)) or seen[-1]

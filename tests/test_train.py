@@ -67,9 +67,9 @@ def weights_of(folder):
 def batch():
     """A tiny policy with a rollout of 12 rows, advantages and the stage boundaries of two inner updates."""
     denoiser, tokenizer = load_denoiser("tiny", seed=3)
-    policy, task = DiffusionPolicy(denoiser, tokenizer, ThresholdHead(128)), TASKS["countdown"]
+    policy, task = DiffusionPolicy(denoiser, tokenizer, ThresholdHead(128)), TASKS["countdown"].compact
     generator = torch.Generator().manual_seed(0)
-    ids, mask = policy.encode([task.prompt(problem, compact=True) for problem in task.problems("train", 12, 0, compact=True)])
+    ids, mask = policy.encode([task.prompt(problem) for problem in task.problems("train", 12, 0)])
     rollout = policy.rollout(ids, mask, 10, Decoder("eb", 3.0), generator)
     stages = [(draw_boundaries(rollout.nfe, 2, generator), draw_prompt_mask(mask, 0.2, generator)) for _ in range(2)]
     return policy, rollout, torch.randn(12, generator=generator), stages
@@ -315,7 +315,7 @@ def test_a_prefill_begins_every_completion(run):
 
 def test_problems_may_come_from_a_file(run, tmp_path):
     file = tmp_path / "problems.jsonl"
-    file.write_text("".join(json.dumps(problem) + "\n" for problem in TASKS["countdown"].problems("train", 60, 0, compact=True)))
+    file.write_text("".join(json.dumps(problem) + "\n" for problem in TASKS["countdown"].compact.problems("train", 60, 0)))
     _, folder = run("a", data=file)
     known = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(row["problem"] in known for row in read_lines(folder / "samples.jsonl"))
