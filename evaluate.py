@@ -60,7 +60,8 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
         calls, tokens = calls + int(rollout.nfe.sum()), tokens + int(rollout.token_mask.sum())
         gammas.append(rollout.threshold)
     gamma, n = torch.cat(gammas) if decoder.rule == "eb" else None, len(problems)
-    low, high, clusters = share_interval(solved, [tasks.key_of(task, p) for p in problems])
+    key = getattr(task, "key", task.prompt)
+    low, high, clusters = share_interval(solved, [key(problem) for problem in problems])
     return {
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,

@@ -202,7 +202,7 @@ def base_policy(settings, task, device, run_dir=None):
     if path == "tiny":
         recipe = (settings.warm_steps, settings.warm_batch, settings.warm_learning_rate)
         recipe = tiny.WarmStart(*recipe, settings.warm_seed)
-        path = tiny.base(task, settings.careless, recipe, settings.cache_dir)
+        path = tiny.base(task, settings.careless, recipe, settings.cache_dir, device)
     dtype = None if settings.lora_rank or compact else torch.float32
     dtype = getattr(torch, settings.dtype, dtype)
     policy = load_policy(path, device, dtype, trainable=run_dir is not None)
