@@ -4,11 +4,12 @@
     python evaluate.py runs/NAME --level learned 0.01 0.1 1        beside fixed ones
     python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
     python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1 --block_length 32
-    python evaluate.py runs/NAME --data problems.jsonl --split all     your own problems
+    python evaluate.py runs/NAME --data problems.jsonl             your own problems
 
 NFE is the number of denoiser calls that a completion took. A run is measured as it was trained, on
-the problems that were held out from it, unless flags say otherwise. Prints one JSON line for each
-level, with every setting that matters, and then the same as a table.
+problems that were held out from it, unless flags say otherwise. Prints one JSON line for each
+level, with every setting that matters, and then the same as a table. (Held out: no multiset of
+numbers, no solution grid of training. A grid's twin with other digits may have been seen.)
 """
 
 import json
@@ -144,7 +145,12 @@ def flags():
         ("batch_size", int, 64, "problems at once; fewer need less memory"),
         ("temperature", float, 0.0, "0 is greedy"),
         ("problems", int, 1000, "how many"),
-        ("split", str, "test", "train, validation or test; all: a whole data file"),
+        (
+            "split",
+            str,
+            None,
+            "train, validation, test, or all of a file; default test, a new file all",
+        ),
         ("data", str, None, "a JSON-lines file of problems; default the run's, if it had one"),
         ("seed", int, 0, "of the problems, and of the draws where temperature is above 0"),
     ):
@@ -177,8 +183,13 @@ def prepare(options):
         decoders.append(Decoder(options.decoder, level, *how))
     task, compact = tasks.find_task(options.task), runs.is_compact(options.path)
     task = tasks.for_tiny(task) if compact else task
+    new_file = options.data and Path(options.data) != Path(trained.get("data") or "")
+    options.split = options.split or ("all" if new_file else "test")
     task = tasks.FromFile(task, options.data) if options.data else task
-    problems = task.problems(options.split, options.problems, options.seed)
+    if options.data and options.split == "all":
+        problems = [problem for pool in task.pools.values() for problem in pool]
+    else:
+        problems = task.problems(options.split, options.problems, options.seed)
     options.length = options.length or (task.length if compact else 256)
     policy = runs.load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
     policy.prefill = options.prefill

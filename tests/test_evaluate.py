@@ -1,6 +1,7 @@
-"""Evaluation: the numbers against others got by hand, every decoder, data files, and its manners."""
+"""Evaluation: the numbers against others got by hand, every decoder, data files, manners."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from diffusion_policy import DiffusionPolicy
 from models import load_denoiser
 from runs import create_run, save_checkpoint, write_json
 from sampler import Decoder, ThresholdHead
-from tasks import TASKS
+from tasks import TASKS, FromFile
 
 
 @pytest.fixture(scope="module")
@@ -27,82 +28,164 @@ def run_dir(policy, tmp_path_factory):
     return folder
 
 
-def test_the_interval_is_wilsons():
-    # Newcombe (1998), table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
-    for successes, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)):
-        assert evaluate.wilson_interval(successes, n) == pytest.approx((low, high), abs=1e-4)
+def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
+    # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
+    low, high, k = evaluate.share_interval([True] * 81 + [False] * 182, list(map(str, range(263))))
+    assert (low, high, k) == (pytest.approx(0.2553, abs=0.01), pytest.approx(0.3662, abs=0.01), 263)
+
+
+def test_problems_of_a_cluster_count_together():
+    solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
+    apart = evaluate.share_interval(solved, clusters)
+    together = evaluate.share_interval(
+        solved * 16, clusters * 16
+    )  # sixteen copies tell nothing new
+    assert together == apart
+    naive = evaluate.share_interval(solved * 16, list(map(str, range(960))))
+    assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
+
+
+def test_the_interval_covers_the_true_share_as_often_as_it_says():
+    chance, hits = random.Random(0), 0
+    for _ in range(200):
+        solved, clusters = [], []
+        for cluster in range(60):  # of unequal sizes, each solved or missed as a whole
+            right, size = chance.random() < 0.3, chance.choice([1, 5, 20])
+            solved += [right] * size
+            clusters += [str(cluster)] * size
+        low, high, _ = evaluate.share_interval(solved, clusters, draws=400)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("solved", "low", "high"), [(False, 0, 0.1611), (True, 0.8389, 1)])
+def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high):  # 0 of 20
+    interval = evaluate.share_interval([solved] * 40, [str(i % 20) for i in range(40)])
+    assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
 
 
 @pytest.mark.parametrize("name", ["countdown", "sudoku"])
 def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, name, monkeypatch):
-    task = TASKS[name].compact
-    monkeypatch.setattr(type(task), "reward", lambda self, problem, text: len(text) % 5 / 4)  # a random model solves nothing
-    problems, decoder = task.problems("test", 7, 0), Decoder("eb", 5.0)
-    rollout = policy.rollout(*policy.encode([task.prompt(p) for p in problems]), task.length, decoder, None, 0.0)
-    rewards = [task.reward(p, text) for p, text in zip(problems, policy.decode(rollout), strict=True)]
+    task, pay = TASKS[name].compact, lambda self, problem, text: len(text) % 5 / 4
+    monkeypatch.setattr(type(task), "reward", pay)  # a random model solves nothing
+    problems, decoder = task.problems("test", 7, 0), Decoder("eb", 5.0, temperature=0.0)
+    prompts = policy.encode([task.prompt(problem) for problem in problems])
+    rollout = policy.rollout(*prompts, task.length, decoder)
+    texts = policy.decode(rollout)
+    rewards = [task.reward(*pair) for pair in zip(problems, texts, strict=True)]
     for batch_size in (3, 100):
-        row = evaluate.evaluate(policy, task, problems, decoder, batch_size=batch_size)
-        assert row["reward"] == pytest.approx(sum(rewards) / 7) and row["solved"] == pytest.approx(rewards.count(1.0) / 7)
+        row = evaluate.evaluate(policy, task, problems, decoder, task.length, batch_size)
+        assert row["reward"] == pytest.approx(sum(rewards) / 7)
+        assert row["solved"] == pytest.approx(rewards.count(1.0) / 7)
         assert row["nfe"] == pytest.approx(rollout.nfe.sum().item() / 7)
-        assert row["tokens_per_call"] == pytest.approx(rollout.token_mask.sum().item() / rollout.nfe.sum().item(), rel=0.2)
+        per_call = rollout.token_mask.sum().item() / rollout.nfe.sum().item()
+        assert row["tokens_per_call"] == pytest.approx(per_call)
         assert row["solved_low"] <= row["solved"] <= row["solved_high"] and row["problems"] == 7
+        assert row["clusters"] == len({task.key(problem) for problem in problems})
 
 
-def test_top_k_takes_as_many_calls_as_the_length_over_k(run_dir, capsys):
-    evaluate.main([str(run_dir), "--task", "sudoku", "--decoder", "top_k", "--setting", "1", "4", "--problems", "3"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [row["setting"] for row in rows] == [1.0, 4.0]
+@pytest.fixture
+def measured(capsys):
+    """measured(folder, "--flag value ...") -> the rows that evaluate.py prints as JSON."""
+
+    def run(folder, flags, task="countdown"):
+        capsys.readouterr()
+        evaluate.main([str(folder), *(["--task", task] if task else []), *flags.split()])
+        lines = capsys.readouterr().out.splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    return run
+
+
+def test_top_k_takes_as_many_calls_as_the_length_over_k(run_dir, measured):
+    rows = measured(run_dir, "--decoder top_k --level 1 4 --problems 3", task="sudoku")
+    assert [row["level"] for row in rows] == [1.0, 4.0]
     assert rows[0]["nfe"] <= 19 and rows[1]["nfe"] <= 5  # fewer where a row stops at [EOS]
 
 
 def test_every_sampler_setting_stands_beside_the_score(run_dir, capsys):
-    evaluate.main([str(run_dir), "--task", "countdown", "--problems", "3", "--temperature", "0.5", "--block_length", "5", "--seed", "4"])
+    flags = "--task countdown --problems 3 --temperature 0.5 --block_length 5 --seed 4"
+    evaluate.main([str(run_dir), *flags.split()])
     *json_lines, header, table = capsys.readouterr().out.splitlines()
     row = json.loads(json_lines[0])
-    expected = dict(decoder="eb", setting="learned", block_length=5, length=10, temperature=0.5, seed=4, problems=3, data="test")
+    expected = dict(decoder="eb", level="learned", block_length=5, length=10, temperature=0.5)
+    expected |= dict(seed=4, problems=3, split="test", cache="none")
     assert expected.items() <= row.items() and row["threshold_mean"] == pytest.approx(0.1)
     assert (row["device"], row["dtype"]) == ("cpu", "float32")
-    assert {"solved", "95% interval", "NFE", "tokens/call", "seconds", "block", "T"} <= {cell.strip() for cell in header.split("  ")}
+    columns = {"solved", "95%, by cluster", "NFE", "tokens/call", "seconds", "block", "temp"}
+    assert columns <= {cell.strip() for cell in header.split("  ")}
     assert "learned" in table
 
 
-def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, tmp_path, capsys):
+def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, tmp_path, measured):
+    trained = {"length": 12, "block_length": 4, "prefill": "<answer>", "cache": "dual"}
     create_run(tmp_path / "b")
-    write_json(tmp_path / "b" / "config.json", {"length": 12, "block_length": 4, "prefill": "<answer>", "cache": "dual"})
+    write_json(tmp_path / "b" / "config.json", trained | {"task": "countdown"})
     save_checkpoint(tmp_path / "b", policy, [], 1)
-    for flags, expected in (("", (12, 4, "<answer>", "none")), ("--length 9 --block_length 0 --cache none", (9, 9, "<answer>", "none"))):
-        evaluate.main([str(tmp_path / "b"), "--task", "countdown", "--problems", "2", *flags.split()])
-        row = json.loads(capsys.readouterr().out.splitlines()[0])
-        assert (row["length"], row["block_length"], row["prefill"], row["cache"]) == expected
+    for flags, expected in (
+        ("", (12, 4, "<answer>", "dual", "countdown")),
+        ("--length 9 --block_length 0 --cache none", (9, 9, "<answer>", "none", "countdown")),
+        ("--task sudoku --length 19", (19, 4, "<answer>", "dual", "sudoku")),
+    ):
+        row = measured(tmp_path / "b", f"--problems 2 {flags}", task=None)[0]
+        found = (row["length"], row["block_length"], row["prefill"], row["cache"], row["task"])
+        assert found == expected
+
+
+def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path, measured):
+    task = TASKS["countdown"].compact
+    path, numbers = (
+        tmp_path / "data.jsonl",
+        [[a, b, c] for a in range(1, 5) for b in (6, 7) for c in (8, 9)],
+    )
+    rows = [{"numbers": x, "target": y} for x in numbers for y in (3, 5, 9)]
+    rows += [row | {"numbers": row["numbers"][::-1]} for row in rows]  # near-duplicates
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    create_run(tmp_path / "c")
+    write_json(tmp_path / "c" / "config.json", {"task": "countdown", "data": str(path)})
+    save_checkpoint(tmp_path / "c", policy, [], 1)
+    own, all_, train = (
+        measured(tmp_path / "c", f"--level 1 {flags}", task=None)[0]
+        for flags in ("", "--split all", "--split train")
+    )
+    pools = FromFile(task, path).pools
+    assert own["split"] == "test" and own["problems"] == len(pools["test"])
+    assert all_["problems"] == len(rows)
+    keys = {split: {task.key(problem) for problem in pools[split]} for split in pools}
+    assert not keys["test"] & keys["train"] and own["clusters"] == len(keys["test"])
+    assert train["clusters"] == len(keys["train"])
+    other = tmp_path / "other.jsonl"
+    other.write_text(path.read_text())
+    assert measured(tmp_path / "c", f"--level 1 --data {other}")[0]["split"] == "all"
 
 
 def test_out_of_memory_says_which_setting_to_lower(run_dir, capsys, monkeypatch):
     def fail(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB")
+        said = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB"
+        raise torch.OutOfMemoryError(said)
 
     monkeypatch.setattr(DiffusionPolicy, "rollout", fail)
     with pytest.raises(SystemExit) as exit:
         evaluate.main([str(run_dir), "--task", "countdown", "--problems", "2", "--batch_size", "7"])
     message = capsys.readouterr().err
-    assert exit.value.code == 1 and "--batch_size (7)" in message and "2.00 GiB" in message and message.count("\n") == 1
+    assert exit.value.code == 1 and message.count("\n") == 1
+    assert "--batch_size (7)" in message and "2.00 GiB" in message
 
 
-def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, capsys):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"input": "3,4,5", "output": "35"}\n{"numbers": [30, 100, 93], "target": 23}\n')  # of unequal length for tiny
-    evaluate.main([str(run_dir), "--task", "countdown", "--data", str(path)])
-    row = json.loads(capsys.readouterr().out.splitlines()[0])
-    assert row["problems"] == 2 and row["data"] == str(path)
+def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, measured):
+    path = tmp_path / "data.jsonl"  # of unequal length for tiny
+    rows = ({"input": "3,4,5", "output": "35"}, {"numbers": [30, 100, 93], "target": 23})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    row = measured(run_dir, f"--data {path}")[0]
+    assert (row["problems"], row["data"], row["split"]) == (2, str(path), "all")
 
 
 def test_a_decoder_at_temperature_draws_by_its_seed(policy):
-    task = TASKS["countdown"].compact
+    task, seen, original = TASKS["countdown"].compact, [], policy.rollout
     problems = task.problems("test", 8, 0)
-    seen = []
-    original = policy.rollout
     policy.rollout = lambda *args, **kwargs: seen.append(original(*args, **kwargs)) or seen[-1]
     for seed in (0, 0, 1):
-        evaluate.evaluate(policy, task, problems, Decoder("top_k", 2), temperature=1.0, seed=seed)
+        evaluate.evaluate(policy, task, problems, Decoder("top_k", 2), 10, seed=seed)
     del policy.rollout
     first, same, other = (rollout.completion for rollout in seen)
     assert torch.equal(first, same) and not torch.equal(first, other)
@@ -113,10 +196,10 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
     [
         ("--task chess", "countdown"),
         ("--decoder beam", "eb"),
-        ("--setting many", "learned"),
-        ("--setting -1", "not -1"),
-        ("--decoder confidence --setting 1.5", "1"),
-        ("--decoder top_k --setting 0.5", "1"),
+        ("--level many", "learned"),
+        ("--level -1", "not -1"),
+        ("--decoder confidence --level 1.5", "1"),
+        ("--decoder top_k --level 0.5", "1"),
         ("--decoder top_k", "only eb"),
         ("--problems 0", "at least 1"),
         ("--split all", "test"),
@@ -141,9 +224,11 @@ def test_a_folder_without_a_threshold_head_asks_for_a_number(run_dir, tmp_path, 
         part.save_pretrained(tmp_path / "base")
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path / "base"), "--task", "countdown"])
-    assert "--setting" in capsys.readouterr().err
-    evaluate.main([str(tmp_path / "base"), "--task", "countdown", "--setting", "0.1", "--problems", "2"])
-    assert '"setting": 0.1' in capsys.readouterr().out
+    assert "--level" in capsys.readouterr().err
+    evaluate.main(
+        [str(tmp_path / "base"), "--task", "countdown", "--level", "0.1", "--problems", "2"]
+    )
+    assert '"level": 0.1' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--task", "countdown"])
     assert "no checkpoint" in capsys.readouterr().err
