@@ -14,6 +14,7 @@ So it is recorded then, as `behaviour_logp`, and costs no extra call. [OUR CHOIC
 Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L, V words, D wide.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from os.path import commonprefix
 from types import SimpleNamespace
@@ -91,11 +92,8 @@ class DiffusionPolicy(DenoiserCalls):
                 unmasking.write_down(positions, tokens, logp)
             parts.append(unmasking.result())
         back = torch.tensor(sum(buckets, [])).argsort().to(prompt_ids.device)  # the prompts' order
-        columns = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
-        end = self.ends(columns["completion"])
-        token_mask = (end.cumsum(-1) - end.long()) == 0  # no end token before it
-        columns |= {"token_mask": token_mask, "temperature": decoder.temperature}
-        return Rollout(prompt_ids, prompt_mask, **columns)
+        columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
+        return Rollout(prompt_ids, prompt_mask, *columns, decoder.temperature)
 
     def without_adapter(self):
         """The base model under a LoRA adapter: a reference model that shares its weights."""
@@ -140,15 +138,18 @@ class DiffusionPolicy(DenoiserCalls):
 
     def decode(self, rollout):
         """The completions' texts with their prefill, each up to its first end token."""
-        texts = []
-        for ids, is_text in zip(rollout.completion, rollout.token_mask, strict=True):
-            words = ids[is_text & ~self.ends(ids)].tolist()
-            texts.append(self.prefill + self.tokenizer.decode(words))
-        return texts
+        words = rollout.token_mask & ~self.ends(rollout.completion)  # (B, L)
+        rows = [ids[mask].tolist() for ids, mask in zip(rollout.completion, words, strict=True)]
+        return [self.prefill + self.tokenizer.decode(ids) for ids in rows]
 
     def ends(self, tokens):
         """Which tokens end a completion. Any shape -> bool"""
         return torch.isin(tokens, torch.tensor(self.end_ids, device=tokens.device))
+
+    def text_mask(self, completion):
+        """The tokens that have no end token before them. (B, L) -> (B, L) bool"""
+        end = self.ends(completion)
+        return (end.cumsum(-1) - end.long()) == 0
 
 
 # ---- one batch on its way from all [MASK] to text ------------------------------------------------
@@ -254,25 +255,18 @@ class Unmasking:
             self.ended[row, position] = self.policy.ends(tokens).cpu()
 
     def result(self):
-        """The Rollout's fields, by name. What was never drawn is padding."""
-        masked, step = self.masked.to(self.device), self.step.to(self.device)
-        nfe, completion = self.nfe.to(self.device), self.canvas[:, self.P :]
-        return {
-            "completion": completion.masked_fill(masked, self.policy.eos_id),
-            "unmask_step": torch.where(masked, nfe.unsqueeze(1) + 1, step),
-            "behaviour_logp": self.logp,
-            "nfe": nfe,
-            "threshold": self.gamma,
-            "threshold_logp": self.gamma_logp,
-            "prompt_state": self.prompt_state,
-        }
+        """The Rollout's fields from completion to prompt_state. What was never drawn is padding."""
+        masked, nfe = self.masked.to(self.device), self.nfe.to(self.device)
+        completion = self.canvas[:, self.P :].masked_fill(masked, self.policy.eos_id)
+        step = torch.where(masked, nfe.unsqueeze(1) + 1, self.step.to(self.device))
+        text = self.policy.text_mask(completion)
+        gamma = (self.gamma, self.gamma_logp, self.prompt_state)
+        return completion, step, self.logp, text, nfe, *gamma
 
 
 def length_buckets(lengths, room):
-    """Rows, as lists of indices, that are completed together: a new list wherever padding would
-    exceed an eighth of a canvas.
-
-    Equal lengths alone would need no padding at all, but make batches too small for a GPU.
+    """Rows that are completed together, as lists of indices, longest first: padding stays under an
+    eighth of a canvas. (Equal lengths alone would make batches too small for a GPU.)
     """
     buckets = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):  # groups stay
@@ -288,39 +282,32 @@ def end_token_ids(tokenizer):
 
     LLaDA writes <|eot_id|>, then a flood of eos.
     """
-    ends = [tokenizer.eos_token_id]
+    ends, text = [tokenizer.eos_token_id], ""
     if tokenizer.chat_template is not None:
-        roles = {"user": "question", "assistant": "ANSWER"}
-        turn = [{"role": role, "content": text} for role, text in roles.items()]
-        try:
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
+        with suppress(Exception):  # a template may refuse whatever it likes
             text = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2]
-        except Exception:  # a template may refuse whatever it likes
-            return ends
-        after = tokenizer(text, add_special_tokens=False).input_ids
-        special = [i for i in after if i in tokenizer.added_tokens_decoder]
-        ends += [i for i in special[:1] if i not in ends]
-    return ends
+    after = tokenizer(text, add_special_tokens=False).input_ids if text else []
+    special = [i for i in after if i in tokenizer.added_tokens_decoder]
+    return ends + [i for i in special[:1] if i not in ends]
 
 
-class Toy(nn.Module):
-    """Knows what it wants to say, and is the surer of a position, the more neighbours it sees."""
-
-    def __init__(self):
-        super().__init__()
-        self.answer = nn.Parameter(torch.eye(7)[[2, 2, 3, 4, 5, 6, 1]])  # (S, V): "we", then six
+class Toy(nn.Embedding):
+    """A toy: its rows are what it wants to say; the more neighbours it sees, the surer it is."""
 
     def forward(self, ids, attention_mask):
         seen = nn.functional.pad((ids > 0).float(), (1, 1))  # (b, S + 2)
-        return self.answer * (2 + 2 * (seen[:, :-2] + seen[:, 2:])).unsqueeze(-1)  # (b, S, V)
+        return self.weight * (2 + 2 * (seen[:, :-2] + seen[:, 2:])).unsqueeze(-1)  # (b, S, V)
 
 
 def example():
     """One completion of the prompt "we", six tokens, by the entropy-bounded rule."""
     words = ["[MASK]", "[EOS]", "we", "are", "what", "we", "read"]
     tokenizer = SimpleNamespace(mask_token_id=0, eos_token_id=1, chat_template=None)
-    policy, prompt = DiffusionPolicy(LogitsModel(Toy()), tokenizer), torch.tensor([[2]])
-    chance = torch.Generator().manual_seed(1)
-    rollout = policy.rollout(prompt, prompt > 0, 6, Decoder("eb", 1.2), chance).rows(0)
+    toy = LogitsModel(Toy(7, 7, _weight=torch.eye(7)[[2, 2, 3, 4, 5, 6, 1]]))
+    policy, prompt, chance = DiffusionPolicy(toy, tokenizer), torch.tensor([[2]]), torch.Generator()
+    decoder, chance = Decoder("eb", 1.2), chance.manual_seed(1)
+    rollout = policy.rollout(prompt, prompt > 0, 6, decoder, chance).rows(0)
     for t in range(int(rollout.nfe) + 1):
         tokens = zip(rollout.completion, rollout.unmask_step, strict=True)
         print(f"z_{t}", *(f"{words[i] if step <= t else '_':>7}" for i, step in tokens))

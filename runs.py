@@ -125,7 +125,7 @@ def parse(arguments, Settings, recipes, free):
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
     for f in fields(Settings):
         said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in recipes.items() if f.name in v]
-        said = f"{', '.join(f.metadata['choices'] or [])} [{', '.join(said)}]".strip()
+        said = f"{', '.join(f.metadata['choices'])} [{', '.join(said)}]".strip()
         how = {"default": argparse.SUPPRESS, "metavar": f.type.__name__.upper()}
         kind = true_or_false if f.type is bool else f.type
         parser.add_argument(f"--{f.name}", type=kind, help=f"{f.metadata['help']} {said}", **how)

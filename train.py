@@ -40,7 +40,7 @@ from evaluate import evaluate, plot_curves, print_table
 from sampler import CACHES, Decoder, ThresholdHead
 
 
-def flag(default, help, low=None, high=None, choices=None):
+def flag(default, help, low=-inf, high=inf, choices=()):
     meta = {"help": help, "low": low, "high": high, "choices": choices}
     return field(default=default, metadata=meta)
 
@@ -107,14 +107,12 @@ class Settings:
 
     def __post_init__(self):
         for f in fields(self):
-            name, value, limits = f.name, getattr(self, f.name), f.metadata
-            low, high, choices = limits["low"], limits["high"], limits["choices"]
+            value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
             if choices and value not in choices:
-                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
-            if low is not None and not low <= value < inf:
-                raise ValueError(f"{name} = {value}: it has to be at least {low}")
-            if high is not None and value > high:
-                raise ValueError(f"{name} = {value}: it has to be at most {high}")
+                raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
+            if f.type in (int, float) and not (low <= value <= high and abs(value) < inf):
+                limits = f"at least {low}" + (f" and at most {high}" if high < inf else "")
+                raise ValueError(f"{f.name} = {value}: it has to be {limits}")
         self.decoder()  # raises for a cache without blocks
         ThresholdHead(1, self.gamma_0)  # raises for a gamma_0 outside its bounds
 
