@@ -214,17 +214,21 @@ class Countdown(Generated):
     def reward(self, problem, text):
         """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
         parts = plain(without_prose(final_answer(text)), fraction=r"((\1)/(\2))").split("=")
-        values, claims = [], []
-        for part in parts[:4]:
-            try:
-                values.append(arithmetic(part, problem["numbers"]))
-            except ValueError:
-                claims += [] if is_name(part) else [read_number(part)]
-            except ZeroDivisionError:
-                return 0.0
-        if not values or None in claims or len(parts) > 4:
+        parts = [part for part in parts[:5] if not is_name(part)]
+        given = sorted(map(str, problem["numbers"]))
+        expressions = [sorted(re.findall("[0-9]+", part)) == given for part in parts]
+        if not any(expressions) or len(parts) > 4:
             return 0.0
-        return 1.0 if {*values, *claims} == {problem["target"]} else 0.1
+        try:
+            values = {
+                arithmetic(part, problem["numbers"])
+                if own
+                else read_number(part) or arithmetic(part)
+                for part, own in zip(parts, expressions, strict=True)
+            }
+        except (ValueError, ZeroDivisionError):
+            return 0.0
+        return 1.0 if values == {problem["target"]} else 0.1
 
     def problem(self, row):
         if "input" in row:
@@ -523,5 +527,7 @@ def find_task(name):
     protocol = ("problems", "prompt", "reward", "solved")
     missing = [method for method in protocol if not callable(getattr(task, method, None))]
     if missing:
-        raise ValueError(f"task {name!r} has no {', no '.join(missing)}: tasks.py says what a task has")
+        raise ValueError(
+            f"task {name!r} has no {', no '.join(missing)}: tasks.py says what a task has"
+        )
     return task
