@@ -45,7 +45,7 @@ def boxed(text):
 
 
 def final_answer(text):
-    """What a completion answers: the box in its answer tags, else all in them, else its last box."""
+    """What a completion answers: the box in its answer tags, else all there, else its last box."""
     inside = extract_answer(text) or boxed(text)
     return boxed(inside) or inside
 

@@ -37,7 +37,10 @@ def answer(text):
 
 
 def reachable(numbers):
-    """Every value that an expression of all the numbers can have: replace any two by their result until one is left."""
+    """Every value that an expression of all the numbers can have.
+
+    Any two of them are replaced by their result until one is left.
+    """
     if len(numbers) == 1:
         return {Fraction(numbers[0])}
     values = set()
