@@ -8,6 +8,8 @@ import logging
 import operator
 import re
 from fractions import Fraction
+from itertools import accumulate
+from math import prod
 
 LONGEST = 1000  # characters: a longer number or formula is no answer
 
@@ -251,13 +253,15 @@ def _same_words(answer, gold):
 
 
 def _hostile(text):
-    """Whether computing it could take for ever: sympy's big integers do not hear an alarm."""
-    size = 1
-    for exponent in re.findall(r"\^\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|[0-9])", text):
-        if "^" in exponent or "!" in exponent:
-            return True
-        for number in re.findall(r"[0-9]+", exponent):
-            size *= max(1, int(number[:9]))
-    deep = text.count("^") > 12 or re.search(r"\^\s*\{[^{}]*\{[^{}]*\{", text)
+    """Whether computing it could take for ever, or it would break out of the box it is put into.
+
+    sympy's big integers do not hear an alarm, so large powers and the like are refused unread.
+    """
+    depths = list(accumulate((c == "{") - (c == "}") for c in re.sub(r"\\[{}]", "", text)))
+    exponents = re.findall(r"\^\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|[0-9])", text)
+    size = prod(max(1, int(n[:9])) for n in re.findall("[0-9]+", " ".join(exponents)))
+    deep = text.count("^") > 12 or re.search(r"\^\s*\{[^{}]*(?:\{[^{}]*\{|\^)", text)
     odd = re.search(r"[0-9]{40}|!|\.\.|\\(?:binom|sum|prod|int|lim|uparrow)", text)
-    return bool(len(text) > 300 or size > 1000 or deep or odd)
+    return bool(
+        len(text) > 300 or size > 1000 or deep or odd or min([0, *depths]) or depths[-1:] > [0]
+    )

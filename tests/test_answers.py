@@ -120,7 +120,7 @@ OTHERS = [  # what a careless comparison of formulas takes for the same
     ("3", ["3!", "<3", ">3", "[3]", "\\{3\\}", "\\text{not }3", "5=3", "3'", "3_2", "3x", "3m",
      "x>3"]),
     ("3", ["3 \\text{ million}", "3 thousand", "3...", "x \\neq 3", "-\\boxed{3}", "5=x=3",
-     "\\sin 3"]),
+     "\\sin 3", "3},4", "3}", "{3", "3}\\boxed{4"]),
     ("-3", ["--3", "- -3", "\\text{not }-3", "3", "-3!", "<-3"]), ("2516_8", ["2516_7", "2516"]),
     ("10:30\\text{ a.m.}", ["10:30\\text{ p.m.}"]), ("10\\text{ cm}", ["10\\text{ m}",
      "10 inches"]),
