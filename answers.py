@@ -46,10 +46,18 @@ def boxed(text):
     return after[:end].strip() if box and not in_formula else ""
 
 
+# What stands around an answer: a label, Markdown's and LaTeX's signs, one period.
+UNDRESS = re.compile(
+    r"(?:(?i:(?:the )?(?:final )?(?:answer|expression|solution)(?: is)?:?\s))?\s*"
+    r"(?:```[a-z]*\n|`|\*\*|\\\[|\\\()?(?P<answer>.*?)(?:```|`|\*\*|\\\]|\\\))?(?:(?<!\.)\.)?",
+    re.DOTALL,
+)
+
+
 def final_answer(text):
     """What a completion answers: the box in its answer tags, else all there, else its last box."""
     inside = extract_answer(text) or boxed(text)
-    return boxed(inside) or inside
+    return boxed(inside) or UNDRESS.fullmatch(inside)["answer"].strip()
 
 
 def without_prose(text):
@@ -117,8 +125,7 @@ def arithmetic(text, numbers=None):
 
 
 NUMBER = re.compile(
-    r"""(?:(?:[Tt]he\ )?(?:[Ff]inal\ )?[Aa]nswer(?:\ is)?:?\ )?
-    (?P<sign>[-+]?)\ ?[£€]?\ ?
+    r"""(?P<sign>[-+]?)\ ?[£€]?\ ?
     (?: (?P<whole>[0-9]+)\ +(?P<part>[0-9]+/[0-9]+)
       | (?P<above>[0-9]+(?:\.[0-9]+)?)\ ?/\ ?(?P<below>[0-9]+(?:\.[0-9]+)?)
       | (?=\.?[0-9])

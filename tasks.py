@@ -210,21 +210,19 @@ class Countdown(Generated):
 
     def reward(self, problem, text):
         """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
-        parts = answers.plain(
-            answers.without_prose(answers.final_answer(text)), fraction=r"((\1)/(\2))"
-        ).split("=")
-        parts = [part for part in parts[:5] if not answers.is_name(part)]
-        given = sorted(map(str, problem["numbers"]))
-        expressions = [sorted(re.findall("[0-9]+", part)) == given for part in parts]
-        if not any(expressions) or len(parts) > 4:
+        text = answers.without_prose(answers.final_answer(text))
+        sides = answers.plain(text, fraction=r"((\1)/(\2))").split("=")[:5]
+        sides = [side for side in sides if not answers.is_name(side)]
+        given, values = sorted(map(str, problem["numbers"])), set()
+        expressions = [sorted(re.findall("[0-9]+", side)) == given for side in sides]
+        if not any(expressions) or len(sides) > 4:
             return 0.0
         try:
-            values = {
-                answers.arithmetic(part, problem["numbers"])
-                if own
-                else answers.read_number(part) or answers.arithmetic(part)
-                for part, own in zip(parts, expressions, strict=True)
-            }
+            for side, is_expression in zip(sides, expressions, strict=True):
+                if is_expression:
+                    values.add(answers.arithmetic(side, problem["numbers"]))
+                else:
+                    values.add(answers.read_number(side) or answers.arithmetic(side))
         except (ValueError, ZeroDivisionError):
             return 0.0
         return 1.0 if values == {problem["target"]} else 0.1
