@@ -37,11 +37,12 @@ def boxed(text):
         if not depth:
             end = i
             break
-    behind = after[end + 1 : end + 30].lstrip()
+    near = re.sub(r"<[^<>]*>", "\n", before[-30:])
+    behind = after[end + 1 : end + 30]
     in_formula = (
-        re.search(r"(?:[-+/^<>≠−–×÷] ?|\d\.?)\\?$", before[-9:])
-        or re.match(r"[/^!_×÷+\d]|\.\d|\*(?!\*)|- ?\d", behind)
-        or ALTERS.match(behind)
+        re.search(r"(?:[-+/^<>≠−–×÷] ?|\d)\\?$", near)
+        or re.match(r"\d|\.\d| ?(?:[/^!_×÷+]|\*(?!\*)|- ?\d)", behind)
+        or SCALES.match(behind)
     )
     return after[:end].strip() if box and not in_formula else ""
 
@@ -67,8 +68,8 @@ def without_prose(text):
 
 
 def plain(text, fraction=r" \1/\2 "):
-    """Ordinary signs for LaTeX's, Markdown's and typography's: `\\(3 \\times 4\\)` is `3*4`."""
-    text = " ".join(re.sub(r"```[a-z]*\n|`", " ", text).split()).replace("{,}", ",")
+    """Ordinary signs for LaTeX's and typography's: `3 \\times 4` is `3*4`."""
+    text = " ".join(text.split()).replace("{,}", ",")
     for pattern, ordinary in (
         (r"\\(?:text|textbf|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r"\1"),
         (r"\\[dt]?frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
@@ -80,8 +81,7 @@ def plain(text, fraction=r" \1/\2 "):
         ("[−–]", "-"),
         ("½", " 1/2 "),
         (r"\$", " "),
-        (r"(?<!\.)\. *(\**) *$", r"\1"),
-        (r"^ *\*\*(.*)\*\* *$", r"\1"),
+        (r"(?<!\.)\. *$", ""),
     ):
         text = re.sub(pattern, ordinary, text)
     return text.strip()
@@ -134,12 +134,15 @@ NUMBER = re.compile(
     \ *(?P<unit>[£€]|/?[A-Za-z%°][A-Za-z%°./,'()\ -]*(?:[²³]|\^\ ?\{?[23]\}?)?)?\ *""",
     re.VERBOSE,
 )
-# Words that make another number of the one beside them.
+# Words that make another number of the one beside them, scales behind a box too.
+SCALES = re.compile(
+    r"(?i)(?:[ \\,;!]|text\{)*\b(?:hundreds?|thousands?|k|[mbtr]+illions?|mil|mln|bn|dozens?|grand"
+    r"|lakhs?|crores?|score|hal(?:f|ves)|(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)"
+    r"(?:d|th)s?)\b"
+)
 ALTERS = re.compile(
-    r"(?i)\b(?:hundreds?|thousands?|[mbtr]+illions?|mil|mln|bn|dozens?|grand|lakhs?|crores?|score"
-    r"|hal(?:f|ves)|(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:d|th)s?|not|no"
-    r"|and|or|to|minus|negative|plus|point|over|pi|ln|log|sin|cos|tan|sqrt|root|squared"
-    r"|cubed|twice|double|triple|factorial|never|wrong|except)\b"
+    r"(?i)\b(?:not|no|and|or|to|minus|negative|plus|point|over|pi|ln|log|sin|cos|tan|sqrt|root"
+    r"|squared|cubed|twice|double|triple|factorial|never|wrong|except)\b|" + SCALES.pattern[4:]
 )
 VARIABLE = re.compile(r"\b[^\W\d_aghlmpsCFL]\b")  # one letter that is no unit's; k is a thousand
 NAME = re.compile(r" *\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))? *")

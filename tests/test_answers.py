@@ -74,7 +74,7 @@ NUMBERS = {
     "\\frac{-1}{2}": Fraction(-1, 2), "\\(8\\)": 8,
     "12 m^2": 12, "½": Fraction(1, 2), "3½": Fraction(7, 2), "1 / 2": Fraction(1, 2),
     
-    "1 234.50": Fraction(2469, 2), "**12**": 12, "`12`": 12, "12 \\text{ hours per day}": 12,
+    "1 234.50": Fraction(2469, 2), "12 \\text{ hours per day}": 12,
     "$400": 400, "12 cups of tea": 12, "12 square feet": 12, "5 \\text{ p.m.}": 5,
     "12 \\text{ times a week}": 12,
     "12\\quad\\text{points}": 12,
@@ -101,12 +101,13 @@ def test_what_is_not_one_number_is_none(text):
 
 TWELVE = r"""
     –12;minus 12;negative 12;12 thousand;12k;12 K;12M;12 million;12 dozen;12!;half of 12;ln 12
-    log 12;not 12;>12;<12;≥12;\approx 12;about 12;12 or so;12 and a half;12 point five;12 hundredths
-    12 pi;12\pi;√12;|12|;12';12_3;12_8;12 squared;12^2;12²;[12];{12;12};12 of 15;5=12;x≠12;x > 12
-    -x = 12;2x = 12;half = 12;12 thirds;-\boxed{12};\boxed{12}!;\boxed{12} thousand;\boxed{12}/4
-    12...;12 - 0;0 + 12;12/1/1;.12;12 score;double 12;12 bn;(12;twelve;12 12;12±1;\pm 12;-12;+-12
-    \text{not }12;\text{minus }12;12 \text{ thousand};\overline{12};12i;\frac{12}{0};--12;- -12;12-
-    3 + 4 = 12;twice x = 12;12 = 13;12 wrong;12 to 13;12, 13;12:00;12,00;1 2;0x12;12e2;12_000;12x
+    log 12;not 12;>12;<12;≥12;\approx 12;about 12;12 or so;12 and a half;12 point five
+    12 hundredths;12 pi;12\pi;√12;|12|;12';12_3;12_8;12 squared;12^2;12²;[12];{12;12};12 of 15;5=12
+    x≠12;x > 12;-x = 12;2x = 12;half = 12;12 thirds;-\boxed{12};\boxed{12}!;\boxed{12} thousand
+    \boxed{12}k;\boxed{12}\text{ dozen};\boxed{12}/4;12...;12 - 0;0 + 12;12/1/1;.12;12 score
+    double 12;12 bn;(12;twelve;12 12;12±1;\pm 12;-12;+-12;\text{not }12;\text{minus }12
+    12 \text{ thousand};\overline{12};12i;\frac{12}{0};--12;- -12;12-;3 + 4 = 12;twice x = 12
+    12 = 13;12 wrong;12 to 13;12, 13;12:00;12,00;1 2;0x12;12e2;12_000;12x
 """
 TWELVE = [text.strip() for text in re.split("[;\n]", TWELVE) if text.strip()] + ["5\n12", "12\n5"]
 
@@ -236,6 +237,14 @@ def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box
     assert final_answer("so \\boxed{1}, rather \\boxed{\\frac{1}{2}} I think 7") == "\\frac{1}{2}"
     assert final_answer("\\boxed{1} <answer>2") == "2" and final_answer("just 7") == ""
     assert final_answer("\\boxed{1} <answer></answer>") == "1"
+    for text in (
+        "It is 3.</answer>\\boxed{3}",
+        "</reasoning>\\boxed{3}",
+        "is 3.\\boxed{3}",
+        "<>\\boxed{3}",
+    ):
+        assert final_answer(text + "\n2 is not, and that is it") == "3"
+    assert final_answer("so it is \\boxed{3} and no other") == "3"
     assert boxed("\\boxed{never {closed}") == "never {closed}" and boxed("\\boxed{}") == ""
 
 
