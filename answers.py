@@ -7,9 +7,9 @@ free in the value: each reader knows a short grammar, and what that does not kno
 import logging
 import operator
 import re
-import signal
-import threading
 from fractions import Fraction
+from itertools import accumulate
+from math import prod
 
 LONGEST = 1000  # characters: a longer number or formula is no answer
 
@@ -37,19 +37,28 @@ def boxed(text):
         if not depth:
             end = i
             break
-    behind = after[end + 1 : end + 30].lstrip()
+    near = re.sub(r"<[^<>]*>", "\n", before[-30:])
+    behind = after[end + 1 : end + 30]
     in_formula = (
-        re.search(r"(?:[-+/^<>≠−–×÷] ?|\d\.?)\\?$", before[-9:])
-        or re.match(r"[/^!_×÷+\d]|\.\d|\*(?!\*)|- ?\d", behind)
-        or ALTERS.match(behind)
+        re.search(r"(?:[-+/^<>≠−–×÷] ?|\d)\\?$", near)
+        or re.match(r"\d|\.\d| ?(?:[/^!_×÷+]|\*(?!\*)|- ?\d)", behind)
+        or SCALES.match(behind)
     )
     return after[:end].strip() if box and not in_formula else ""
 
 
+# What stands around an answer: a label, Markdown's and LaTeX's signs, one period.
+UNDRESS = re.compile(
+    r"(?:(?i:(?:the )?(?:final )?(?:answer|expression|solution)(?: is)?:?\s))?\s*"
+    r"(?:```[a-z]*\n|`|\*\*|\\\[|\\\()?(?P<answer>.*?)(?:```|`|\*\*|\\\]|\\\))?(?:(?<!\.)\.)?",
+    re.DOTALL,
+)
+
+
 def final_answer(text):
-    """What a completion answers: the box in its answer tags, else all in them, else its last box."""
+    """What a completion answers: the box in its answer tags, else all there, else its last box."""
     inside = extract_answer(text) or boxed(text)
-    return boxed(inside) or inside
+    return boxed(inside) or UNDRESS.fullmatch(inside)["answer"].strip()
 
 
 def without_prose(text):
@@ -59,20 +68,20 @@ def without_prose(text):
 
 
 def plain(text, fraction=r" \1/\2 "):
-    """Ordinary signs for LaTeX's, Markdown's and typography's: `\\(3 \\times 4\\)` is `3*4`."""
-    text = " ".join(re.sub(r"```[a-z]*\n|`", " ", text).split()).replace("{,}", ",")
+    """Ordinary signs for LaTeX's and typography's: `3 \\times 4` is `3*4`."""
+    text = " ".join(text.split()).replace("{,}", ",")
     for pattern, ordinary in (
         (r"\\(?:text|textbf|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r"\1"),
         (r"\\[dt]?frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
         (r"\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}", fraction),
-        (r"\\(?:left|right)(?![a-z])|\\[()\[\],;:! ]|\\(?=[$%])", ""),
+        (r"\\(?:left|right)(?![a-z])|\\(?:q?quad|[()\[\],;:! ]|(?=[$%]))", ""),
         (r"\^ ?\{?\\circ\}?", "°"),
         (r" ?(?:\\times|\\cdot|[×·]|(?<=[\d) ])x(?=[\d( ])) ?", "*"),
         (r"\\div(?![a-z])|÷", "/"),
         ("[−–]", "-"),
         ("½", " 1/2 "),
         (r"\$", " "),
-        (r"^ *(\*\*|)(.*?)\.? *\1\.? *$", r"\2"),
+        (r"(?<!\.)\. *$", ""),
     ):
         text = re.sub(pattern, ordinary, text)
     return text.strip()
@@ -91,8 +100,8 @@ def arithmetic(text, numbers=None):
     """
     tokens = re.findall(r"[0-9]+(?:\.[0-9]+)?|\S", text)
     used = [token for token in tokens if token[0] in "0123456789"]
-    if numbers is not None and sorted(used) != sorted(map(str, numbers)):
-        raise ValueError("not exactly the given numbers")
+    if len(text) > LONGEST if numbers is None else sorted(used) != sorted(map(str, numbers)):
+        raise ValueError("not exactly the given numbers, or more than we work out for anybody")
     values, waiting, previous = [], [], "("
     for token in ["(", *tokens, ")"]:
         number = token[0] in "0123456789"
@@ -116,8 +125,7 @@ def arithmetic(text, numbers=None):
 
 
 NUMBER = re.compile(
-    r"""(?:(?:[Tt]he\ )?(?:[Ff]inal\ )?[Aa]nswer(?:\ is)?:?\ )?
-    (?P<sign>[-+]?)\ ?[£€]?\ ?
+    r"""(?P<sign>[-+]?)\ ?[£€]?\ ?
     (?: (?P<whole>[0-9]+)\ +(?P<part>[0-9]+/[0-9]+)
       | (?P<above>[0-9]+(?:\.[0-9]+)?)\ ?/\ ?(?P<below>[0-9]+(?:\.[0-9]+)?)
       | (?=\.?[0-9])
@@ -126,14 +134,17 @@ NUMBER = re.compile(
     \ *(?P<unit>[£€]|/?[A-Za-z%°][A-Za-z%°./,'()\ -]*(?:[²³]|\^\ ?\{?[23]\}?)?)?\ *""",
     re.VERBOSE,
 )
-# Words that make another number of the one beside them.
-ALTERS = re.compile(
-    r"(?i)\b(?:hundreds?|thousands?|[mbtr]+illions?|mil|mln|bn|dozens?|grand|lakhs?|crores?|scores?"
-    r"|hal(?:f|ves)|(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:d|th)s?|of|not|no"
-    r"|and|or|to|minus|negative|plus|times|point|over|pi|ln|log|sin|cos|tan|sqrt|root|squared?"
-    r"|cubed?|twice|double|triple|factorial|never|wrong|except)\b"
+# Words that make another number of the one beside them, scales behind a box too.
+SCALES = re.compile(
+    r"(?i)(?:[ \\,;!]|text\{)*\b(?:hundreds?|thousands?|k|[mbtr]+illions?|mil|mln|bn|dozens?|grand"
+    r"|lakhs?|crores?|score|hal(?:f|ves)|(?:thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)"
+    r"(?:d|th)s?)\b"
 )
-VARIABLE = re.compile(r"\b[^\W\d_aghlmsCFL]\b")  # one letter that is no unit's; k is a thousand
+ALTERS = re.compile(
+    r"(?i)\b(?:not|no|and|or|to|minus|negative|plus|point|over|pi|ln|log|sin|cos|tan|sqrt|root"
+    r"|squared|cubed|twice|double|triple|factorial|never|wrong|except)\b|" + SCALES.pattern[4:]
+)
+VARIABLE = re.compile(r"\b[^\W\d_aghlmpsCFL]\b")  # one letter that is no unit's; k is a thousand
 NAME = re.compile(r" *\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))? *")
 
 
@@ -183,7 +194,10 @@ def equivalent(answer, gold):
         return False
     answer, gold = _tidy(answer), _tidy(gold)
     if WORDS.fullmatch(gold):
-        return re.sub(r"[\W_]", "", _glued(answer)).lower() == re.sub(r"[\W_]", "", _glued(gold)).lower()
+        return (
+            re.sub(r"[\W_]", "", _glued(answer)).lower()
+            == re.sub(r"[\W_]", "", _glued(gold)).lower()
+        )
     if _glued(answer) == _glued(gold):
         return True
     if "=" in answer and "=" not in gold:
@@ -198,7 +212,7 @@ def equivalent(answer, gold):
     numbers = read_number(answer), read_number(gold)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    return not _hostile(answer + gold) and _same_formula(answer, gold)
+    return not _hostile(answer) and not _hostile(gold) and _same_formula(answer, gold)
 
 
 def _same_formula(answer, gold):
@@ -206,15 +220,13 @@ def _same_formula(answer, gold):
     from math_verify.errors import TimeoutException
 
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    # Its time limit is an alarm, which only the main thread can set; elsewhere the guard has to do.
-    main = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM")
-    limit = 2 if main else None  # seconds
-    how = {"fallback_mode": "no_fallback", "parsing_timeout": limit}
+    # Its limit is an alarm, which the main thread alone can set: in another, no formula is equal.
+    how = {"fallback_mode": "no_fallback", "parsing_timeout": 2}  # seconds
     try:
         gold, answer = (
             parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], **how) for text in (gold, answer)
         )
-        return bool(gold and answer) and verify(gold, answer, timeout_seconds=limit)
+        return bool(gold and answer) and verify(gold, answer, timeout_seconds=2)
     except (Exception, TimeoutException):  # sympy raises anything, and the alarm is no Exception
         return False
 
@@ -223,7 +235,7 @@ def _tidy(text):
     """A LaTeX answer without what does not change its meaning."""
     text = re.sub(r"\\(?:left|right)(?![a-z])|\\[!,;:]", "", text.strip().strip("$"))
     text = re.sub(r"\\[dt]frac", r"\\frac", re.sub(r"(?<!\\)\\ ", " ", text))
-    return re.sub(r"\. *$", "", text.replace("°", "^\\circ").replace("½", "\\frac12"))
+    return re.sub(r"(?<!\.)\. *$", "", text.replace("°", "^\\circ").replace("½", "\\frac12"))
 
 
 def _glued(text):
@@ -251,13 +263,15 @@ def _same_words(answer, gold):
 
 
 def _hostile(text):
-    """Whether computing it could take for ever: sympy's big integers do not hear an alarm."""
-    size = 1
-    for exponent in re.findall(r"\^\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|[0-9])", text):
-        if "^" in exponent or "!" in exponent:
-            return True
-        for number in re.findall(r"[0-9]+", exponent):
-            size *= max(1, int(number[:9]))
-    deep = text.count("^") > 12 or re.search(r"\^\s*\{[^{}]*\{[^{}]*\{", text)
+    """Whether computing it could take for ever, or it would break out of the box it is put into.
+
+    sympy's big integers do not hear an alarm, so large powers and the like are refused unread.
+    """
+    depths = list(accumulate((c == "{") - (c == "}") for c in re.sub(r"\\[{}]", "", text)))
+    exponents = re.findall(r"\^\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|[0-9])", text)
+    size = prod(max(1, int(n[:9])) for n in re.findall("[0-9]+", " ".join(exponents)))
+    deep = text.count("^") > 12 or re.search(r"\^\s*\{[^{}]*(?:\{[^{}]*\{|\^)", text)
     odd = re.search(r"[0-9]{40}|!|\.\.|\\(?:binom|sum|prod|int|lim|uparrow)", text)
-    return bool(len(text) > 300 or size > 1000 or deep or odd)
+    return bool(
+        len(text) > 300 or size > 1000 or deep or odd or min([0, *depths]) or depths[-1:] > [0]
+    )

@@ -21,6 +21,7 @@ The embedded model "tiny" is too small for instructions. A task that it can lear
 Your own task is an instance, or a class, in a file of yours: `--task my_tasks.py:Addition`.
 """
 
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -29,13 +30,9 @@ import random
 import re
 import sys
 import zlib
-from fractions import Fraction
 from pathlib import Path
 
-from answers import (
-    OPERATIONS, arithmetic, boxed, equivalent, extract_answer, final_answer, is_name, plain,
-    read_number, without_prose,
-)  # fmt: skip
+import answers
 
 SPLITS = ("train", "validation", "test")
 INSTRUCTION = (
@@ -49,7 +46,7 @@ def split_of(key):
 
     It depends on no seed, order or number of draws. Settings are tuned on "validation".
     """
-    bucket = zlib.crc32(key.encode()) % 10  # 0 to 9
+    bucket = zlib.crc32(key.encode(errors="surrogatepass")) % 10  # 0 to 9
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
@@ -92,7 +89,7 @@ class Task:
 
 
 class Generated(Task):
-    """A task with `_draw(split, rng) -> (problem, what made it)`, `identity` and `_every(split)`."""
+    """A task with `_draw(split, rng)` -> (problem, its solution), `identity` and `_every`."""
 
     def problems(self, split, n, seed):
         check_split(split)
@@ -160,13 +157,13 @@ class Countdown(Generated):
         return f"{self.key(problem)} = {problem['target']}"
 
     def _draw(self, split, rng):
-        """(problem, the expression that made it)"""
+        """A problem, and the expression that made it."""
         while True:
-            problem = {"numbers": [rng.randint(1, self.highest) for _ in range(3)]}
-            if split_of(self.key(problem)) == split:
-                expression, value = self._expression(problem["numbers"], rng)
-                if value.denominator == 1 and 1 <= value <= self.highest_target:
-                    return problem | {"target": int(value)}, expression
+            numbers = [rng.randint(1, self.highest) for _ in range(3)]
+            if split_of(self.key({"numbers": numbers})) == split:
+                expression, value = self._expression(numbers, rng)
+                for problem in self._with_target(numbers, value):
+                    return problem, expression
 
     @staticmethod
     def _expression(numbers, rng):
@@ -183,7 +180,7 @@ class Countdown(Generated):
             first, second = f"( {a} {inner} {b} )", str(c)
             text = f" {outer} ".join((first, second) if in_front else (second, first))
             try:
-                return text, arithmetic(text)
+                return text, answers.arithmetic(text)
             except ZeroDivisionError:
                 continue
 
@@ -191,16 +188,16 @@ class Countdown(Generated):
         """Every problem of a split, whatever its chance to be drawn."""
         for numbers in itertools.combinations_with_replacement(range(1, self.highest + 1), 3):
             if split_of(self.key({"numbers": numbers})) == split:
-                for (a, b, c), inner, outer, swap in itertools.product(
-                    itertools.permutations(map(Fraction, numbers)), "+-*/", "+-*/", (False, True)
-                ):
-                    try:
-                        pair = OPERATIONS[inner](a, b)
-                        value = OPERATIONS[outer](*((c, pair) if swap else (pair, c)))
-                    except ZeroDivisionError:
-                        continue
-                    if value.denominator == 1 and 1 <= value <= self.highest_target:
-                        yield {"numbers": list(numbers), "target": int(value)}
+                choices = itertools.product(itertools.permutations(numbers), "+-*/", "+-*/")
+                for (a, b, c), inner, outer in choices:
+                    for text in (f"({a}{inner}{b}){outer}{c}", f"{c}{outer}({a}{inner}{b})"):
+                        with contextlib.suppress(ZeroDivisionError):
+                            yield from self._with_target(numbers, answers.arithmetic(text))
+
+    def _with_target(self, numbers, value):
+        """A list of the problem, or an empty one where the value can be no target."""
+        whole = value.denominator == 1 and 1 <= value <= self.highest_target
+        return [{"numbers": list(numbers), "target": int(value)}] if whole else []
 
     def prompt(self, problem):
         numbers = ", ".join(map(str, problem["numbers"]))
@@ -213,18 +210,22 @@ class Countdown(Generated):
 
     def reward(self, problem, text):
         """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
-        parts = plain(without_prose(final_answer(text)), fraction=r"((\1)/(\2))").split("=")
-        values, claims = [], []
-        for part in parts[:4]:
-            try:
-                values.append(arithmetic(part, problem["numbers"]))
-            except ValueError:
-                claims += [] if is_name(part) else [read_number(part)]
-            except ZeroDivisionError:
-                return 0.0
-        if not values or None in claims or len(parts) > 4:
+        text = answers.without_prose(answers.final_answer(text))
+        sides = answers.plain(text, fraction=r"((\1)/(\2))").split("=")[:5]
+        sides = [side for side in sides if not answers.is_name(side)]
+        given, values = sorted(map(str, problem["numbers"])), set()
+        expressions = [sorted(re.findall("[0-9]+", side)) == given for side in sides]
+        if not any(expressions) or len(sides) > 4:
             return 0.0
-        return 1.0 if {*values, *claims} == {problem["target"]} else 0.1
+        try:
+            for side, is_expression in zip(sides, expressions, strict=True):
+                if is_expression:
+                    values.add(answers.arithmetic(side, problem["numbers"]))
+                else:
+                    values.add(answers.read_number(side) or answers.arithmetic(side))
+        except (ValueError, ZeroDivisionError):
+            return 0.0
+        return 1.0 if values == {problem["target"]} else 0.1
 
     def problem(self, row):
         if "input" in row:
@@ -330,8 +331,10 @@ class Sudoku(Generated):
 
     def reward(self, problem, text):
         puzzle, solution = problem["puzzle"], problem["solution"]
-        grid = re.sub(r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+", "", final_answer(text))
-        grid = re.sub(r"[][\s,|(){}&;\\*`$+=-]", "", without_prose(grid))
+        grid = re.sub(
+            r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+", "", answers.final_answer(text)
+        )
+        grid = re.sub(r"[][\s,|(){}&;\\*`$+=-]", "", answers.without_prose(grid))
         cells = list(zip(puzzle, solution, grid, strict=False))  # as many as there are
         if any(given not in ("0", cell) for given, _, cell in cells):
             return 0.0
@@ -431,7 +434,7 @@ class GSM8K(Questions):
 
     def problem(self, row):
         answer = self._text(row["answer"]).rpartition("####")[2].strip()
-        if read_number(answer) is None:
+        if answers.read_number(answer) is None:
             raise ValueError("no number")
         return {"question": self._text(row["question"]), "answer": answer}
 
@@ -439,8 +442,8 @@ class GSM8K(Questions):
         return INSTRUCTION + problem["question"] + "\nThe answer is one number, without its unit."
 
     def solved(self, problem, text):
-        number = read_number(final_answer(text))
-        return number is not None and number == read_number(problem["answer"])
+        number = answers.read_number(answers.final_answer(text))
+        return number is not None and number == answers.read_number(problem["answer"])
 
     def reward(self, problem, text):
         """d1's parts over their sum, repaired: reasoning may have lines."""
@@ -451,7 +454,7 @@ class GSM8K(Questions):
         tidy = text.strip()
         between = text[places[1] + len(tags[1]) : places[2]].strip()
         strict = soft and tidy.startswith(tags[0]) and tidy.endswith(tags[3]) and not between
-        number = read_number(final_answer(text))
+        number = answers.read_number(answers.final_answer(text))
         whole = number is not None and number.denominator == 1
         form = 0.5 * whole + 0.5 * strict + 0.5 * soft + 0.125 * sum(once)
         return (2.0 * self.solved(problem, text) + form) / 4
@@ -465,24 +468,21 @@ class MATH(Questions):
 
     def problem(self, row):
         question = row["question"] if "question" in row else row["problem"]
-        answer = row["answer"] if row.get("answer") is not None else boxed(row["solution"])
+        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
         return {"question": self._text(question), "answer": self._text(answer)}
 
     def prompt(self, problem):
-        return (
-            INSTRUCTION
-            + problem["question"]
-            + "\nInside the answer tags, put the final answer into \\boxed{}."
-        )
+        form = "\nInside the answer tags, put the final answer into \\boxed{}."
+        return INSTRUCTION + problem["question"] + form
 
     def solved(self, problem, text):
-        return equivalent(final_answer(text), problem["answer"])
+        return answers.equivalent(answers.final_answer(text), problem["answer"])
 
     def reward(self, problem, text):
         """d1's parts over their sum; d1's own looked for a box and never found it."""
-        tags, box = bool(extract_answer(text)), bool(boxed(text))
+        tags, box = bool(answers.extract_answer(text)), bool(answers.boxed(text))
         outside = 0.5 if box else 0.25 if text.strip() else 0.0
-        form = (1.0 if boxed(extract_answer(text)) else 0.75) if tags else outside
+        form = (1.0 if answers.boxed(answers.extract_answer(text)) else 0.75) if tags else outside
         return (2.0 * self.solved(problem, text) + form) / 3
 
 
@@ -523,5 +523,7 @@ def find_task(name):
     protocol = ("problems", "prompt", "reward", "solved")
     missing = [method for method in protocol if not callable(getattr(task, method, None))]
     if missing:
-        raise ValueError(f"task {name!r} has no {', no '.join(missing)}: tasks.py says what a task has")
+        raise ValueError(
+            f"task {name!r} has no {', no '.join(missing)}: tasks.py says what a task has"
+        )
     return task

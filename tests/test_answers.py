@@ -1,28 +1,91 @@
-"""gsm8k and math: how answers are read, and what counts as the same. All problems here were written for this project."""
+"""How answers are read, and what counts as the same. All problems were written for this project."""
 
-import json
 import random
+import re
 import time
 from fractions import Fraction
 
 import pytest
 
-from tasks import TASKS, FromFile, boxed, equivalent, final_answer, read_number
+from answers import boxed, equivalent, extract_answer, final_answer, read_number
+from tasks import TASKS
 
 GSM8K, MATH = TASKS["gsm8k"], TASKS["math"]
 
+# ---- the answer in the text ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("<answer>1</answer>", "1"),
+        ("<reasoning>so 2</reasoning>\n<answer>\n\t 1 + 2\n</answer> done", "1 + 2"),
+        ("<answer>1\n2</answer>", "1\n2"),
+        ("<answer>1</answer><answer>2</answer>", "2"),
+        ("<answer>1</answer> no: <answer>2", "1"),
+        ("<answer>1<answer>2</answer>", "2"),
+        ("<answer></answer>", ""),
+        ("<answer>1</answer><answer> \n </answer>", ""),
+        ("<answer>1", "1"),
+        ("<answer>\n<answer>\n1", "1"),
+        ("<answer>1<answer>", "1"),
+        ("<answer>1<answer>\n", "1"),
+        ("1</answer>", ""),
+        ("</answer>1<answer>", ""),
+        ("<ANSWER>1</ANSWER>", ""),
+        ("<Answer>1</answer>", ""),
+        ("<answer>1</Answer>", "1</Answer>"),
+        ("< answer>1</ answer>", ""),
+        ("<answer/>1</answer>", ""),
+        ("1", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_what_the_last_pair_of_tags_holds(text, inside):
+    assert extract_answer(text) == inside
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<answer>1<answer>2</answer></answer>",
+        "<answer>2</answer></answer>",
+        "<answer>2</answer> or </answer>",
+    ],
+)
+def test_an_answer_ends_at_its_first_closing_tag(text):
+    assert extract_answer(text) == "2"
+
+
+# ---- numbers and formulas ---------------------------------------------------------------------
+
 NUMBERS = {
-    "72": 72, "1,234,567": 1234567, "$1,234.00": 1234, "1234 dollars": 1234, "$18.50": Fraction(37, 2), "5 apples": 5, "12 m²": 12,
-    "3 km/h": 3, "45^\\circ": 45, "60 minutes": 60, "50%": 50, "50\\%": 50, "18.": 18, ".5": Fraction(1, 2), "3/4": Fraction(3, 4),
-    "-3/4": Fraction(-3, 4), "\\frac{3}{4}": Fraction(3, 4), "\\dfrac34": Fraction(3, 4), "1 1/2": Fraction(3, 2), "$72$": 72,
-    "\\boxed{72}": 72, "\\text{72 apples}": 72, "x = 5": 5, "3 + 4 = 7": 7, "1e3": 1000, "1.5 \\times 10^3": 1500, "−7": -7, "- 7": -7,
-    "+4": 4, "-$5": -5, "$-5": -5, "1{,}234": 1234, "3\\frac{1}{2}": Fraction(7, 2), "\\$18": 18, "72\\text{ cm}^2": 72, "£3": 3, "€3": 3,
-    "-1 1/2": Fraction(-3, 2), "10 \\,\\text{km}": 10, "-\\frac{1}{2}": Fraction(-1, 2), "\\frac{-1}{2}": Fraction(-1, 2), "\\(8\\)": 8,
-    "12 m^2": 12,
+    "72": 72, "1,234,567": 1234567, "$1,234.00": 1234, "1234 dollars": 1234, "$18.50": Fraction(37,
+    2), "5 apples": 5, "12 m²": 12,
+    "3 km/h": 3, "45^\\circ": 45, "60 minutes": 60, "50%": 50, "50\\%": 50, "18.": 18,
+    ".5": Fraction(1, 2), "3/4": Fraction(3, 4),
+    "-3/4": Fraction(-3, 4), "\\frac{3}{4}": Fraction(3, 4), "\\dfrac34": Fraction(3, 4),
+    "1 1/2": Fraction(3, 2), "$72$": 72,
+    "\\boxed{72}": 72, "\\text{72 apples}": 72, "x = 5": 5, "3 + 4 = 7": 7, "1e3": 1000,
+    "1.5 \\times 10^3": 1500, "−7": -7, "- 7": -7,
+    "+4": 4, "-$5": -5, "$-5": -5, "1{,}234": 1234, "3\\frac{1}{2}": Fraction(7, 2), "\\$18": 18,
+    "72\\text{ cm}^2": 72, "£3": 3, "€3": 3,
+    "-1 1/2": Fraction(-3, 2), "10 \\,\\text{km}": 10, "-\\frac{1}{2}": Fraction(-1, 2),
+    "\\frac{-1}{2}": Fraction(-1, 2), "\\(8\\)": 8,
+    "12 m^2": 12, "½": Fraction(1, 2), "3½": Fraction(7, 2), "1 / 2": Fraction(1, 2),
+    
+    "1 234.50": Fraction(2469, 2), "12 \\text{ hours per day}": 12,
+    "$400": 400, "12 cups of tea": 12, "12 square feet": 12, "5 \\text{ p.m.}": 5,
+    "12 \\text{ times a week}": 12,
+    "12\\quad\\text{points}": 12,
+    "\\boxed{216}\\) seconds": 216, "\\boxed{20} minutes": 20, "total = 12 apples": 12,
+    
 }  # fmt: skip
 NO_NUMBERS = [
-    "", "abc", "1,2", "12,34", "1,23,4", "3 and 5", "10 or 12", "between 3 and 5", "1_000", "١٢", "１２", "5-3", "5 - 3", "2^3", "1/0",
-    "\\sqrt{3}", "\\pi 3", "sqrt(3)", "x3", "0.5.5", "x-5", "3+4", "3:30", "2*3", "1234 or 1235", "1 2", "7" * 2000, "7²",
+    "", "abc", "1,2", "12,34", "1,23,4", "3 and 5", "10 or 12", "between 3 and 5", "1_000", "١٢",
+    "１２", "5-3", "5 - 3", "2^3", "1/0",
+    "\\sqrt{3}", "\\pi 3", "sqrt(3)", "x3", "0.5.5", "x-5", "3+4", "3:30", "2*3", "1234 or 1235",
+    "1 2", "7" * 2000, "7²",
 ]  # fmt: skip
 
 
@@ -36,10 +99,82 @@ def test_what_is_not_one_number_is_none(text):
     assert read_number(text) is None
 
 
+TWELVE = r"""
+    –12;minus 12;negative 12;12 thousand;12k;12 K;12M;12 million;12 dozen;12!;half of 12;ln 12
+    log 12;not 12;>12;<12;≥12;\approx 12;about 12;12 or so;12 and a half;12 point five
+    12 hundredths;12 pi;12\pi;√12;|12|;12';12_3;12_8;12 squared;12^2;12²;[12];{12;12};12 of 15;5=12
+    x≠12;x > 12;-x = 12;2x = 12;half = 12;12 thirds;-\boxed{12};\boxed{12}!;\boxed{12} thousand
+    \boxed{12}k;\boxed{12}\text{ dozen};\boxed{12}/4;12...;12 - 0;0 + 12;12/1/1;.12;12 score
+    double 12;12 bn;(12;twelve;12 12;12±1;\pm 12;-12;+-12;\text{not }12;\text{minus }12
+    12 \text{ thousand};\overline{12};12i;\frac{12}{0};--12;- -12;12-;3 + 4 = 12;twice x = 12
+    12 = 13;12 wrong;12 to 13;12, 13;12:00;12,00;1 2;0x12;12e2;12_000;12x
+"""
+TWELVE = [text.strip() for text in re.split("[;\n]", TWELVE) if text.strip()] + ["5\n12", "12\n5"]
+
+
+def test_nothing_but_twelve_is_twelve():
+    assert [t for t in TWELVE if GSM8K.solved({"answer": "12"}, answered(t))] == []
+    assert [t for t in TWELVE if read_number(t) == 12] == []
+
+
+DRESSES = [
+    "{}", "{}.", "\\({}\\)", "\\[\n{}\n\\]", "\\[ {} \\].", "${}$", "$${}$$", "**{}**", "`{}`",
+    "```\n{}\n```", "x = {}",
+    "The answer is {}", "The answer is:\n{}", "Answer: {}", "**\\boxed{{{}}}**", "$\\boxed{{{}}}$.",
+    "\\boxed{{ {} }}",
+    "Therefore, the final answer is $\\boxed{{{}}}$.", "\\[\n\\boxed{{{}}}\n\\]", "<answer>\n{}",
+    "\\boxed{{x = {}}}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("close", ["</answer>", ""])
+def test_a_dress_changes_nothing(dress, close):
+    for gold in ("12", "-3.5", "\\frac{1}{2}", "2\\sqrt{3}", "(1,2)", "x^2+1"):
+        text = f"<reasoning>5</reasoning><answer>{dress.format(gold)}\n{close}"
+        assert MATH.solved({"answer": gold}, text)
+        assert GSM8K.solved({"answer": gold}, text) or gold in ("2\\sqrt{3}", "(1,2)", "x^2+1")
+
+
+OTHERS = [  # what a careless comparison of formulas takes for the same
+    ("3", ["3!", "<3", ">3", "[3]", "\\{3\\}", "\\text{not }3", "5=3", "3'", "3_2", "3x", "3m",
+     "x>3"]),
+    ("3", ["3 \\text{ million}", "3 thousand", "3...", "x \\neq 3", "-\\boxed{3}", "5=x=3",
+     "\\sin 3", "3},4", "3}", "{3", "3}\\boxed{4"]),
+    ("-3", ["--3", "- -3", "\\text{not }-3", "3", "-3!", "<-3"]), ("2516_8", ["2516_7", "2516"]),
+    ("10:30\\text{ a.m.}", ["10:30\\text{ p.m.}"]), ("10\\text{ cm}", ["10\\text{ m}",
+     "10 inches"]),
+    ("(1,2)", ["\\{1,2\\}", "[1,2]", "(1,2]"]), ("1,-2", ["(1,-2)", "1"]), ("5b", ["ab+5b", "5c"]),
+    ("\\text{(B)}", ["\\text{(A)}", "\\text{(BC)}"]), ("x=3", ["y=3", "x=4"]), ("3m", ["3s", "3"]),
+    ("15\\text{ cm}^2", ["15\\text{ cm}^3", "15\\text{ m}^2", "225"]), ("\\text{odd}",
+     ["\\text{even}"]),
+    ("x \\ge 3", ["x \\le 3", "x = 3", "3"]),
+]  # fmt: skip
+SAME = [  # as a chat model writes what the gold answer says
+    ("12", ["x = 12", "12 units", "6 + 6 = 12", "12^\\circ", "12°", "\\text{The answer is }12"]),
+    ("\\$32,\\!348", ["32348", "32,348", "\\$32,348"]), ("1234.5", ["1 234.50"]), ("1/2", ["½",
+     "1 / 2"]),
+    ("15\\mbox{ cm}^2", ["15", "15\\text{ cm}^2", "15 cm^2"]), ("-1", ["\\left(-1\\right)"]),
+    ("\\text{(B)}", ["B", "(B)", "\\textbf{(B)}"]), ("2516_8", ["2516_{8}"]), ("x=3", ["3",
+     "x = 3"]),
+    ("\\frac{270}7\\text{ degrees}", ["\\frac{270}{7}^\\circ"]), ("x \\ge 3", ["x\\geq 3"]),
+    ("1,-2", ["-2, 1"]), ("\\text{Evelyn}", ["Evelyn", "evelyn."]),
+]  # fmt: skip
+
+
+def test_formulas_that_only_look_alike_are_not_the_same():
+    wrong = [(text, gold) for gold, texts in OTHERS for text in texts if equivalent(text, gold)]
+    missed = [(text, gold) for gold, texts in SAME for text in texts if not equivalent(text, gold)]
+    assert wrong == [] and missed == []
+
+
 WORD_PROBLEMS = [  # question, answer, the same answer otherwise, wrong ones that look right
-    ("A mill grinds 617 sacks in a week. How many in two weeks?", "1234", ["1,234", "$1,234.00", "1234 sacks", "\\boxed{1234}", "1234.0"],
-     ["12.34", "1,23,4", "1234 or 1235", "12345", "-1234", "1,2,3,4", "one thousand", "617*2", "1.234"]),
-    ("Half of a 25 m rope is cut off. How long is it?", "12.5", ["12.5 m", "25/2", "12 1/2", "\\frac{25}{2}", "12.50 metres"],
+    ("A mill grinds 617 sacks in a week. How many in two weeks?", "1234", ["1,234", "$1,234.00",
+     "1234 sacks", "\\boxed{1234}", "1234.0"],
+     ["12.34", "1,23,4", "1234 or 1235", "12345", "-1234", "1,2,3,4", "one thousand", "617*2",
+     "1.234"]),
+    ("Half of a 25 m rope is cut off. How long is it?", "12.5", ["12.5 m", "25/2", "12 1/2",
+     "\\frac{25}{2}", "12.50 metres"],
      ["12", "13", "125", "12,5", "12.5.0", "25 / 2 = 12", "12 to 13"]),
     ("The lake was at 3 degrees and fell by 10. Now?", "-7",
      ["−7", "-7 degrees", "-7^\\circ", "x = -7", "- 7"], ["7", "3-10", "-70", "+7"]),
@@ -49,18 +184,25 @@ WORD_PROBLEMS = [  # question, answer, the same answer otherwise, wrong ones tha
      ["$9", "\\$9.00", "9 dollars", "9.", "+9"], ["900", "$0.9", "9 1/2", "nine"]),
 ]  # fmt: skip
 EQUAL = [
-    ("\\frac{1}{2}", ["0.5", "1/2", "\\dfrac{1}{2}", "\\frac12", " \\frac{1}{2} ", "$\\frac{1}{2}$"], ["\\frac{2}{1}", "2", "0.05", "1,2"]),
-    ("2\\sqrt{3}", ["\\sqrt{12}", "2 \\sqrt{3}", "\\sqrt{3} \\cdot 2", "2\\sqrt3"], ["3\\sqrt{2}", "2\\sqrt{2}", "\\sqrt{6}", "3.46"]),
+    ("\\frac{1}{2}", ["0.5", "1/2", "\\dfrac{1}{2}", "\\frac12", " \\frac{1}{2} ",
+     "$\\frac{1}{2}$"], ["\\frac{2}{1}", "2", "0.05", "1,2"]),
+    ("2\\sqrt{3}", ["\\sqrt{12}", "2 \\sqrt{3}", "\\sqrt{3} \\cdot 2", "2\\sqrt3"], ["3\\sqrt{2}",
+     "2\\sqrt{2}", "\\sqrt{6}", "3.46"]),
     ("(1,2)", ["(1, 2)", "\\left(1,2\\right)", "(1.0,2)"], ["(2,1)", "[1,2]", "(1,2,3)", "1"]),
     ("[1,2)", ["[1, 2)", "\\left[1,2\\right)"], ["(1,2]", "(1,2)", "[1,2]", "[1,3)"]),
-    ("x^2+2x+1", ["(x+1)^2", "1+2x+x^2", "x^2 + 1 + 2x"], ["(x-1)^2", "x^2+2x", "x^2-2x+1", "x^3+2x+1"]),
+    ("x^2+2x+1", ["(x+1)^2", "1+2x+x^2", "x^2 + 1 + 2x"], ["(x-1)^2", "x^2+2x", "x^2-2x+1",
+     "x^3+2x+1"]),
     ("\\{1,2\\}", ["\\{2,1\\}", "\\{1, 2\\}"], ["\\{1,3\\}", "\\{1\\}"]),
     ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
-     ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"], ["\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}"]),
+     ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"],
+     ["\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}"]),
     ("90^\\circ", ["90", "90^{\\circ}"], ["9", "100", "90.5"]),
-    ("\\text{Tuesday}", ["Tuesday", "\\text{ Tuesday }", "\\mathrm{Tuesday}"], ["Monday", "\\text{Thursday}", "\\text{Tue}"]),
-    ("\\frac{\\pi}{2}", ["\\pi/2", "0.5\\pi", "\\frac{1}{2}\\pi"], ["\\pi", "\\frac{2}{\\pi}", "1.57"]),
-    ("\\frac{\\sqrt{3}}{3}", ["\\frac{1}{\\sqrt{3}}", "\\frac{\\sqrt3}{3}"], ["\\sqrt{3}", "\\frac{\\sqrt{2}}{3}"]),
+    ("\\text{Tuesday}", ["Tuesday", "\\text{ Tuesday }", "\\mathrm{Tuesday}"], ["Monday",
+     "\\text{Thursday}", "\\text{Tue}"]),
+    ("\\frac{\\pi}{2}", ["\\pi/2", "0.5\\pi", "\\frac{1}{2}\\pi"], ["\\pi", "\\frac{2}{\\pi}",
+     "1.57"]),
+    ("\\frac{\\sqrt{3}}{3}", ["\\frac{1}{\\sqrt{3}}", "\\frac{\\sqrt3}{3}"], ["\\sqrt{3}",
+     "\\frac{\\sqrt{2}}{3}"]),
     ("(-\\infty, 3]", ["(-\\infty,3]"], ["(-\\infty,3)", "(3,\\infty)"]),
     ("5 \\text{ cm}", ["5", "5\\text{ cm}", "5.0"], ["5.1", "50"]),
     ("12", ["12.0", "\\frac{24}{2}", "12\\%"], ["1 2", "21", "-12", "5\\text{ or }12", "1.2"]),
@@ -76,7 +218,9 @@ def answered(text):
 
 
 @pytest.mark.parametrize(("question", "answer", "same", "wrong"), WORD_PROBLEMS)
-def test_word_problems_are_solved_by_any_form_of_the_number_and_by_no_other(question, answer, same, wrong):
+def test_word_problems_are_solved_by_any_form_of_the_number_and_by_no_other(
+    question, answer, same, wrong
+):
     problem = {"question": question, "answer": answer}
     assert [text for text in [answer, *same] if not GSM8K.solved(problem, answered(text))] == []
     assert [text for text in wrong if GSM8K.solved(problem, answered(text))] == []
@@ -91,46 +235,50 @@ def test_equivalence_sees_through_form_and_not_through_mistakes(gold, same, wron
 def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box():
     assert final_answer("<answer>1</answer> no, <answer>\\boxed{2}</answer> \\boxed{3}") == "2"
     assert final_answer("so \\boxed{1}, rather \\boxed{\\frac{1}{2}} I think 7") == "\\frac{1}{2}"
-    assert final_answer("\\boxed{1} <answer>2") == "" and final_answer("just 7") == ""
-    assert boxed("\\boxed{never {closed}") == "" and boxed("\\boxed{}") == ""
-
-
-@pytest.mark.parametrize(
-    ("text", "gsm8k", "math"),
-    [
-        ("<reasoning>a\nb</reasoning>\n<answer>72</answer>", 1.0, (2 + 0.75) / 3),
-        ("<reasoning>a</reasoning><answer>\\boxed{72}</answer>", 1.0, 1.0),
-        ("well <reasoning>a</reasoning> so <answer>72</answer>", (2 + 0.5 + 0.5 + 0.5) / 4, (2 + 0.75) / 3),
-        ("<answer>72</answer><reasoning>a</reasoning>", (2 + 0.5 + 0.5) / 4, (2 + 0.75) / 3),
-        ("<answer>72</answer>", (2 + 0.5 + 0.25) / 4, (2 + 0.75) / 3),
-        ("\\boxed{72}", (2 + 0.5) / 4, (2 + 0.5) / 3),
-        ("<reasoning>a</reasoning><answer>71</answer>", 0.5, 0.25),
-        ("<reasoning>a</reasoning><answer>71.5</answer>", 1.5 / 4, 0.25),
-        ("<answer></answer>" * 3, 0.0, 0.25 / 3),
-        ("it is 72", 0.0, 0.25 / 3),
-        ("  ", 0.0, 0.0),
-    ],
-)
-def test_rewards_are_the_sum_of_their_parts(text, gsm8k, math):
-    problem = {"question": "?", "answer": "72"}
-    assert GSM8K.reward(problem, text) == pytest.approx(gsm8k) and MATH.reward(problem, text) == pytest.approx(math)
+    assert final_answer("\\boxed{1} <answer>2") == "2" and final_answer("just 7") == ""
+    assert final_answer("\\boxed{1} <answer></answer>") == "1"
+    for text in (
+        "It is 3.</answer>\\boxed{3}",
+        "</reasoning>\\boxed{3}",
+        "is 3.\\boxed{3}",
+        "<>\\boxed{3}",
+    ):
+        assert final_answer(text + "\n2 is not, and that is it") == "3"
+    assert final_answer("so it is \\boxed{3} and no other") == "3"
+    assert boxed("\\boxed{never {closed}") == "never {closed}" and boxed("\\boxed{}") == ""
 
 
 HOSTILE = [
-    "9^{9^{9^9}}", "99^{99^{99}}", "10^{10^{10}}!", "\\binom{10^9}{10^8}", "((9^{99})^{99})^{99}", "1" * 290, "\\sum_{n=1}^{\\infty} 1/n",
-    "(" * 150 + "x" + ")" * 140, "\\frac{" * 80, "(x+y+z+w)^{99}(x+1)^{99}", "\\sqrt{" * 60 + "2" + "}" * 60, "9**9**9**9", "e^{e^x}",
-    "__import__('os').abort()", "2^{9999}", "99999^9999", "9^9^9^9", "\ud800", "\x00", "\\", "{", "}" * 200, "x" * 280, "\\boxed{" * 30,
+    "9^{9^{9^9}}", "99^{99^{99}}", "10^{10^{10}}!", "\\binom{10^9}{10^8}", "((9^{99})^{99})^{99}",
+    "1" * 290, "\\sum_{n=1}^{\\infty} 1/n",
+    "(" * 150 + "x" + ")" * 140, "\\frac{" * 80, "(x+y+z+w)^{99}(x+1)^{99}",
+    "\\sqrt{" * 60 + "2" + "}" * 60, "9**9**9**9", "e^{e^x}",
+    "__import__('os').abort()", "2^{9999}", "99999^9999", "9^9^9^9", "\ud800", "\x00", "\\", "{",
+    "}" * 200, "x" * 280, "\\boxed{" * 30,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_answer_costs_no_more_than_the_time_limit_and_earns_nothing(text):
     began = time.perf_counter()
-    assert not equivalent(text, "x^2+1") and not MATH.solved({"question": "", "answer": "x^2+1"}, answered(text))
-    assert time.perf_counter() - began < 20  # a hang, not a benchmark: twice parsing and comparing at 2 s each
+    assert not equivalent(text, "x^2+1") and not MATH.solved(
+        {"question": "", "answer": "x^2+1"}, answered(text)
+    )
+    assert (
+        time.perf_counter() - began < 20
+    )  # a hang, not a benchmark: twice parsing and comparing at 2 s each
 
 
-@pytest.mark.parametrize("text", ["{" * 300_000, "\\boxed{" * 100_000, "<answer>" * 100_000, "1," * 300_000, "<reasoning>" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 300_000,
+        "\\boxed{" * 100_000,
+        "<answer>" * 100_000,
+        "1," * 300_000,
+        "<reasoning>" * 100_000,
+    ],
+)
 def test_megabytes_are_read_in_one_pass(text):
     began = time.perf_counter()
     for task in (GSM8K, MATH):
@@ -165,91 +313,3 @@ def test_rewards_of_random_text_never_fail_and_stay_between_0_and_1():
         assert 0 <= GSM8K.reward({"question": "", "answer": "72"}, text) <= 1
         assert read_number(text) is None or isinstance(read_number(text), Fraction)
         assert isinstance(final_answer(text), str)
-
-
-# ---- where the problems come from --------------------------------------------------------------------------------------
-
-ROWS = {
-    ("openai/gsm8k", "main", "train"): [{"question": f"What is {i} + {i}?", "answer": f"thinking\n#### {2 * i:,}"} for i in range(400)],
-    ("openai/gsm8k", "main", "test"): [{"question": f"What  is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(380, 420)],
-    ("ankner/math-500", "train"): [{"problem": f"Halve {i}.", "solution": f"So \\boxed{{\\frac{{{i}}}{{2}}}}."} for i in range(100)],
-    ("HuggingFaceH4/MATH-500", "test"): [{"problem": f"Halve {i}.", "answer": f"\\frac{{{i}}}{{2}}", "level": 3} for i in range(500, 520)],
-}
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda *path, split: ROWS[(*path, split)])
-    for task in (GSM8K, MATH):
-        monkeypatch.setattr(task, "pools", {})
-
-
-def test_a_data_sets_splits_share_no_question(hub):
-    for task, sizes in ((GSM8K, (40, 380)), (MATH, (20, 100))):
-        sets = {split: {row["question"] for row in task.problems(split, 1000, 0)} for split in ("train", "validation", "test")}
-        assert len(sets["test"]) == sizes[0] and len(sets["train"] | sets["validation"]) == sizes[1]  # 20 leaked questions are gone
-        assert not sets["train"] & sets["validation"] and 0.03 < len(sets["validation"]) / sizes[1] < 0.2
-    assert GSM8K.problems("test", 1, 3)[0]["answer"].isdigit()
-    assert MATH.problems("train", 1, 0)[0]["answer"].startswith("\\frac")
-
-
-def test_draws_repeat_themselves_and_only_training_goes_round_again(hub):
-    assert GSM8K.problems("train", 20, "0 1") == GSM8K.problems("train", 20, "0 1") != GSM8K.problems("train", 20, "0 2")
-    assert len(GSM8K.problems("train", 1000, 0)) == 1000 and len(GSM8K.problems("test", 1000, 0)) == 40
-    drawn = GSM8K.problems("test", 30, 0)
-    assert len({row["question"] for row in drawn}) == 30
-
-
-def test_a_data_set_that_cannot_be_reached_names_the_way_out(monkeypatch):
-    def fail(*_, **__):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setattr("datasets.load_dataset", fail)
-    monkeypatch.setattr(GSM8K, "pools", {})
-    with pytest.raises(ValueError, match=r"openai/gsm8k.*--data FILE") as error:
-        GSM8K.problems("test", 1, 0)
-    assert "\n" not in str(error.value)
-
-
-def test_the_tiny_model_is_sent_elsewhere():
-    with pytest.raises(ValueError, match="LLaDA"):
-        MATH.problems("train", 1, 0, compact=True)
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def test_files_are_read_under_the_data_sets_own_names(tmp_path):
-    rows = [{"question": "a?", "answer": "x\n#### 1,000"}, {"question": "b?", "answer": 7}]
-    assert [row["answer"] for row in GSM8K.load(write(tmp_path / "a", rows))] == ["1,000", "7"]
-    rows = [{"problem": "a?", "solution": "\\boxed{\\sqrt{2}}"}, {"question": "b?", "answer": "\\pi", "level": 1}]
-    assert [row["answer"] for row in MATH.load(write(tmp_path / "b", rows))] == ["\\sqrt{2}", "\\pi"]
-
-
-BAD_ROWS = [
-    {"question": "a?"}, {"answer": "1"}, {"question": "", "answer": "1"}, {"question": "a?", "answer": None},
-    {"question": "a?", "answer": True}, {"question": ["a"], "answer": "1"}, {"question": "a?", "answer": "many"},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("row", BAD_ROWS)
-def test_a_bad_row_is_named_by_its_line(tmp_path, row):
-    with pytest.raises(ValueError, match="line 2.*question"):
-        GSM8K.load(write(tmp_path / "a", [{"question": "a?", "answer": "1"}, row]))
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_any_task_can_be_trained_from_a_file(tmp_path, name):
-    task = TASKS[name]
-    questions = [{"question": f"{i}?", "answer": str(i)} for i in range(100)]
-    rows = questions if name in ("gsm8k", "math") else task.problems("train", 100, 0)
-    source = FromFile(task, write(tmp_path / "a", rows * 2))
-    splits = {split: source.problems(split, 10_000 if split != "train" else 50, 0) for split in ("train", "validation", "test")}
-    keys = {split: {json.dumps(row) for row in drawn} for split, drawn in splits.items()}
-    assert all(keys.values()) and not keys["train"] & keys["test"] and not keys["train"] & keys["validation"]
-    assert source.prompt(splits["test"][0]) == task.prompt(splits["test"][0]) and source.solved(splits["test"][0], "") is False
-    with pytest.raises(ValueError, match="1 problems"):
-        one = FromFile(task, write(tmp_path / "b", rows[:1]))
-        [one.problems(split, 1, 0) for split in ("train", "validation", "test")]
