@@ -24,8 +24,6 @@ from os.path import commonprefix
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from models import end_token_ids
-
 CACHES = ("none", "prefix", "dual")
 CHUNK = {"cuda": 2**27, "cpu": 2**24}  # logits made at once: of LLaDA's vocabulary 1,061 positions, half a GiB in float32, or 132
 SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where a slice of the vocabulary at a time will do: on a CPU, what fits its cache
@@ -107,6 +105,20 @@ def unique_rows(rows):
     index = torch.arange(len(rows), device=rows.device)
     first = torch.full_like(index, len(rows)).scatter_reduce(0, copy, index, "amin")
     return first[first < len(rows)], copy
+
+
+def end_token_ids(tokenizer):
+    """The tokens that end a completion: eos, and what ends an assistant's turn in the tokenizer's own chat template (LLaDA: eot)."""
+    ends = [tokenizer.eos_token_id]
+    if tokenizer.chat_template is not None:
+        turn = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "ANSWER"}]
+        try:
+            after = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2]
+        except Exception:  # a template may refuse whatever it likes
+            return ends
+        special = [i for i in tokenizer(after, add_special_tokens=False).input_ids if i in tokenizer.added_tokens_decoder]
+        ends += [i for i in special[:1] if i not in ends]
+    return ends
 
 
 def length_buckets(lengths, room):

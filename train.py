@@ -33,8 +33,9 @@ from tqdm import tqdm
 import models
 import runs
 import tasks
+import tiny
 from diffpo_loss import diffpo_loss, group_advantages, importance_weights, threshold_loss, weight_metrics
-from diffusion_policy import CACHES, DiffusionPolicy
+from diffusion_policy import CACHES
 from evaluate import OneLineParser, evaluate, plot_curves, print_table
 from likelihood import cache_kl, draw_boundaries, draw_prompt_mask, surrogate_logp
 from sampler import Decoder, ThresholdHead
@@ -85,7 +86,7 @@ class Settings:
     micro_batch_size: int = setting(256, "rows scored at once: less memory, the same gradient; best a multiple of G", 1)
     lora_rank: int = setting(0, "rank of a LoRA adapter on all of the layers' matrices; 0 trains every weight", 0)
     lora_alpha: float = setting(64.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
-    lora_dropout: float = setting(0.05, "of the adapter's inputs while learning", 0, 0.9)
+    lora_dropout: float = setting(0.0, "of the adapter's inputs while learning", 0, 0.9)
     gradient_checkpointing: bool = setting(False, "make a layer's activations again when its gradient is due: a third more work")
     dtype: str = setting("auto", "float32 or bfloat16; auto: bfloat16 for a LLaDA-class model under an adapter on a GPU")
     # the tiny model's warm start
@@ -166,23 +167,18 @@ def base_model(settings, device):
     if settings.model != "tiny":
         return runs.load_policy(settings.model, device, dtype=base_dtype(settings))
     recipe = (settings.task, settings.careless, settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
-    determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(models)}"
+    determines = f"{recipe} {torch.__version__} {inspect.getsource(tasks)} {inspect.getsource(tiny)}"
     folder = Path(settings.cache_dir) / f"{settings.task}-{hashlib.sha256(determines.encode()).hexdigest()[:16]}"
     runs.settle(folder)
     if not folder.exists():
         denoiser, tokenizer = models.load_denoiser("tiny", seed=settings.warm_seed, device=device)
-        policy = DiffusionPolicy(denoiser, tokenizer)
         # Demonstrations of mixed quality and a short training: like a real base model, this one knows more than it shows, and
         # solves some problems and not most.
         number = min(60_000, settings.warm_steps * settings.warm_batch)
-        problems, texts = zip(*task.demonstrations(number, settings.warm_seed, settings.careless), strict=True)
-        prompt_ids, _ = policy.encode([task.prompt(problem, compact=True) for problem in problems])
-        completion_ids, _ = policy.encode([text + tokenizer.eos_token for text in texts])
-        progress = partial(tqdm, desc="warm start", unit="step", dynamic_ncols=True)
-        models.warm_start(
-            denoiser, prompt_ids, completion_ids, policy.mask_id, settings.warm_steps, settings.warm_batch,
-            settings.warm_learning_rate, settings.warm_seed, progress,
-        )  # fmt: skip
+        pairs = task.demonstrations(number, settings.warm_seed, settings.careless)
+        pairs = [(task.prompt(problem, compact=True), text) for problem, text in pairs]
+        how = tiny.WarmStart(settings.warm_steps, settings.warm_batch, settings.warm_learning_rate, settings.warm_seed)
+        tiny.warm_start(denoiser, tokenizer, pairs, how, partial(tqdm, desc="warm start", unit="step", dynamic_ncols=True))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with runs.replacing(folder) as aside:
             denoiser.save_pretrained(aside)

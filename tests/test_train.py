@@ -212,7 +212,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 
 def test_the_base_model_is_made_once(run, cache, monkeypatch):
     run("a")
-    monkeypatch.setattr("models.warm_start", lambda *_: pytest.fail("a second run must find the first one's base model"))
+    monkeypatch.setattr("tiny.warm_start", lambda *_: pytest.fail("a second run must find the first one's base model"))
     assert run("b", seed=1)[0] == 0
 
 
