@@ -17,8 +17,23 @@ from transformers import PreTrainedTokenizerFast
 HIDDEN, HEADS, LAYERS, MLP, EXPERTS, ACTIVE, VOCABULARY = 32, 4, 2, 48, 4, 2, 320
 HEAD = HIDDEN // HEADS
 SPECIAL = {
-    "llada": ["<|startoftext|>", "<|endoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|mdm_mask|>", "<|eot_id|>", "[gMASK]"],
-    "dream": ["<|beginoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|mask|>", "<|im_end|>"],
+    "llada": [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|mdm_mask|>",
+        "<|eot_id|>",
+        "[gMASK]",
+    ],
+    "dream": [
+        "<|beginoftext|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_sep|>",
+        "<|mask|>",
+        "<|im_end|>",
+    ],
 }
 TEMPLATES = {
     "llada": "{% for m in messages %}{{ ('<|startoftext|>' if loop.first else '') + '<|start_header_id|>' + m['role']"
@@ -34,9 +49,16 @@ def write_tokenizer(folder, style, slow=False):
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     tokenizer = Tokenizer(BPE(vocabulary, []))
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL[style]])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in SPECIAL[style]]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = TEMPLATES[style]
     fast.save_pretrained(folder)
     if slow:
@@ -44,8 +66,15 @@ def write_tokenizer(folder, style, slow=False):
         (folder / "vocab.json").write_text(json.dumps(vocabulary))
         (folder / "merges.txt").write_text("#version: 0.2\n")
         settings = json.loads((folder / "tokenizer_config.json").read_text())
-        added = {str(256 + i): {"content": word, "special": True, "normalized": False} for i, word in enumerate(SPECIAL[style])}
-        settings |= {"tokenizer_class": "DreamTokenizer", "auto_map": {"AutoTokenizer": ["x.y", None]}, "added_tokens_decoder": added}
+        added = {
+            str(256 + i): {"content": word, "special": True, "normalized": False}
+            for i, word in enumerate(SPECIAL[style])
+        }
+        settings |= {
+            "tokenizer_class": "DreamTokenizer",
+            "auto_map": {"AutoTokenizer": ["x.y", None]},
+            "added_tokens_decoder": added,
+        }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return {word: 256 + i for i, word in enumerate(SPECIAL[style])}
 
@@ -99,10 +128,17 @@ def write_checkpoint(folder, family, **changes):
     names = [f"model-{i + 1:05d}-of-00002.safetensors" for i in range(2)]
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, folder / name, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 0}, "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard}}
+    index = {
+        "metadata": {"total_size": 0},
+        "weight_map": {
+            key: name for name, shard in zip(names, shards, strict=True) for key in shard
+        },
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    (folder / "modeling_llada.py").write_text("raise RuntimeError('code from a checkpoint must not be run')\n")
+    (folder / "modeling_llada.py").write_text(
+        "raise RuntimeError('code from a checkpoint must not be run')\n"
+    )
     return weights, config
 
 
@@ -111,15 +147,30 @@ def random_weights(family, kv_heads):
     generator = torch.Generator().manual_seed(7)
 
     def matrix(*shape):
-        return torch.randn(shape, generator=generator) * (0.7 if len(shape) == 1 else 1.2 / math.sqrt(shape[-1]))
+        return torch.randn(shape, generator=generator) * (
+            0.7 if len(shape) == 1 else 1.2 / math.sqrt(shape[-1])
+        )
 
     if family.startswith("llada") and family != "llada-moe":
-        names = {"embed": "model.transformer.wte", "norm": "model.transformer.ln_f", "head": "model.transformer.ff_out"}
-        layer, o, norms, mlp = "model.transformer.blocks.{}.", "attn_out", ("attn_norm", "ff_norm"), ("ff_proj", "up_proj", "ff_out")
+        names = {
+            "embed": "model.transformer.wte",
+            "norm": "model.transformer.ln_f",
+            "head": "model.transformer.ff_out",
+        }
+        layer, o, norms, mlp = (
+            "model.transformer.blocks.{}.",
+            "attn_out",
+            ("attn_norm", "ff_norm"),
+            ("ff_proj", "up_proj", "ff_out"),
+        )
         attention = ""
     else:
         names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
-        layer, o, norms = "model.layers.{}.", "o_proj", ("input_layernorm", "post_attention_layernorm")
+        layer, o, norms = (
+            "model.layers.{}.",
+            "o_proj",
+            ("input_layernorm", "post_attention_layernorm"),
+        )
         mlp, attention = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "self_attn."
     weights = {names["embed"]: matrix(VOCABULARY, HIDDEN), names["norm"]: 1 + 0.3 * matrix(HIDDEN)}
     if family != "llada-tied":
@@ -135,13 +186,22 @@ def random_weights(family, kv_heads):
                 biases[f"{prefix}{attention}{kind}.bias"] = matrix(heads * HEAD)
         weights[prefix + attention + o] = matrix(HIDDEN, HIDDEN)
         if family == "llada-moe":
-            weights[prefix + "self_attn.q_norm"], weights[prefix + "self_attn.k_norm"] = 1 + 0.3 * matrix(HEAD), 1 + 0.3 * matrix(HEAD)
+            weights[prefix + "self_attn.q_norm"], weights[prefix + "self_attn.k_norm"] = (
+                1 + 0.3 * matrix(HEAD),
+                1 + 0.3 * matrix(HEAD),
+            )
             weights[prefix + "mlp.gate"] = matrix(EXPERTS, HIDDEN)
             experts = [f"{prefix}mlp.experts.{e}." for e in range(EXPERTS)]
-            shapes = {f"{e}{kind}": (MLP, HIDDEN) for e in experts for kind in ("gate_proj", "up_proj")}
+            shapes = {
+                f"{e}{kind}": (MLP, HIDDEN) for e in experts for kind in ("gate_proj", "up_proj")
+            }
             shapes |= {f"{e}down_proj": (HIDDEN, MLP) for e in experts}
         else:
-            shapes = {prefix + mlp[0]: (MLP, HIDDEN), prefix + mlp[1]: (MLP, HIDDEN), prefix + mlp[2]: (HIDDEN, MLP)}
+            shapes = {
+                prefix + mlp[0]: (MLP, HIDDEN),
+                prefix + mlp[1]: (MLP, HIDDEN),
+                prefix + mlp[2]: (HIDDEN, MLP),
+            }
         weights |= {name: matrix(*shape) for name, shape in shapes.items()}
     return {f"{name}.weight": value for name, value in weights.items()} | biases
 
@@ -166,7 +226,9 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         bias = w(name, "bias")
         return x @ w(name).T + (0 if bias is None else bias)
 
-    angle = torch.arange(S).unsqueeze(1) / theta ** (torch.arange(0, HEAD, 2) / HEAD)  # (S, HEAD / 2)
+    angle = torch.arange(S).unsqueeze(1) / theta ** (
+        torch.arange(0, HEAD, 2) / HEAD
+    )  # (S, HEAD / 2)
     cos, sin = angle.cos().repeat(1, 2), angle.sin().repeat(1, 2)
 
     def rotate(x):  # (B, heads, S, HEAD)
@@ -178,7 +240,10 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         prefix = f"model.transformer.blocks.{i}." if native else f"model.layers.{i}."
         attention = prefix if native else f"{prefix}self_attn."
         h = norm(x, w(prefix + ("attn_norm" if native else "input_layernorm")))
-        q, k, v = (linear(h, attention + kind).unflatten(-1, (-1, HEAD)).transpose(1, 2) for kind in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (
+            linear(h, attention + kind).unflatten(-1, (-1, HEAD)).transpose(1, 2)
+            for kind in ("q_proj", "k_proj", "v_proj")
+        )
         if family == "llada-moe":
             q, k = norm(q, w(attention + "q_norm")), norm(k, w(attention + "k_norm"))
         q, k = rotate(q), rotate(k)
@@ -192,19 +257,31 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         scores = q @ k.transpose(-1, -2) / math.sqrt(HEAD)
         if mask is not None:
             scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
-        x = x + linear((softmax(scores, -1) @ v).transpose(1, 2).flatten(2), attention + ("attn_out" if native else "o_proj"))
+        x = x + linear(
+            (softmax(scores, -1) @ v).transpose(1, 2).flatten(2),
+            attention + ("attn_out" if native else "o_proj"),
+        )
         h = norm(x, w(prefix + ("ff_norm" if native else "post_attention_layernorm")))
         if family == "llada-moe":
             routed = softmax(linear(h, f"{prefix}mlp.gate"), -1)
             share, chosen = routed.topk(ACTIVE, dim=-1)  # not normalised again
             for e in range(EXPERTS):
                 name = f"{prefix}mlp.experts.{e}."
-                out = linear(silu(linear(h, name + "gate_proj")) * linear(h, name + "up_proj"), name + "down_proj")
+                out = linear(
+                    silu(linear(h, name + "gate_proj")) * linear(h, name + "up_proj"),
+                    name + "down_proj",
+                )
                 x = x + out * (share * (chosen == e)).sum(-1, keepdim=True)
         else:
-            gate, up, down = ("ff_proj", "up_proj", "ff_out") if native else ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+            gate, up, down = (
+                ("ff_proj", "up_proj", "ff_out")
+                if native
+                else ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+            )
             x = x + linear(silu(linear(h, prefix + gate)) * linear(h, prefix + up), prefix + down)
     x = norm(x, w("model.transformer.ln_f" if native else "model.norm"))
     head = w("model.transformer.ff_out" if native else "lm_head")
     logits = x @ (w("model.transformer.wte") if head is None else head).T
-    return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if family.startswith("dream") else logits
+    return (
+        torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if family.startswith("dream") else logits
+    )

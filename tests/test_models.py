@@ -1,28 +1,32 @@
-"""The tiny model and its tokenizer, loading, and the warm start."""
+"""Checkpoints: what is read and what is refused, adapters, export."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import HIDDEN, LAYERS, reference_logits, write_checkpoint
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import models
-from diffusion_policy import DiffusionPolicy
+from diffusion_policy import DiffusionPolicy, end_token_ids
 from models import (
     add_lora,
-    check_bidirectional,
+    check_attention,
     describe_lora,
-    end_token_ids,
     export,
     load_denoiser,
     load_lora,
     lora_layers,
-    tiny_denoiser,
-    tiny_tokenizer,
-    warm_start,
-)  # fmt: skip
+)
+from tiny import tiny_denoiser, tiny_tokenizer
 
 FAMILIES = ["llada", "llada-gqa", "llada-tied", "llada-moe", "dream", "dream-slow"]
 
@@ -39,40 +43,21 @@ def folder(tiny, tmp_path):
     return tmp_path / "checkpoint"
 
 
-def test_tiny_has_about_a_million_parameters(tiny):
-    assert 0.8e6 < sum(p.numel() for p in tiny[0].parameters()) < 1.2e6
-
-
 def test_a_saved_model_is_loaded_with_equal_logits_and_tokens(tiny, folder):
     denoiser, tokenizer = load_denoiser(str(folder))
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     assert torch.equal(denoiser(input_ids=ids).logits, tiny[0](input_ids=ids).logits)
     text = "3 14 99 = 7 <answer>( 3 + 14 ) * 5</answer>[EOS][MASK][PAD]"
     assert tokenizer(text).input_ids == tiny[1](text).input_ids
-    assert (tokenizer.mask_token, tokenizer.eos_token, tokenizer.pad_token) == ("[MASK]", "[EOS]", "[PAD]")
-
-
-def test_every_integer_operator_and_tag_is_one_token_whatever_the_spaces():
-    tokenizer = tiny_tokenizer()
-    words = ["<answer>", "(", "3", "+", "14", ")", "*", "50", "</answer>", "[EOS]"]
-    for text in ("".join(words), " ".join(words)):
-        assert [tokenizer.decode([i]) for i in tokenizer(text).input_ids] == words
-
-
-def test_what_the_tokenizer_cannot_write_is_an_error():
-    with pytest.raises(ValueError, match="no tokens"):
-        DiffusionPolicy(*load_denoiser("tiny")).encode(["3 4 5 = 35", "three"])
-
-
-def test_the_same_seed_gives_the_same_weights_and_leaves_the_global_generator_alone():
-    state = torch.random.get_rng_state()
-    first, same, other = (tiny_denoiser(tiny_tokenizer(), seed).lm_head.weight for seed in (1, 1, 2))
-    assert torch.equal(first, same) and not torch.equal(first, other)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert (tokenizer.mask_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "[MASK]",
+        "[EOS]",
+        "[PAD]",
+    )
 
 
 def test_the_first_position_sees_the_last_one_with_and_without_padding(tiny):
-    check_bidirectional(tiny[0])
+    check_attention(tiny[0])
     ids = torch.tensor([[5, 6, 7, 8]])
     gradient = []
     for mask in (None, torch.tensor([[0, 1, 1, 1]])):
@@ -83,9 +68,43 @@ def test_the_first_position_sees_the_last_one_with_and_without_padding(tiny):
     assert gradient[1][0] == 0 and (gradient[1][1:] > 0).all()  # the padded one alone is not seen
 
 
+class NoPaddingMask(LlamaForCausalLM):
+    def forward(self, *args, attention_mask=None, **options):
+        return super().forward(*args, **options)
+
+
+class ColumnPositions(LlamaForCausalLM):
+    """Adds an embedding of the column, whatever position ids it is given."""
+
+    def forward(self, input_ids, **options):
+        columns = torch.arange(input_ids.shape[1]).unsqueeze(-1)  # (S, 1)
+        embedded = self.get_input_embeddings()(input_ids) + 0.1 * columns
+        return super().forward(inputs_embeds=embedded, **options)
+
+
+@pytest.mark.parametrize("kind", [NoPaddingMask, ColumnPositions])
+def test_a_model_that_left_padding_changes_is_refused(tiny, kind):
+    model = kind(tiny[0].config).eval()
+    with pytest.raises(ValueError, match="padding") as error:
+        check_attention(model)
+    assert "\n" not in str(error.value)
+
+
+def test_such_a_model_is_refused_when_it_is_loaded(folder, monkeypatch):
+    monkeypatch.setitem(models.FAMILIES, "llama", (NoPaddingMask,))
+    with pytest.raises(ValueError, match="padding"):
+        load_denoiser(str(folder))
+
+
 def edit_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_field(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def drop_weight(folder):
@@ -96,7 +115,11 @@ def drop_weight(folder):
 
 def add_weight(folder):
     weights = load_file(folder / "model.safetensors")
-    save_file(weights | {"model.stranger": torch.zeros(3)}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        weights | {"model.stranger": torch.zeros(3)},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def truncate(folder):
@@ -136,10 +159,16 @@ def test_a_tokenizer_without_a_mask_token_is_refused(folder):
         load_denoiser(str(folder))
 
 
-@pytest.mark.parametrize("name", ["no-such-model", "/no/such/folder", "./here"])
-def test_a_name_that_is_nothing_says_what_there_is(name):
-    with pytest.raises(ValueError, match="tiny"):
+NO_HUB_NAMES = ["no-such-model", "/no/such/folder", "/gone", "./here", "../here", "runs/a/base"]
+
+
+@pytest.mark.parametrize("name", NO_HUB_NAMES)
+def test_a_path_that_is_no_folder_is_never_asked_of_the_hub(name, monkeypatch):
+    fail = lambda *_, **__: pytest.fail("a stranger could own that name")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ValueError, match="tiny") as error:
         load_denoiser(name)
+    assert "\n" not in str(error.value)
 
 
 def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
@@ -155,10 +184,15 @@ def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
 def test_a_hub_name_is_downloaded_without_code_or_pickles_and_loaded(monkeypatch, tmp_path):
     write_checkpoint(tmp_path, "llada")
     asked = []
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.append((name, options)) or str(tmp_path))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.append((name, options)) or str(tmp_path),
+    )
     denoiser, _ = load_denoiser("someone/LLaDA")
     assert denoiser.source == "someone/LLaDA" and asked[0][0] == "someone/LLaDA"
-    assert not any(pattern.endswith(("bin", "pt", "*")) for pattern in asked[0][1]["allow_patterns"])
+    assert not any(
+        pattern.endswith(("bin", "pt", "*")) for pattern in asked[0][1]["allow_patterns"]
+    )
 
 
 # ---- checkpoints in the hub's layout -----------------------------------------------------------------------------------
@@ -173,17 +207,26 @@ def ids_and_mask():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_are_those_of_the_published_architecture_with_and_without_left_padding(tmp_path, family):
+def test_logits_are_those_of_the_published_architecture_with_and_without_left_padding(
+    tmp_path, family
+):
     weights, config = write_checkpoint(tmp_path, family)
     denoiser, tokenizer = load_denoiser(str(tmp_path))
     ids, mask = ids_and_mask()
     expected = reference_logits(family, weights, config, ids)
     torch.testing.assert_close(denoiser(input_ids=ids).logits, expected, rtol=0, atol=1e-5)
-    expected = reference_logits(family, weights, config, ids, mask)[1, 5:]  # Dream's fifth is read from padding
-    torch.testing.assert_close(denoiser(input_ids=ids, attention_mask=mask).logits[1, 5:], expected, rtol=0, atol=1e-5)
+    expected = reference_logits(family, weights, config, ids, mask)[
+        1, 5:
+    ]  # Dream's fifth is read from padding
+    torch.testing.assert_close(
+        denoiser(input_ids=ids, attention_mask=mask).logits[1, 5:], expected, rtol=0, atol=1e-5
+    )
     policy = DiffusionPolicy(denoiser, tokenizer)  # reads hidden states: they are shifted too
     torch.testing.assert_close(
-        denoiser.get_output_embeddings()(policy.hidden(ids)), reference_logits(family, weights, config, ids), rtol=0, atol=1e-5
+        denoiser.get_output_embeddings()(policy.hidden(ids)),
+        reference_logits(family, weights, config, ids),
+        rtol=0,
+        atol=1e-5,
     )
     assert denoiser.dtype == torch.float32 and not denoiser.training
 
@@ -203,7 +246,10 @@ def test_a_bidirectional_qwen2_folder_loads_as_it_was_saved_and_a_causal_one_doe
     denoiser, loaded = load_denoiser(str(tmp_path / "False"))
     ids, mask = (x[:, :9] for x in ids_and_mask())
     other = Qwen2ForCausalLM.from_pretrained(tmp_path / "False").eval()
-    assert torch.equal(denoiser(input_ids=ids % 100, attention_mask=mask).logits, other(input_ids=ids % 100, attention_mask=mask).logits)
+    assert torch.equal(
+        denoiser(input_ids=ids % 100, attention_mask=mask).logits,
+        other(input_ids=ids % 100, attention_mask=mask).logits,
+    )
     assert loaded.mask_token == "[MASK]" and not getattr(denoiser.config, "shift_logits", False)
 
 
@@ -212,10 +258,23 @@ def test_mask_end_and_padding_tokens_are_the_checkpoints_own(tmp_path, family):
     write_checkpoint(tmp_path, family)
     _, tokenizer = load_denoiser(str(tmp_path))
     dream = family.startswith("dream")
-    assert tokenizer.mask_token == ("<|mask|>" if dream else "<|mdm_mask|>") and tokenizer.mask_token_id == 260
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.eos_token_id) == ("<|endoftext|>", "<|endoftext|>", 257)
-    assert tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)) == ["<|endoftext|>", "<|im_end|>" if dream else "<|eot_id|>"]
-    assert tokenizer.decode(tokenizer("Grüße, 3 + 4?", add_special_tokens=False).input_ids) == "Grüße, 3 + 4?"
+    assert (
+        tokenizer.mask_token == ("<|mask|>" if dream else "<|mdm_mask|>")
+        and tokenizer.mask_token_id == 260
+    )
+    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.eos_token_id) == (
+        "<|endoftext|>",
+        "<|endoftext|>",
+        257,
+    )
+    assert tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)) == [
+        "<|endoftext|>",
+        "<|im_end|>" if dream else "<|eot_id|>",
+    ]
+    assert (
+        tokenizer.decode(tokenizer("Grüße, 3 + 4?", add_special_tokens=False).input_ids)
+        == "Grüße, 3 + 4?"
+    )
 
 
 def test_a_tokenizer_without_a_template_ends_at_eos_alone():
@@ -238,7 +297,11 @@ REFUSED_DREAM = [
     ("hidden_act", "gelu"), ("attention_dropout", 0.1), ("rope_scaling", {"factor": 2}), ("use_sliding_window", True),
     ("sliding_window", 4096), ("use_mrope", True), ("novelty", 1),
 ]  # fmt: skip
-ALL_REFUSED = [("llada", *f) for f in REFUSED] + [("llada-moe", *f) for f in REFUSED_MOE] + [("dream", *f) for f in REFUSED_DREAM]
+ALL_REFUSED = (
+    [("llada", *f) for f in REFUSED]
+    + [("llada-moe", *f) for f in REFUSED_MOE]
+    + [("dream", *f) for f in REFUSED_DREAM]
+)
 
 
 @pytest.mark.parametrize(("family", "name", "value"), ALL_REFUSED)
@@ -249,21 +312,37 @@ def test_a_field_that_is_not_understood_is_refused_by_name(tmp_path, family, nam
     assert "\n" not in str(error.value)
 
 
-def test_every_value_that_is_known_is_the_only_one():
-    """No field of the lists above was forgotten."""
-    for name, refused in (("LLaDA", REFUSED), ("LLaDA-MoE", REFUSED_MOE), ("Dream", REFUSED_DREAM)):
-        family = models.FAMILIES[name]
-        assert {key for key, values in family.known.items() if values is not models.ANY_SIZE} <= {key for key, _ in refused}
+def test_every_value_that_is_known_is_the_only_one(tmp_path):
+    """No field of the lists above was forgotten, and no family takes another value of any."""
+    assert set(models.KNOWN) <= {name for _, name, _ in ALL_REFUSED}
+    for family in ("llada", "llada-moe", "dream"):
+        write_checkpoint(tmp_path / family, family)
+        known = json.loads((tmp_path / family / "config.json").read_text())
+        for name in models.KNOWN:
+            edit_config(tmp_path / family, **known | {name: "other"})
+            with pytest.raises(ValueError, match=f"{name} = 'other'"):
+                models.read_config(tmp_path / family)
+            edit_config(tmp_path / family, **known)
+            if name not in known:
+                drop_field(tmp_path / family, name)
 
 
 @pytest.mark.parametrize(
-    "name", ["block_type", "rope", "d_model", "n_layers", "rope_theta", "weight_tying", "include_bias", "rms_norm_eps"]
+    "name",
+    [
+        "block_type",
+        "rope",
+        "d_model",
+        "n_layers",
+        "rope_theta",
+        "weight_tying",
+        "include_bias",
+        "rms_norm_eps",
+    ],
 )
 def test_a_field_without_which_the_model_is_not_known_must_be_there(tmp_path, name):
     write_checkpoint(tmp_path, "llada")
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config[name]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    drop_field(tmp_path, name)
     with pytest.raises(ValueError, match=f"{name} is missing"):
         load_denoiser(str(tmp_path))
 
@@ -272,9 +351,16 @@ def test_a_missing_mlp_size_follows_from_the_ratio(tmp_path):
     weights, config = write_checkpoint(tmp_path, "llada")
     wide = {name: value.repeat(2, 1) if "ff_proj" in name or "up_proj" in name else value.repeat(1, 2) for name, value in weights.items()
             if "blocks" in name and any(k in name for k in ("ff_proj", "up_proj", "ff_out"))}  # fmt: skip
-    wide = {name: value[:64] if value.shape[0] > HIDDEN else value[:, :64] for name, value in wide.items()}
+    wide = {
+        name: value[:64] if value.shape[0] > HIDDEN else value[:, :64]
+        for name, value in wide.items()
+    }
     for shard in tmp_path.glob("*.safetensors"):
-        save_file({name: wide.get(name, value).contiguous() for name, value in load_file(shard).items()}, shard, metadata={"format": "pt"})
+        save_file(
+            {name: wide.get(name, value).contiguous() for name, value in load_file(shard).items()},
+            shard,
+            metadata={"format": "pt"},
+        )
     edit_config(tmp_path, mlp_hidden_size=None, mlp_ratio=2)
     assert load_denoiser(str(tmp_path))[0].config.intermediate_size == 2 * HIDDEN
 
@@ -290,12 +376,25 @@ def shards(folder):
         lambda f: shards(f)[1].write_bytes(shards(f)[1].read_bytes()[:-100]),
         lambda f: shards(f)[0].write_bytes(b""),
         lambda f: (f / "model.safetensors.index.json").write_text("{}"),
-        lambda f: save_file({k: v for k, v in load_file(shards(f)[0]).items() if "wte" not in k}, shards(f)[0], metadata={"format": "pt"}),
         lambda f: save_file(
-            load_file(shards(f)[0]) | {"model.transformer.novelty": torch.ones(2)}, shards(f)[0], metadata={"format": "pt"}
+            {k: v for k, v in load_file(shards(f)[0]).items() if "wte" not in k},
+            shards(f)[0],
+            metadata={"format": "pt"},
+        ),
+        lambda f: save_file(
+            load_file(shards(f)[0]) | {"model.transformer.novelty": torch.ones(2)},
+            shards(f)[0],
+            metadata={"format": "pt"},
         ),
     ],
-    ids=["missing-shard", "truncated-shard", "empty-shard", "broken-index", "missing-weight", "unexpected-weight"],
+    ids=[
+        "missing-shard",
+        "truncated-shard",
+        "empty-shard",
+        "broken-index",
+        "missing-weight",
+        "unexpected-weight",
+    ],
 )
 def test_damaged_shards_are_refused_in_one_line(tmp_path, damage):
     write_checkpoint(tmp_path, "llada")
@@ -310,7 +409,13 @@ def test_damaged_shards_are_refused_in_one_line(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
-    ("mask_id", "says"), [(5, "mask_token_id 5"), (9999, "mask_token_id 9999"), (-1, "mask_token_id -1"), (257, "endoftext")]
+    ("mask_id", "says"),
+    [
+        (5, "mask_token_id 5"),
+        (9999, "mask_token_id 9999"),
+        (-1, "mask_token_id -1"),
+        (257, "endoftext"),
+    ],
 )
 def test_a_wrong_mask_id_is_refused_and_the_right_one_named(tmp_path, mask_id, says):
     write_checkpoint(tmp_path, "llada", mask_token_id=mask_id)
@@ -353,8 +458,12 @@ def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path,
     assert torch.equal(torch.random.get_rng_state(), state)
     kinds = 4 if family == "llada-moe" else 7
     assert len(lora_layers(model)) == kinds * LAYERS
-    assert f"{kinds * LAYERS} matrices ({kinds} kinds x {LAYERS} layers), rank 3" in describe_lora(model)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {n for n, _ in model.named_parameters() if "lora_" in n}
+    assert f"{kinds * LAYERS} matrices ({kinds} kinds x {LAYERS} layers), rank 3" in describe_lora(
+        model
+    )
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if "lora_" in n
+    }
     policy = DiffusionPolicy(model, tokenizer)
     head = model.get_output_embeddings()
     assert not torch.allclose(head(policy.hidden(ids)), base, atol=1e-3)
@@ -365,13 +474,47 @@ def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path,
     assert any(p.requires_grad for p in again.parameters())
 
 
+def base_of(adapter):
+    return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+
+def test_an_adapter_finds_its_base_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(Path("cache/base"), "llada")
+    model = random_adapter(load_denoiser("cache/base")[0])
+    model.save_pretrained("adapter", save_embedding_layers=False)
+    ids, _ = ids_and_mask()
+    expected = model(input_ids=ids).logits
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    base = base_of(tmp_path / "adapter")
+    assert base == str((tmp_path / "cache/base").resolve())
+    again = load_lora(load_denoiser(base)[0], tmp_path / "adapter")
+    assert torch.equal(again(input_ids=ids).logits, expected)
+    (tmp_path / "cache/base").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="cache/base' is no folder"):
+        load_denoiser(base)
+
+
+def test_an_adapter_on_a_hub_model_names_it(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path / "hub", "llada")
+    download = lambda *_, **__: str(tmp_path / "hub")  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = add_lora(load_denoiser("someone/LLaDA")[0], 2, 4)
+    assert model.peft_config["default"].lora_dropout == 0
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    assert base_of(tmp_path / "adapter") == "someone/LLaDA"
+
+
 def test_a_missing_lora_target_is_named():
     denoiser = tiny_denoiser(tiny_tokenizer())
     del denoiser.model.layers[2].mlp.up_proj
     with pytest.raises(ValueError, match="up_proj in 3 of 4 layers"):
         add_lora(denoiser, 2, 4, 0.0)
     with pytest.raises(ValueError, match="LoRA target not found"):
-        add_lora(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2)), 2, 4, 0.0)
+        add_lora(
+            GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=8, n_layer=1, n_head=2)), 2, 4, 0.0
+        )
 
 
 def test_an_adapter_on_a_bfloat16_base_is_float32_and_learns(tmp_path):
@@ -406,14 +549,23 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
     assert other("a <|mdm_mask|>").input_ids == tokenizer("a <|mdm_mask|>").input_ids
     if not lora:  # a full model's checkpoints are exports, one after the other, each from what the last one wrote
         export(exported, other, tmp_path / "again")
-        torch.testing.assert_close(load_denoiser(str(tmp_path / "again"))[0](input_ids=ids).logits, expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(
+            load_denoiser(str(tmp_path / "again"))[0](input_ids=ids).logits,
+            expected,
+            rtol=0,
+            atol=2e-5,
+        )
 
 
 def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, monkeypatch):
     write_checkpoint(tmp_path / "source", "llada")
     denoiser, tokenizer = load_denoiser(str(tmp_path / "source"))
     save = denoiser.save_pretrained
-    monkeypatch.setattr(denoiser, "save_pretrained", lambda *args, **options: save(*args, **options, save_original_format=False))
+    monkeypatch.setattr(
+        denoiser,
+        "save_pretrained",
+        lambda *args, **options: save(*args, **options, save_original_format=False),
+    )
     with pytest.raises(ValueError, match="requirements.txt") as error:
         export(denoiser, tokenizer, tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "modeling_llada.py").exists()
@@ -421,7 +573,10 @@ def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, mon
 
 def test_weights_in_a_pickle_are_not_read(tmp_path):
     write_checkpoint(tmp_path, "llada")
-    torch.save({k: v for shard in shards(tmp_path) for k, v in load_file(shard).items()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {k: v for shard in shards(tmp_path) for k, v in load_file(shard).items()},
+        tmp_path / "pytorch_model.bin",
+    )
     for path in [*shards(tmp_path), tmp_path / "model.safetensors.index.json"]:
         path.unlink()
     with pytest.raises(ValueError, match="safetensors"):
@@ -432,34 +587,3 @@ def test_the_default_model_is_tiny_without_a_gpu_and_llada_with_one(monkeypatch)
     for gpu, name in ((False, "tiny"), (True, models.LLADA)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         assert models.default_model()[0] == name and "GPU" in models.default_model()[1]
-
-
-def masked_diffusion_loss(denoiser, prompt, completion, mask_id):
-    """The bound that the warm start minimises, summed over every mask pattern instead of drawn at random.
-
-    With t uniform, E_t[1/t * 1(mask = M)] over patterns M of k of L masks is the integral of t^(k-1) (1-t)^(L-k) = B(k, L-k+1).
-    """
-    L, loss = completion.shape[1], 0.0
-    for pattern in range(1, 2**L):
-        masked = torch.tensor([bool(pattern >> i & 1) for i in range(L)])
-        k = int(masked.sum())
-        weight = torch.exp(torch.lgamma(torch.tensor(k)) + torch.lgamma(torch.tensor(L - k + 1)) - torch.lgamma(torch.tensor(L + 1)))
-        with torch.no_grad():
-            ids = torch.cat([prompt, completion.masked_fill(masked, mask_id)], dim=1)
-            logp = denoiser(input_ids=ids).logits[:, prompt.shape[1] :].log_softmax(-1)
-        loss -= (weight * logp.gather(-1, completion.unsqueeze(-1)).squeeze(-1)[:, masked].sum() / L / len(prompt)).item()
-    return loss
-
-
-def test_the_warm_start_learns_and_repeats_itself():
-    tokenizer = tiny_tokenizer()
-    prompt = torch.tensor([[15, 16], [17, 18]])
-    completion = torch.tensor([[20, 21, 2], [22, 23, 2]])
-    weights = []
-    for _ in range(2):
-        denoiser = tiny_denoiser(tokenizer, hidden_size=32, layers=1)
-        before = masked_diffusion_loss(denoiser, prompt, completion, tokenizer.mask_token_id)
-        warm_start(denoiser, prompt, completion, tokenizer.mask_token_id, steps=80, batch_size=16, learning_rate=1e-2)
-        assert masked_diffusion_loss(denoiser, prompt, completion, tokenizer.mask_token_id) < 0.2 * before
-        weights.append(torch.nn.utils.parameters_to_vector(denoiser.parameters()))
-    assert torch.equal(*weights) and not denoiser.training
