@@ -274,7 +274,8 @@ class Sudoku(Generated):
     """Fill a 4x4 sudoku. Problem: {"puzzle": "16 characters, 0 is blank", "solution": the same}.
 
     There are only 288 finished grids, so whole grids are held out, and every puzzle has one
-    solution. Reward: the share of blank cells that are right; a changed given earns nothing.
+    solution. Reward: the share of blank cells that are right, and at least 0.1 for a whole grid
+    that keeps every given and fills a blank. A changed given earns nothing.
     """
 
     name = "sudoku"
@@ -343,7 +344,8 @@ class Sudoku(Generated):
         right = sum(given == "0" and cell == wanted for given, wanted, cell in cells)
         # A cell too many and a given that is missing count like one more blank that is wrong.
         lacking = max(len(grid) - 16, 0) + sum(given != "0" for given in puzzle[len(grid) :])
-        return right / max(1, puzzle.count("0") + lacking)
+        tried = re.fullmatch("[0-4]{16}", grid) and grid != puzzle  # the first rung of the ladder
+        return max(0.1 if tried else 0.0, right / max(1, puzzle.count("0") + lacking))
 
     def problem(self, row):
         if not re.fullmatch("[0-4]{16}", row["puzzle"]):
