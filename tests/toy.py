@@ -184,3 +184,39 @@ def finite_differences(function, tensor, index, eps=1e-5):
         flat[i] = value
         slopes.append((ends[0] - ends[1]) / (2 * eps))
     return torch.tensor(slopes, dtype=tensor.dtype)
+
+
+# ---- a vocabulary that is worth slicing ----------------------------------------------------------
+
+
+def wide_policy(layers=2, vocabulary=3000):
+    """A policy over many words, whose distributions are neither flat nor certain."""
+    policy = toy_policy()
+    config = LlamaConfig(
+        is_causal=False, compact_prompts=True, vocab_size=vocabulary, hidden_size=32,
+        intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+        initializer_range=0.7, tie_word_embeddings=False, pad_token_id=None, bos_token_id=None,
+        eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        policy.denoiser = LlamaForCausalLM(config).eval()
+    return policy
+
+
+def random_prompts(*lengths):
+    """Random ids and mask, (B, P), of prompts of these lengths."""
+    P = max(lengths)
+    mask = torch.arange(P) >= P - torch.tensor(lengths).unsqueeze(1)
+    return torch.randint(2, 100, (len(lengths), P), generator=generator(1)) * mask, mask
+
+
+def calls_of(policy):
+    """A list that gets (rows, positions, whether there was a mask) of each call from now on."""
+    calls = []
+
+    def note(_, args, options):
+        calls.append((*options["input_ids"].shape, options["attention_mask"] is not None))
+
+    policy.denoiser.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    return calls
