@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from toy import (
+    EOS,
     MASK,
     direct_logp,
     finite_differences,
@@ -334,6 +335,119 @@ def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expe
         index = [p.grad.abs().argmax().item()]
         slope = finite_differences(expected_reward, p, index)
         torch.testing.assert_close(p.grad.flatten()[index], -slope, rtol=1e-4, atol=1e-6)
+
+
+def name(decoder):
+    return f"{decoder.rule}-{decoder.level}-block-{decoder.block_length}"
+
+
+def reward_gradient(policy, prompt, every, reward):
+    """By the denoiser's parameters, of the sum over trajectories of probability times reward, from
+    one plain call a state. -> (parameters,)
+    """
+    called, expected = {}, 0.0
+    for ((completion, steps), logp), r in zip(every.items(), reward.tolist(), strict=True):
+        total = 0.0
+        for i, t in enumerate(steps):
+            if logp[i] == 0:  # never drawn
+                continue
+            pairs = zip(completion, steps, strict=True)
+            state = tuple(MASK if step >= t else token for token, step in pairs)
+            if state not in called:
+                called[state] = direct_logp(policy, prompt, state)
+            total = total + called[state][i, completion[i]]
+        expected = expected + r * total.exp()
+    return flat_gradient(expected, policy)
+
+
+def flat_gradient(value, policy):
+    gradients = torch.autograd.grad(value, list(policy.denoiser.parameters()))
+    return torch.cat([x.flatten() for x in gradients])
+
+
+def all_trajectories(decoder):
+    """Every trajectory of a toy whose texts end at [EOS], as a Rollout in float64 whose token_mask
+    is the text, and which of its tokens were drawn, (n, L). With the toy, and its prompt.
+    """
+    sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
+    rollout = sample(sampler, decoder, 1, prompts=["a b"])
+    every = trajectories(policy, prompt_of(rollout, 0), 3, decoder)
+    completion, steps = (torch.tensor(x) for x in zip(*every, strict=True))  # (n, L) each
+    logp = torch.tensor(list(every.values()), dtype=torch.double)
+    drawn, end = logp != 0, completion == EOS
+    rollout = replace(
+        rollout.rows(torch.zeros(len(every), dtype=torch.long)),
+        completion=completion,
+        unmask_step=steps,
+        behaviour_logp=logp,
+        nfe=(steps * drawn).amax(1),
+        token_mask=(end.cumsum(1) - end.long()) == 0,
+    )
+    return policy, prompt_of(rollout, 0), every, rollout, drawn
+
+
+def objective_gradient(policy, rollout, reward, token_mask, normalise_by):
+    """Of J's expected value under the enumerated trajectories, with the exact likelihood and w = 1:
+    each row's advantage is its reward times n times its probability.
+    """
+    p = rollout.behaviour_logp.sum(1).exp()
+    boundaries = draw_boundaries(rollout.nfe, 4, generator(2))  # a boundary before every step
+    new = surrogate_logp(policy, replace(rollout, token_mask=token_mask), boundaries)
+    advantage, weights = len(p) * p * reward, torch.ones_like(new)
+    loss, _ = diffpo_loss(new, new.detach(), advantage, weights, token_mask, EPS, normalise_by)
+    return flat_gradient(-loss, policy)
+
+
+def reward_of_texts(rollout):
+    """A random number for each different text, (n,): what is behind [EOS] counts nothing."""
+    texts = rollout.completion.masked_fill(~rollout.token_mask, MASK)
+    index = texts.unique(dim=0, return_inverse=True)[1]
+    return torch.rand(len(index), generator=generator(1), dtype=torch.double)[index]
+
+
+# [EOS] ends the text, and the reward is the text's. What J's gradient is a gradient of depends on
+# when the tokens behind [EOS] were drawn, which carry no loss:
+#  - With the text's last token, or later. They told the text nothing, and their score is 0 on
+#    average, whatever the text. So nothing is lost without them, and with n_i = L the gradient of J
+#    is that of the expected reward, over L. So it always is from left to right, or in one step.
+#  - Before some token of the text. They changed its distribution, and their part is missing: J's
+#    gradient is another one. Summed over all tokens that were drawn it would be the right one.
+#  - With n_i = |o_i| it is another one even in the first case.
+IN_ORDER = [Decoder("top_k", 1, 1), Decoder("eb", 0.3, 2), Decoder("top_k", 2), Decoder("eb", 5.0)]
+OUT_OF_ORDER = [Decoder("eb", 0.3), Decoder("top_k", 1)]
+
+
+@pytest.mark.parametrize("stop_at_eos", [True, False], ids=["stop-at-eos", "to-the-end"])
+@pytest.mark.parametrize("decoder", IN_ORDER + OUT_OF_ORDER, ids=name)
+def test_the_canvas_gives_the_gradient_of_the_expected_reward_where_the_text_saw_nothing_behind_eos(
+    decoder, stop_at_eos
+):
+    in_order, decoder = decoder in IN_ORDER, replace(decoder, stop_at_eos=stop_at_eos)
+    policy, prompt, every, rollout, drawn = all_trajectories(decoder)
+    text, steps = rollout.token_mask, rollout.unmask_step
+    assert rollout.behaviour_logp.sum(1).exp().sum().item() == pytest.approx(1)
+    assert len(set(text.sum(1).tolist())) == 3  # the lengths differ
+    before = (drawn & ~text).unsqueeze(2) & text.unsqueeze(1)  # (n, behind [EOS], text)
+    before &= steps.unsqueeze(2) < steps.unsqueeze(1)
+    assert before.any() != in_order  # what this test calls in order
+
+    for baseline in (0.0, 0.4):
+        reward = reward_of_texts(rollout) - baseline  # any baseline has the same gradient
+        expected = reward_gradient(policy, prompt, every, reward)
+        canvas, all_drawn, by_text = (
+            3 * objective_gradient(policy, rollout, reward, *how)
+            for how in ((text, "canvas"), (drawn, "canvas"), (text, "text"))
+        )
+        torch.testing.assert_close(all_drawn, expected, rtol=1e-8, atol=1e-10)
+        if in_order:
+            torch.testing.assert_close(canvas, expected, rtol=1e-8, atol=1e-10)
+        else:
+            assert cosine(canvas, expected) < 0.995
+        assert cosine(by_text, expected) < 0.95
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a, b, dim=0).item()
 
 
 @pytest.mark.parametrize("normalise_by", ["text", "canvas"])

@@ -27,6 +27,7 @@ from likelihood import (
     draw_boundaries,
     draw_hidden_prompt,
     latent_at,
+    scored_as_drawn,
     surrogate_logp,
     unique_rows,
 )
@@ -124,6 +125,35 @@ def test_prompt_tokens_are_hidden_as_often_as_asked_and_padding_never():
     assert abs(hidden.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
     assert not draw_hidden_prompt(prompt_mask, 1, 0.0).any()
     assert torch.equal(draw_hidden_prompt(prompt_mask, 1, 1.0), prompt_mask)
+
+
+def test_a_group_shares_its_hidden_prompt_tokens_and_other_prompts_have_their_own():
+    G, prompt_mask = 4, torch.arange(40) >= torch.tensor([0, 5, 0]).unsqueeze(1)  # (3, P)
+    hidden = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    groups = hidden.view(3, G, 40)
+    assert (groups == groups[:, :1]).all()
+    for a, b in combinations(groups[:, 0, 5:], 2):
+        assert 0.2 < (a != b).float().mean() < 0.8  # independent: half of them
+    again = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    assert torch.equal(hidden, again)
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_scored_as_drawn_are_the_tokens_of_a_stages_first_step(num_stages):
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["top_k"], 20, length=6, stop_at_eos=True)
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
+    expected = []
+    for steps, taus in zip(rollout.unmask_step.tolist(), boundaries.tolist(), strict=True):
+        start = [max(tau for tau in [0, *taus] if tau < t) for t in steps]
+        expected.append([t - 1 == tau for t, tau in zip(steps, start, strict=True)])
+    unit = scored_as_drawn(rollout.unmask_step, boundaries)
+    assert unit.tolist() == expected and not unit.all()
+    with torch.no_grad():
+        log_weight = surrogate_logp(policy, rollout, boundaries) - rollout.behaviour_logp
+    weight = log_weight[unit & rollout.token_mask].exp()
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=0, atol=1e-5)
+    assert log_weight[~unit & rollout.token_mask].abs().max() > 0.5
 
 
 # ---- surrogates against the definition -----------------------------------------------------------
@@ -310,3 +340,21 @@ def test_what_a_cache_costs_is_measured_against_the_exact_policy(cache):
     expected = (cached.behaviour_logp - true)[cached.token_mask].mean().item()
     assert cache_kl(policy, cached) == pytest.approx(expected)
     assert abs(cache_kl(policy, cached)) > 1e-3
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_what_a_cache_costs_does_not_depend_on_how_many_states_are_run_at_once(stop_at_eos):
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    decoder = Decoder("eb", 2.0, 6, 0.9, cache="dual", stop_at_eos=stop_at_eos)
+    rollout = policy.rollout(ids, mask, 12, decoder, generator(4))
+    T, calls = int(rollout.nfe.max()), calls_of(policy)
+    costs = [cache_kl(policy, rollout, n) for n in (1, 2, 3, T, 64)]
+    assert T > 3 and costs == pytest.approx([costs[-1]] * 5, abs=1e-6)
+    assert len(calls) == T + -(-T // 2) + -(-T // 3) + 2
+    assert max(rows for rows, _, _ in calls[:T]) <= 3  # a state a row at once
+
+
+@pytest.mark.parametrize("states_at_once", [1, 64])
+def test_of_a_rollout_that_drew_on_the_exact_policy_a_cache_costs_nothing(states_at_once):
+    rollout = sample(toy_policy(), DECODERS["eb"], 10, length=6, stop_at_eos=True)
+    assert abs(cache_kl(toy_policy(), rollout, states_at_once)) < 1e-5
