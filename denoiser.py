@@ -15,7 +15,7 @@ What your model must offer, the first way in: a transformers model without the c
     config.shift_logits       optional, True: position i is predicted by the state at i - 1 (Dream)
     disable_adapter()         only under a LoRA adapter (peft has it)
 
-The second way in: any `model(ids, attention_mask) -> logits (b, S, V)`, as LogitsModel(model).
+The second way in: any `model(ids, attention_mask=mask) -> logits (b, S, V)`: LogitsModel(model).
 attention_mask is (b, S) bool, False on padding, or None where nothing is padded.
 
 This file needs torch alone. `python denoiser.py` shows a call and what is read off it.
@@ -87,7 +87,8 @@ class BlockCache:
 
 
 class LogitsModel(nn.Module):
-    """Any `model(ids, attention_mask) -> logits` as a denoiser: a plain nn.Module, LLaDA's own code.
+    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain nn.Module, LLaDA's own
+    code. The mask goes by its name: LLaDA's second argument is inputs_embeds.
 
     The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
     Left padding is rolled behind the text, so that a model with absolute positions counts them from
@@ -112,12 +113,12 @@ class LogitsModel(nn.Module):
         if past_key_values is not None:
             raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
         if attention_mask is None:
-            logits = self.model(input_ids, None)
+            logits = self.model(input_ids, attention_mask=None)
             return SimpleNamespace(last_hidden_state=getattr(logits, "logits", logits))
         S, mask = input_ids.shape[1], attention_mask.bool()
         padding = (~mask).sum(1, keepdim=True)  # (b, 1)
         roll = (torch.arange(S, device=mask.device) + padding) % S  # (b, S) text first
-        logits = self.model(input_ids.gather(1, roll), mask.gather(1, roll))
+        logits = self.model(input_ids.gather(1, roll), attention_mask=mask.gather(1, roll))
         logits = getattr(logits, "logits", logits)  # (b, S, V)
         back = roll.argsort(1).unsqueeze(-1).expand_as(logits)
         return SimpleNamespace(last_hidden_state=logits.gather(1, back))
