@@ -387,11 +387,22 @@ def test_a_plain_modules_states_are_its_logits_and_padding_is_rolled_back():
         alone = model(ids[:1, 3:], None)
     assert hidden.shape == (2, 7, 12)
     torch.testing.assert_close(hidden[0, 3:], alone[0], rtol=1e-4, atol=1e-5)
-    wrapped = LogitsModel(model)  # what transformers returns is unwrapped
-    model.forward = lambda ids, mask, plain=model.forward: SimpleNamespace(logits=plain(ids, mask))
+
+
+def test_a_model_with_other_arguments_and_named_outputs_works_too():
+    policy, model = other_policy(Plain)
+    plain = model.forward
+
+    def forward(input_ids=None, inputs_embeds=None, attention_mask=None):  # in LLaDA's own order
+        assert inputs_embeds is None
+        return SimpleNamespace(logits=plain(input_ids, attention_mask))
+
+    (ids, mask), other = few_words(4, 7), LogitsModel(model)
     with torch.no_grad():
-        torch.testing.assert_close(wrapped(ids, mask).last_hidden_state, hidden)
-        torch.testing.assert_close(wrapped(ids[1:]).last_hidden_state, hidden[1:])
+        expected = policy.hidden(ids, mask)
+        model.forward = forward
+        torch.testing.assert_close(other(ids, mask).last_hidden_state, expected)
+        torch.testing.assert_close(other(ids[1:]).last_hidden_state, expected[1:])
 
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
