@@ -15,7 +15,7 @@ What your model must offer, the first way in: a transformers model without the c
     config.shift_logits      optional, True: position i is predicted by the state at i - 1 (Dream)
     disable_adapter()        only under a LoRA adapter (peft has it)
 
-The second way in: any `model(ids, attention_mask) -> logits (b, S, V)`, as LogitsModel(model).
+The second way in: any `model(ids, attention_mask=mask) -> logits (b, S, V)`: LogitsModel(model).
 attention_mask is (b, S) bool, False on padding, or None where nothing is padded.
 
 This file needs torch alone. `python denoiser.py` shows a call and what is read off it.

@@ -14,10 +14,12 @@ At the first inner update rho is 1 everywhere. With advantages that sum to 0 the
 0, by construction. Its gradient is not: look at reward, ratio and gradient norm, not at the loss.
 
 What n_i is, the setting `normalise_by`:
-    "canvas"  n_i = L for every row. With the exact likelihood and w = 1 the gradient of J is the
-              gradient of the expected reward (over L), whatever the lengths.          [OUR CHOICE]
+    "canvas"  n_i = L for every row. With the exact likelihood and w = 1 the gradient of J is, up to
+              a factor, that of the expected reward, whatever the lengths, if no token behind [EOS]
+              was drawn before one of the text: left to right, or in one step. One that was has
+              changed the text, but carries no loss, and its part is missing.          [OUR CHOICE]
     "text"    n_i = |o_i|, the row's own tokens up to [EOS]. A token of a short text then pulls
-              harder than one of a long text: the gradient of no expected reward.    [RECONSTRUCTED]
+              harder than one of a long text: another gradient, even then.           [RECONSTRUCTED]
 
 This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 

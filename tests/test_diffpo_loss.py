@@ -1,14 +1,36 @@
-"""diffpo_loss.py: against double loops, finite differences, and the expected reward over every trajectory of the toy."""
+"""diffpo_loss.py: against double loops, finite differences, and the expected reward over every
+trajectory of the toy.
+"""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from toy import MASK, direct_logp, finite_differences, generator, prompt_of, sample, toy_policy, trajectories
+from toy import (
+    EOS,
+    MASK,
+    direct_logp,
+    finite_differences,
+    generator,
+    prompt_of,
+    sample,
+    toy_policy,
+    trajectories,
+)
 
-from diffpo_loss import clip_active, clipped, diffpo_loss, group_advantages, importance_weights, threshold_loss, token_mean, weight_metrics
-from likelihood import draw_boundaries, surrogate_logp
+from diffpo_loss import (
+    clip_active,
+    clipped,
+    diffpo_loss,
+    group_advantages,
+    importance_weights,
+    reference_kl,
+    row_mean,
+    threshold_loss,
+    weight_metrics,
+)
+from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
 from sampler import ClampedLogNormal, Decoder
 
 EB = Decoder("eb", 0.3)
@@ -16,16 +38,19 @@ EPS = 0.2
 
 
 def random_batch(seed=0, rows=6, length=5):
-    """logp_new, logp_old, logp_true, logp_reference (B, L) in float64, advantage (B,) of both signs, token_mask (B, L)."""
+    """logp_new, logp_old, logp_true, logp_reference (B, L) in float64, advantage (B,) of both
+    signs, token_mask (B, L).
+    """
     g = generator(seed)
     old = -2 * torch.rand((rows, length), generator=g, dtype=torch.double)
-    new, true, reference = (old + 0.4 * torch.randn((rows, length), generator=g, dtype=torch.double) for _ in range(3))
+    noise = [torch.randn((rows, length), generator=g, dtype=torch.double) for _ in range(3)]
+    new, true, reference = (old + 0.4 * x for x in noise)
     advantage = torch.randn(rows, generator=g, dtype=torch.double)
     lengths = torch.randint(1, length + 1, (rows, 1), generator=g)
     return new, old, true, reference, advantage, torch.arange(length) < lengths
 
 
-def loss_by_loops(new, old, advantage, weights, token_mask, reference=None, beta=0.0):
+def loss_by_loops(new, old, advantage, weights, token_mask, reference, beta, normalise_by):
     total = 0.0
     for i in range(len(new)):
         row, tokens = 0.0, 0
@@ -37,17 +62,20 @@ def loss_by_loops(new, old, advantage, weights, token_mask, reference=None, beta
                     d = reference[i][t] - new[i][t]
                     row -= beta * (math.exp(d) - d - 1)
                 tokens += 1
-        total += row / tokens
+        total += row / (tokens if normalise_by == "text" else len(new[i]))
     return -total / len(new)
 
 
 def toy_batch(policy, num_stages=2, rows=4, length=4, seed=0, **options):
-    """A rollout of two prompts, boundaries (B, m-1), log-probs under the surrogate (B, L) and advantages (B,), as training has them."""
+    """A rollout of two prompts, boundaries (B, m-1), log-probs under the surrogate (B, L) and
+    advantages (B,), as training has them.
+    """
     rollout = sample(policy, EB, rows, length, ["a b", "b"], seed, **options)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(seed + 1))
     reward = torch.rand(2 * rows, generator=generator(seed + 2))
     with torch.no_grad():
-        return rollout, boundaries, surrogate_logp(policy, rollout, boundaries), group_advantages(reward, rows)
+        logp = surrogate_logp(policy, rollout, boundaries)
+    return rollout, boundaries, logp, group_advantages(reward, rows)
 
 
 def nudge(policy, size, seed=0):
@@ -58,20 +86,24 @@ def nudge(policy, size, seed=0):
             p += size * torch.randn(p.shape, generator=g, dtype=p.dtype)
 
 
-# ---- advantages and weights --------------------------------------------------------------------------------------------
+# ---- advantages and weights ----------------------------------------------------------------------
 
 
 def test_advantages_by_hand():
     reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0])
     expected = torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0, 0.0, 0.0, -0.25, -0.25, -0.25, 0.75])
     torch.testing.assert_close(group_advantages(reward, 4), expected)
-    torch.testing.assert_close(group_advantages(reward, 2)[:6], torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0]))
+    torch.testing.assert_close(
+        group_advantages(reward, 2)[:6], torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0])
+    )
 
 
 def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
-    reward = torch.tensor([1.0, 3.0, 0.98, 1.02, 7.0, 7.0])  # standard deviations sqrt(2), 0.028, 0
+    # standard deviations sqrt(2), 0.028, 0
+    reward = torch.tensor([1.0, 3.0, 0.98, 1.02, 7.0, 7.0])
     expected = torch.tensor([-1 / math.sqrt(2), 1 / math.sqrt(2), -0.2, 0.2, 0.0, 0.0])
-    torch.testing.assert_close(group_advantages(reward, 2, scale_by_std=True, std_floor=0.1), expected, rtol=1e-4, atol=1e-5)
+    advantage = group_advantages(reward, 2, scale_by_std=True, std_floor=0.1)
+    torch.testing.assert_close(advantage, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4])
@@ -83,8 +115,12 @@ def test_a_group_needs_two_and_the_rewards_must_fill_the_groups(size):
 def test_weights_are_the_ratio_capped_from_above_only():
     _, old, true, *_ = random_batch()
     for cap in (0.5, 1.0, 2.0):
-        expected = [[min(cap, math.exp(s - t)) for s, t in zip(*row, strict=True)] for row in zip(old.tolist(), true.tolist(), strict=True)]
-        torch.testing.assert_close(importance_weights(old, true, cap), torch.tensor(expected, dtype=torch.double))
+        expected = [
+            [min(cap, math.exp(s - t)) for s, t in zip(*row, strict=True)]
+            for row in zip(old.tolist(), true.tolist(), strict=True)
+        ]
+        expected = torch.tensor(expected, dtype=torch.double)
+        torch.testing.assert_close(importance_weights(old, true, cap), expected)
     assert importance_weights(old, true, 2.0).min() < 0.5
     assert torch.equal(importance_weights(old, true, 0), torch.ones_like(old))
 
@@ -96,13 +132,19 @@ def test_weights_carry_no_gradient():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
-def test_weights_are_1_for_tokens_right_after_a_boundary_and_differ_elsewhere(num_stages, temperature):
+def test_weights_are_1_for_tokens_right_after_a_boundary_and_differ_elsewhere(
+    num_stages, temperature
+):
     policy = toy_policy()
-    rollout, boundaries, logp, _ = toy_batch(policy, num_stages, rows=20, length=6, temperature=temperature)
+    rollout, boundaries, logp, _ = toy_batch(
+        policy, num_stages, rows=20, length=6, temperature=temperature
+    )
     weights = importance_weights(logp, rollout.behaviour_logp, 10.0)
     starts = torch.nn.functional.pad(boundaries, (1, 0)).tolist()  # (B, m)
-    fresh = torch.tensor([[t - 1 in s for t in steps] for steps, s in zip(rollout.unmask_step.tolist(), starts, strict=True)])
-    torch.testing.assert_close(weights.where(fresh & rollout.token_mask, 1.0), torch.ones_like(weights), rtol=1e-4, atol=1e-4)
+    rows = zip(rollout.unmask_step.tolist(), starts, strict=True)
+    fresh = torch.tensor([[t - 1 in s for t in steps] for steps, s in rows])
+    ones, unit = torch.ones_like(weights), weights.where(fresh & rollout.token_mask, 1.0)
+    torch.testing.assert_close(unit, ones, rtol=1e-4, atol=1e-4)
     assert (weights[~fresh & rollout.token_mask] - 1).abs().max() > 0.5
 
 
@@ -113,34 +155,68 @@ def test_with_a_boundary_before_every_step_all_weights_are_1():
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=1e-4, atol=1e-4)
 
 
-# ---- the loss as a function of log-probs -------------------------------------------------------------------------------
+# ---- the loss as a function of log-probs ---------------------------------------------------------
 
 
+@pytest.mark.parametrize("normalise_by", ["text", "canvas"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_loss_is_a_double_loop_over_rows_and_tokens(seed, beta):
+def test_the_loss_is_a_double_loop_over_rows_and_tokens(seed, beta, normalise_by):
     new, old, true, reference, advantage, token_mask = random_batch(seed)
     weights = importance_weights(old, true, 1.5)
-    loss, metrics = diffpo_loss(new, old, advantage, weights, token_mask, EPS, reference, beta)
-    expected = loss_by_loops(*(x.tolist() for x in (new, old, advantage, weights, token_mask, reference)), beta)
-    assert loss.item() == pytest.approx(expected) and metrics["loss"] == pytest.approx(expected)
+    loss, metrics = diffpo_loss(new, old, advantage, weights, token_mask, EPS, normalise_by)
+    assert metrics["loss"] == loss.item()
+    kl = reference_kl(new, reference, token_mask, normalise_by)
+    lists = [x.tolist() for x in (new, old, advantage, weights, token_mask, reference)]
+    expected = loss_by_loops(*lists, beta, normalise_by)
+    assert (loss + beta * kl).item() == pytest.approx(expected)
 
 
 def test_its_metrics_are_counted_by_loops():
-    new, old, _, reference, advantage, token_mask = random_batch(3)
-    _, metrics = diffpo_loss(new, old, advantage, torch.ones_like(old), token_mask, EPS, reference, 0.1)
+    new, old, _, _, advantage, token_mask = random_batch(3)
+    _, metrics = diffpo_loss(new, old, advantage, torch.ones_like(old), token_mask, EPS)
     tokens = [(i, t) for i, t in token_mask.nonzero().tolist()]
     ratio = {(i, t): math.exp(new[i, t] - old[i, t]) for i, t in tokens}
-    stuck = [(i, t) for i, t in tokens if (ratio[i, t] > 1 + EPS and advantage[i] > 0) or (ratio[i, t] < 1 - EPS and advantage[i] < 0)]
-    kl = [math.exp(reference[i, t] - new[i, t]) - (reference[i, t] - new[i, t]).item() - 1 for i, t in tokens]
+    too_far = {key: math.copysign(1, r - 1) for key, r in ratio.items() if not 0.8 <= r <= 1.2}
+    stuck = [key for key, sign in too_far.items() if sign * advantage[key[0]] > 0]
     assert metrics["ratio_mean"] == pytest.approx(sum(ratio.values()) / len(tokens))
-    assert metrics["clip_share"] == pytest.approx(len(stuck) / len(tokens)) and 0 < len(stuck) < len(tokens)
-    assert metrics["reference_kl"] == pytest.approx(sum(kl) / len(tokens))
+    assert metrics["clip_share"] == pytest.approx(len(stuck) / len(tokens))
+    assert 0 < len(stuck) < len(tokens)
+
+
+def test_the_reference_kl_is_a_loop_over_tokens_never_negative_and_0_at_the_reference():
+    new, _, _, reference, _, token_mask = random_batch(3)
+    by = {"text": 0.0, "canvas": 0.0}
+    for i, is_text in enumerate(token_mask.tolist()):
+        d = [(reference[i, t] - new[i, t]).item() for t in range(5) if is_text[t]]
+        kl = sum(math.exp(x) - x - 1 for x in d)
+        by = {"text": by["text"] + kl / len(d), "canvas": by["canvas"] + kl / 5}
+    for normalise_by, total in by.items():
+        kl = reference_kl(new, reference, token_mask, normalise_by)
+        assert kl.item() == pytest.approx(total / len(new)) and total > 0
+        assert reference_kl(new, new, token_mask, normalise_by) == 0
+
+
+def test_the_reference_kl_of_draws_is_on_average_that_of_the_two_distributions():
+    g, n = generator(4), 20000
+    p, q = torch.randn((2, 6), generator=g, dtype=torch.double).log_softmax(-1)
+    tokens = torch.multinomial(p.exp(), n, replacement=True, generator=g)
+    kl = reference_kl(p[tokens, None], q[tokens, None], torch.ones((n, 1), dtype=torch.bool))
+    true = (p.exp() * (p - q)).sum().item()
+    spread = ((q - p).exp() - (q - p) - 1)[tokens].std().item()
+    assert abs(kl.item() - true) < 4 * spread / math.sqrt(n) and true > 0.1
 
 
 @pytest.mark.parametrize(
     "ratio, advantage, value, slope",
-    [(1.1, 2, 2.2, 2), (1.5, 2, 2.4, 0), (0.5, 2, 1.0, 2), (0.9, -1, -0.9, -1), (0.5, -1, -0.8, 0), (1.5, -1, -1.5, -1)],
+    [
+        (1.1, 2, 2.2, 2),
+        (1.5, 2, 2.4, 0),
+        (0.5, 2, 1.0, 2),
+        (0.9, -1, -0.9, -1),
+        (0.5, -1, -0.8, 0),
+        (1.5, -1, -1.5, -1),
+    ],
 )
 def test_the_clip_of_both_signs_by_hand(ratio, advantage, value, slope):
     ratio, advantage = torch.tensor(ratio, requires_grad=True), torch.tensor(advantage)
@@ -150,33 +226,45 @@ def test_the_clip_of_both_signs_by_hand(ratio, advantage, value, slope):
     assert clip_active(ratio, advantage, EPS).item() == (slope == 0)
 
 
+@pytest.mark.parametrize("normalise_by", ["text", "canvas"])
 @pytest.mark.parametrize("beta", [0.0, 0.3])
-def test_its_gradient_by_log_probs_is_that_of_finite_differences_and_0_on_padding(beta):
+def test_its_gradient_by_log_probs_is_that_of_finite_differences_and_0_on_padding(
+    beta, normalise_by
+):
     new, old, true, reference, advantage, token_mask = random_batch(4)
     weights = importance_weights(old, true, 1.5)
 
     def loss():
-        return diffpo_loss(new, old, advantage, weights, token_mask, EPS, reference, beta)[0]
+        kl = reference_kl(new, reference, token_mask, normalise_by)
+        loss, _ = diffpo_loss(new, old, advantage, weights, token_mask, EPS, normalise_by)
+        return loss + beta * kl
 
     new.requires_grad_()
     gradient = torch.autograd.grad(loss(), new)[0].flatten()
-    torch.testing.assert_close(gradient, finite_differences(loss, new, range(new.numel())), rtol=1e-5, atol=1e-7)
+    slopes = finite_differences(loss, new, range(new.numel()))
+    torch.testing.assert_close(gradient, slopes, rtol=1e-5, atol=1e-7)
     assert (gradient[~token_mask.flatten()] == 0).all() and gradient.any()
 
 
 def test_only_the_new_log_probs_get_a_gradient():
-    new, old, _, reference, advantage, token_mask = (x.requires_grad_(x.is_floating_point()) for x in random_batch(5))
-    loss, _ = diffpo_loss(new, old, advantage.detach(), importance_weights(old, old + 1, 2.0), token_mask, EPS, reference, 0.1)
+    new, old, _, reference, advantage, token_mask = random_batch(5)
+    for x in (new, old, reference):
+        x.requires_grad_()
+    weights = importance_weights(old, old + 1, 2.0)
+    loss, _ = diffpo_loss(new, old, advantage, weights, token_mask, EPS)
+    loss = loss + 0.1 * reference_kl(new, reference, token_mask)
     gradients = torch.autograd.grad(loss, [new, old, reference], allow_unused=True)
     assert gradients[0].any() and gradients[1] is None and gradients[2] is None
 
 
-def test_token_mean_of_a_row_without_tokens_is_0():
+def test_a_row_without_tokens_has_the_mean_0_and_the_canvas_counts_all_positions():
     x = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]])
-    assert token_mean(x, torch.tensor([[True, True, False], [False] * 3])).tolist() == [1.5, 0.0]
+    token_mask = torch.tensor([[True, True, False], [False] * 3])
+    assert row_mean(x, token_mask).tolist() == [1.5, 0.0]
+    assert row_mean(x, token_mask, "canvas").tolist() == [1.0, 0.0]
 
 
-# ---- the loss on the toy, end to end -----------------------------------------------------------------------------------
+# ---- the loss on the toy, end to end -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_stages", [1, 2])
@@ -187,7 +275,8 @@ def test_at_the_first_inner_update_the_ratio_is_1_and_the_gradient_is_not_0(num_
     logp_new = surrogate_logp(policy, rollout, boundaries)
     assert ((logp_new - logp_old).exp() == 1).all()
     loss, metrics = diffpo_loss(logp_new, logp_old, advantage, weights, rollout.token_mask, EPS)
-    terms = [(a * w[m].mean()).item() for a, w, m in zip(advantage, weights, rollout.token_mask, strict=True)]
+    rows = zip(advantage, weights, rollout.token_mask, strict=True)
+    terms = [(a * w[m].mean()).item() for a, w, m in rows]
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
     assert metrics["ratio_mean"] == pytest.approx(1) and metrics["clip_share"] == 0
     loss.backward()
@@ -205,7 +294,9 @@ def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(
 
     def loss():
         new = surrogate_logp(policy, rollout, boundaries)
-        return diffpo_loss(new, logp_old, advantage.double(), weights, rollout.token_mask, EPS, logp_old - 0.1, beta)
+        mask = rollout.token_mask
+        loss, metrics = diffpo_loss(new, logp_old, advantage.double(), weights, mask, EPS)
+        return loss + beta * reference_kl(new, logp_old - 0.1, mask), metrics
 
     assert 0 < loss()[1]["clip_share"] < 0.9
     loss()[0].backward()
@@ -223,26 +314,145 @@ def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expe
     reward = torch.rand(27, generator=generator(1), dtype=torch.double)
     completion, steps = (torch.tensor(x) for x in zip(*every, strict=True))  # (27, L) each
     logp = torch.tensor(list(every.values()), dtype=torch.double)
-    rollout = replace(rollout, completion=completion, unmask_step=steps, behaviour_logp=logp, nfe=steps.amax(1))
+    rollout = replace(rollout, completion=completion, unmask_step=steps, nfe=steps.amax(1))
+    rollout = replace(rollout, behaviour_logp=logp)
     boundaries = draw_boundaries(rollout.nfe, 4, generator(2))  # a boundary before every step
 
-    # loss = -mean_i 1/3 sum_t A_i rho_it: with A_i = 27 * 3 * p_i * R_i its gradient is minus that of sum_i p_i R_i
+    # loss = -mean_i 1/3 sum_t A_i rho_it. With A_i = 27 * 3 * p_i * R_i its gradient is minus that
+    # of sum_i p_i R_i.
     advantage = 81 * logp.sum(1).exp() * reward
     new = surrogate_logp(policy, rollout, boundaries)
-    loss, _ = diffpo_loss(new, new.detach(), advantage, importance_weights(new, logp, 2.0), rollout.token_mask, EPS)
+    weights = importance_weights(new, logp, 2.0)
+    loss, _ = diffpo_loss(new, new.detach(), advantage, weights, rollout.token_mask, EPS)
     loss.backward()
 
     def expected_reward():
         values = trajectories(policy, prompt_of(rollout, 0), 3, EB).values()
-        return sum(math.exp(sum(logp)) * r for logp, r in zip(values, reward.tolist(), strict=True))
+        pairs = zip(values, reward.tolist(), strict=True)
+        return sum(math.exp(sum(logp)) * r for logp, r in pairs)
 
     for p in list(policy.denoiser.parameters())[::4]:
         index = [p.grad.abs().argmax().item()]
-        torch.testing.assert_close(p.grad.flatten()[index], -finite_differences(expected_reward, p, index), rtol=1e-4, atol=1e-6)
+        slope = finite_differences(expected_reward, p, index)
+        torch.testing.assert_close(p.grad.flatten()[index], -slope, rtol=1e-4, atol=1e-6)
 
 
+def name(decoder):
+    return f"{decoder.rule}-{decoder.level}-block-{decoder.block_length}"
+
+
+def reward_gradient(policy, prompt, every, reward):
+    """By the denoiser's parameters, of the sum over trajectories of probability times reward, from
+    one plain call a state. -> (parameters,)
+    """
+    called, expected = {}, 0.0
+    for ((completion, steps), logp), r in zip(every.items(), reward.tolist(), strict=True):
+        total = 0.0
+        for i, t in enumerate(steps):
+            if logp[i] == 0:  # never drawn
+                continue
+            pairs = zip(completion, steps, strict=True)
+            state = tuple(MASK if step >= t else token for token, step in pairs)
+            if state not in called:
+                called[state] = direct_logp(policy, prompt, state)
+            total = total + called[state][i, completion[i]]
+        expected = expected + r * total.exp()
+    return flat_gradient(expected, policy)
+
+
+def flat_gradient(value, policy):
+    gradients = torch.autograd.grad(value, list(policy.denoiser.parameters()))
+    return torch.cat([x.flatten() for x in gradients])
+
+
+def all_trajectories(decoder):
+    """Every trajectory of a toy whose texts end at [EOS], as a Rollout in float64 whose token_mask
+    is the text, and which of its tokens were drawn, (n, L). With the toy, and its prompt.
+    """
+    sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
+    rollout = sample(sampler, decoder, 1, prompts=["a b"])
+    every = trajectories(policy, prompt_of(rollout, 0), 3, decoder)
+    completion, steps = (torch.tensor(x) for x in zip(*every, strict=True))  # (n, L) each
+    logp = torch.tensor(list(every.values()), dtype=torch.double)
+    drawn, end = logp != 0, completion == EOS
+    rollout = replace(
+        rollout.rows(torch.zeros(len(every), dtype=torch.long)),
+        completion=completion,
+        unmask_step=steps,
+        behaviour_logp=logp,
+        nfe=(steps * drawn).amax(1),
+        token_mask=(end.cumsum(1) - end.long()) == 0,
+    )
+    return policy, prompt_of(rollout, 0), every, rollout, drawn
+
+
+def objective_gradient(policy, rollout, reward, token_mask, normalise_by):
+    """Of J's expected value under the enumerated trajectories, with the exact likelihood and w = 1:
+    each row's advantage is its reward times n times its probability.
+    """
+    p = rollout.behaviour_logp.sum(1).exp()
+    boundaries = draw_boundaries(rollout.nfe, 4, generator(2))  # a boundary before every step
+    new = surrogate_logp(policy, replace(rollout, token_mask=token_mask), boundaries)
+    advantage, weights = len(p) * p * reward, torch.ones_like(new)
+    loss, _ = diffpo_loss(new, new.detach(), advantage, weights, token_mask, EPS, normalise_by)
+    return flat_gradient(-loss, policy)
+
+
+def reward_of_texts(rollout):
+    """A random number for each different text, (n,): what is behind [EOS] counts nothing."""
+    texts = rollout.completion.masked_fill(~rollout.token_mask, MASK)
+    index = texts.unique(dim=0, return_inverse=True)[1]
+    return torch.rand(len(index), generator=generator(1), dtype=torch.double)[index]
+
+
+# [EOS] ends the text, and the reward is the text's. What J's gradient is a gradient of depends on
+# when the tokens behind [EOS] were drawn, which carry no loss:
+#  - With the text's last token, or later. They told the text nothing, and their score is 0 on
+#    average, whatever the text. So nothing is lost without them, and with n_i = L the gradient of J
+#    is that of the expected reward, over L. So it always is from left to right, or in one step.
+#  - Before some token of the text. They changed its distribution, and their part is missing: J's
+#    gradient is another one. Summed over all tokens that were drawn it would be the right one.
+#  - With n_i = |o_i| it is another one even in the first case.
+IN_ORDER = [Decoder("top_k", 1, 1), Decoder("eb", 0.3, 2), Decoder("top_k", 2), Decoder("eb", 5.0)]
+OUT_OF_ORDER = [Decoder("eb", 0.3), Decoder("top_k", 1)]
+
+
+@pytest.mark.parametrize("stop_at_eos", [True, False], ids=["stop-at-eos", "to-the-end"])
+@pytest.mark.parametrize("decoder", IN_ORDER + OUT_OF_ORDER, ids=name)
+def test_the_canvas_gives_the_gradient_of_the_expected_reward_where_the_text_saw_nothing_behind_eos(
+    decoder, stop_at_eos
+):
+    in_order, decoder = decoder in IN_ORDER, replace(decoder, stop_at_eos=stop_at_eos)
+    policy, prompt, every, rollout, drawn = all_trajectories(decoder)
+    text, steps = rollout.token_mask, rollout.unmask_step
+    assert rollout.behaviour_logp.sum(1).exp().sum().item() == pytest.approx(1)
+    assert len(set(text.sum(1).tolist())) == 3  # the lengths differ
+    before = (drawn & ~text).unsqueeze(2) & text.unsqueeze(1)  # (n, behind [EOS], text)
+    before &= steps.unsqueeze(2) < steps.unsqueeze(1)
+    assert before.any() != in_order  # what this test calls in order
+
+    for baseline in (0.0, 0.4):
+        reward = reward_of_texts(rollout) - baseline  # any baseline has the same gradient
+        expected = reward_gradient(policy, prompt, every, reward)
+        canvas, all_drawn, by_text = (
+            3 * objective_gradient(policy, rollout, reward, *how)
+            for how in ((text, "canvas"), (drawn, "canvas"), (text, "text"))
+        )
+        torch.testing.assert_close(all_drawn, expected, rtol=1e-8, atol=1e-10)
+        if in_order:
+            torch.testing.assert_close(canvas, expected, rtol=1e-8, atol=1e-10)
+        else:
+            assert cosine(canvas, expected) < 0.995
+        assert cosine(by_text, expected) < 0.95
+
+
+def cosine(a, b):
+    return torch.cosine_similarity(a, b, dim=0).item()
+
+
+@pytest.mark.parametrize("normalise_by", ["text", "canvas"])
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_micro_batches_add_up_to_the_gradient_of_the_whole(size):
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(size, normalise_by):
     policy = toy_policy()
     rollout, boundaries, logp_old, advantage = toy_batch(policy)
     weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
@@ -254,7 +464,8 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(size):
             part = slice(start, start + width)
             rows = rollout.rows(part)
             new = surrogate_logp(policy, rows, boundaries[part])
-            loss, _ = diffpo_loss(new, logp_old[part], advantage[part], weights[part], rows.token_mask, EPS)
+            tensors = [x[part] for x in (logp_old, advantage, weights, rollout.token_mask)]
+            loss, _ = diffpo_loss(new, *tensors, EPS, normalise_by)
             (loss * len(new) / n).backward()
         gradients.append([p.grad.clone() for p in policy.denoiser.parameters()])
     for whole, summed in zip(*gradients, strict=True):
@@ -262,10 +473,10 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(size):
         assert whole.any()
 
 
-# ---- the threshold's loss, and the metrics -----------------------------------------------------------------------------
+# ---- the threshold's loss, and the metrics -------------------------------------------------------
 
 
-def test_the_threshold_loss_is_a_loop_over_completions_and_its_gradient_that_of_finite_differences():
+def test_the_threshold_loss_is_a_loop_over_rows_and_its_gradient_that_of_finite_differences():
     new, old, *_ = (x[:, 0].clone() for x in random_batch(6, rows=12)[:4])
     advantage = torch.randn(12, generator=generator(7), dtype=torch.double)
     loss, metrics = threshold_loss(new.requires_grad_(), old, advantage, EPS)
@@ -275,8 +486,13 @@ def test_the_threshold_loss_is_a_loop_over_completions_and_its_gradient_that_of_
         total += min(ratios[-1] * a, min(max(ratios[-1], 1 - EPS), 1 + EPS) * a)
         stuck += (ratios[-1] > 1 + EPS and a > 0) or (ratios[-1] < 1 - EPS and a < 0)
     assert loss.item() == pytest.approx(-total / 12) and 0 < stuck < 12
-    expected = {"threshold_loss": -total / 12, "threshold_ratio": sum(ratios) / 12, "threshold_clip_share": stuck / 12}
-    assert metrics == pytest.approx(expected)
+    assert metrics == pytest.approx(
+        {
+            "threshold_loss": -total / 12,
+            "threshold_ratio": sum(ratios) / 12,
+            "threshold_clip_share": stuck / 12,
+        }
+    )
     slopes = finite_differences(lambda: threshold_loss(new, old, advantage, EPS)[0], new, range(12))
     torch.testing.assert_close(torch.autograd.grad(loss, new)[0], slopes, rtol=1e-5, atol=1e-7)
 
@@ -289,7 +505,8 @@ def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
     advantage = (gamma - gamma.mean()).sign()  # large thresholds are good
     loss, metrics = threshold_loss(logp, logp.detach(), advantage, EPS)
     assert metrics["threshold_ratio"] == pytest.approx(1)
-    expected = -advantage * (gamma.log() + 1.0) / 0.25 / 400  # minus the score of a normal distribution
+    # minus the score of a normal distribution
+    expected = -advantage * (gamma.log() + 1.0) / 0.25 / 400
     gradient = torch.autograd.grad(loss, mean)[0]
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     assert gradient.sum() < 0
@@ -298,8 +515,11 @@ def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
 @pytest.mark.parametrize("cap", [0, 0.8, 1.3, 100.0])
 def test_weight_metrics_are_counted_by_loops(cap):
     _, old, true, _, _, token_mask = random_batch(9, rows=8)
-    metrics = weight_metrics(old, true, cap, token_mask)
-    log_weight = [(old[i, t] - true[i, t]).item() for i, t in token_mask.nonzero().tolist()]
+    must_be_1 = torch.rand(old.shape, generator=generator(10)) < 0.4  # of padding too
+    metrics = weight_metrics(old, true, cap, token_mask, must_be_1)
+    tokens = token_mask.nonzero().tolist()
+    log_weight = [(old[i, t] - true[i, t]).item() for i, t in tokens]
+    unit = [x for x, (i, t) in zip(log_weight, tokens, strict=True) if must_be_1[i, t]]
     raw = [math.exp(x) for x in log_weight]
     used = [min(cap, w) for w in raw] if cap else [1.0] * len(raw)
     assert metrics == pytest.approx(
@@ -309,6 +529,7 @@ def test_weight_metrics_are_counted_by_loops(cap):
             "is_capped_share": sum(w > cap for w in raw) / len(raw) if cap else 0.0,
             "ess_share": sum(used) ** 2 / sum(w * w for w in used) / len(used),
             "surrogate_kl": -sum(log_weight) / len(log_weight),
+            "unit_weight_error": math.sqrt(sum(x * x for x in unit) / len(unit)),
         }
     )
 
@@ -316,11 +537,14 @@ def test_weight_metrics_are_counted_by_loops(cap):
 def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_nearer():
     policy, kl = toy_policy(), []
     for num_stages in (1, 2, 7):
-        rollout, _, logp, _ = toy_batch(policy, num_stages, rows=400, length=6)
-        metrics = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask)
+        rollout, boundaries, logp, _ = toy_batch(policy, num_stages, rows=400, length=6)
+        must_be_1 = scored_as_drawn(rollout.unmask_step, boundaries)
+        metrics = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask, must_be_1)
+        assert metrics["unit_weight_error"] < 1e-5
         kl.append(metrics["surrogate_kl"])
     assert kl[0] > kl[1] > 0.01 and kl[2] == pytest.approx(0, abs=1e-5)
-    assert metrics["ess_share"] == pytest.approx(1) and metrics["is_weight_max"] == pytest.approx(1, abs=1e-4)
+    assert metrics["ess_share"] == pytest.approx(1)
+    assert metrics["is_weight_max"] == pytest.approx(1, abs=1e-4)
 
 
 def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():
@@ -333,8 +557,10 @@ def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():
     p, difference = [], []
     for (completion, _), true in trajectories(policy, prompt_of(rollout, 0), 3, EB).items():
         p.append(math.exp(sum(true)))
-        difference.append(sum(t - mean_field[i][token] for i, (t, token) in enumerate(zip(true, completion, strict=True))) / 3)
+        other = [mean_field[i][token] for i, token in enumerate(completion)]
+        difference.append((sum(true) - sum(other)) / 3)
     kl = sum(x * d for x, d in zip(p, difference, strict=True))
     variance = sum(x * d * d for x, d in zip(p, difference, strict=True)) - kl**2
-    estimate = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask)["surrogate_kl"]
+    mask = rollout.token_mask
+    estimate = weight_metrics(logp, rollout.behaviour_logp, 2.0, mask, mask)["surrogate_kl"]
     assert abs(estimate - kl) < 4 * math.sqrt(variance / n) and kl > 0.02

@@ -1,22 +1,56 @@
-"""diffusion_policy.py: rollouts of a toy against every trajectory that it can take, enumerated one denoiser call at a time."""
+"""diffusion_policy.py: rollouts of a toy against every trajectory that it can take, enumerated one
+denoiser call at a time. What makes rollouts fast must not show: the tokens of a naive loop, without
+a cache; exactly the stale states' own, with one.
+"""
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from checkpoints import VOCABULARY, reference_logits, write_checkpoint
 from torch import nn
-from toy import EOS, MASK, PROMPTS, A, B, chi_square_p, direct_logp, generator, next_positions, prompt_of, sample, toy_policy, trajectories
+from toy import (
+    EOS,
+    MASK,
+    PROMPTS,
+    A,
+    B,
+    calls_of,
+    chi_square_p,
+    direct_logp,
+    generator,
+    next_positions,
+    pick,
+    prompt_of,
+    random_prompts,
+    sample,
+    toy_policy,
+    trajectories,
+    wide_policy,
+)  # fmt: skip
 
-from sampler import Decoder
+import denoiser
+from diffpo_loss import diffpo_loss
+from diffusion_policy import DiffusionPolicy, length_buckets
+from likelihood import draw_boundaries, surrogate_logp
+from models import load_denoiser
+from sampler import Decoder, ThresholdHead
 
 RULES = [("eb", 0.3), ("confidence", 0.7), ("top_k", 1), ("top_k", 2)]
-DECODERS = [Decoder(rule, setting, block) for rule, setting in RULES for block in (None, 2)]
+DECODERS = [Decoder(rule, level, block) for rule, level in RULES for block in (None, 2)]
 LEARNED = Decoder("eb", None)
 
 
 def name(decoder):
-    return f"{decoder.rule}-{decoder.setting}-block-{decoder.block_length}"
+    return f"{decoder.rule}-{decoder.level}-block-{decoder.block_length}"
+
+
+def paths(rollout):
+    """Each row's (completion, unmask_step), two tuples, as `trajectories` has them for keys."""
+    completions, steps = rollout.completion.tolist(), rollout.unmask_step.tolist()
+    return list(zip(map(tuple, completions), map(tuple, steps), strict=True))
 
 
 def greedy_loop(policy, prompt, length, decoder, gamma=None):
@@ -37,25 +71,31 @@ def assert_row_equals(rollout, row, other, other_row=0):
         assert torch.equal(getattr(rollout, field)[row], getattr(other, field)[other_row]), field
     for field in ("behaviour_logp", "threshold", "threshold_logp", "prompt_state"):
         expected = getattr(other, field)[other_row]
-        torch.testing.assert_close(getattr(rollout, field)[row], expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        torch.testing.assert_close(
+            getattr(rollout, field)[row], expected, rtol=1e-4, atol=1e-4, equal_nan=True
+        )
 
 
-# ---- against the enumerated distribution -------------------------------------------------------------------------------
+# ---- against the enumerated distribution ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True], ids=["to-the-end", "stop-at-eos"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("decoder", DECODERS, ids=name)
-def test_rollouts_are_distributed_as_the_enumerated_trajectories_and_record_their_log_probs(decoder, temperature, stop_at_eos):
+def test_rollouts_are_distributed_as_the_enumerated_trajectories_and_record_their_log_probs(
+    decoder, temperature, stop_at_eos
+):
     policy, prompts, n = toy_policy(), PROMPTS[:2], 2000
-    rollout = sample(policy, decoder, n, prompts=prompts, temperature=temperature, stop_at_eos=stop_at_eos)
+    decoder = replace(decoder, temperature=temperature, stop_at_eos=stop_at_eos)
+    rollout = sample(policy, decoder, n, prompts=prompts)
     counts, expected = [], []
     for p in range(len(prompts)):
         rows = rollout.rows(slice(p * n, (p + 1) * n))
-        every = trajectories(policy, prompt_of(rows, 0), 3, decoder, temperature, stop_at_eos)
+        every = trajectories(policy, prompt_of(rows, 0), 3, decoder)
         assert sum(math.exp(sum(logp)) for logp in every.values()) == pytest.approx(1, abs=1e-5)
-        keys = list(zip(map(tuple, rows.completion.tolist()), map(tuple, rows.unmask_step.tolist()), strict=True))
-        torch.testing.assert_close(rows.behaviour_logp, torch.tensor([every[key] for key in keys]), rtol=1e-4, atol=1e-4)
+        keys = paths(rows)
+        expected_logp = torch.tensor([every[key] for key in keys])
+        torch.testing.assert_close(rows.behaviour_logp, expected_logp, rtol=1e-4, atol=1e-4)
         seen = Counter(keys)
         counts += [seen[key] for key in every]
         expected += [n * math.exp(sum(logp)) for logp in every.values()]
@@ -65,9 +105,10 @@ def test_rollouts_are_distributed_as_the_enumerated_trajectories_and_record_thei
 def test_the_chi_square_test_sees_a_wrong_temperature():  # or the test above would prove little
     policy, decoder, n = toy_policy(), Decoder("eb", 0.3), 2000
     rollout = sample(policy, decoder, n, prompts=PROMPTS[:1], temperature=0.8)
-    every = trajectories(policy, prompt_of(rollout, 0), 3, decoder, temperature=1.0)
-    seen = Counter(zip(map(tuple, rollout.completion.tolist()), map(tuple, rollout.unmask_step.tolist()), strict=True))
-    assert chi_square_p([seen[key] for key in every], [n * math.exp(sum(logp)) for logp in every.values()]) < 1e-6
+    every = trajectories(policy, prompt_of(rollout, 0), 3, decoder)  # of temperature 1
+    seen = Counter(paths(rollout))
+    expected = [n * math.exp(sum(logp)) for logp in every.values()]
+    assert chi_square_p([seen[key] for key in every], expected) < 1e-6
 
 
 def test_the_enumerated_steps_unmask_one_or_two_tokens_and_depend_on_the_tokens_drawn():
@@ -89,7 +130,7 @@ def test_mask_is_never_drawn_nor_counted_however_likely():
         assert_row_equals(rollout, row, plain, row)
 
 
-# ---- what a rollout records --------------------------------------------------------------------------------------------
+# ---- what a rollout records ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=name)
@@ -103,7 +144,8 @@ def test_token_mask_is_the_tokens_up_to_the_first_eos_and_decode_stops_there():
     policy = toy_policy()
     rollout = sample(policy, Decoder("top_k", 2), 100, length=5)
     lengths = set()
-    for row, mask, text in zip(rollout.completion.tolist(), rollout.token_mask.tolist(), policy.decode(rollout), strict=True):
+    masks, texts = rollout.token_mask.tolist(), policy.decode(rollout)
+    for row, mask, text in zip(rollout.completion.tolist(), masks, texts, strict=True):
         end = row.index(EOS) if EOS in row else 5
         assert mask == [i <= end for i in range(5)]
         assert text.split() == ["ab"[token - A] for token in row[:end]]
@@ -115,14 +157,22 @@ def test_encode_pads_on_the_left_and_refuses_unknown_words():
     policy = toy_policy()
     ids, mask = policy.encode(PROMPTS)
     assert mask.tolist() == [[False] * (5 - n) + [True] * n for n in (2, 1, 5)]
-    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == [[A, B], [B], [A, A, B, B, A]]
+    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == [
+        [A, B],
+        [B],
+        [A, A, B, B, A],
+    ]
     with pytest.raises(ValueError):
         policy.encode(["a c"])
 
 
 def test_rows_takes_the_same_rows_of_every_tensor():
     rollout = sample(toy_policy(head=True), LEARNED, 2, temperature=0.7)
-    for index in (torch.tensor([1, 4]), torch.tensor([False, True, False, False, True, False]), slice(1, 5, 3)):
+    for index in (
+        torch.tensor([1, 4]),
+        torch.tensor([False, True, False, False, True, False]),
+        slice(1, 5, 3),
+    ):
         some = vars(rollout.rows(index))
         assert some.pop("temperature") == 0.7
         for field, value in some.items():
@@ -133,16 +183,19 @@ def test_the_same_seed_gives_the_same_rollout_and_the_global_generator_is_left_a
     policy, before = toy_policy(head=True), torch.get_rng_state()
     first, second, other = (sample(policy, LEARNED, 20, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(vars(first)[k], vars(second)[k]) for k in vars(first) if k != "temperature")
-    assert not torch.equal(first.completion, other.completion) and not torch.equal(first.threshold, other.threshold)
+    assert all(
+        torch.equal(vars(first)[k], vars(second)[k]) for k in vars(first) if k != "temperature"
+    )
+    assert not torch.equal(first.completion, other.completion)
+    assert not torch.equal(first.threshold, other.threshold)
 
 
-# ---- greedy, and rows that do not disturb each other -------------------------------------------------------------------
+# ---- greedy, and rows that do not disturb each other ---------------------------------------------
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=name)
-def test_greedy_is_the_argmax_loop_of_each_prompt_alone(decoder):  # prompts of unequal length, so left padding too
-    policy = toy_policy()
+def test_greedy_is_the_argmax_loop_of_each_prompt_alone(decoder):
+    policy = toy_policy()  # prompts of unequal length, so left padding too
     rollout = sample(policy, decoder, 1, length=6, temperature=0.0)
     assert not rollout.behaviour_logp.any()
     for row in range(len(PROMPTS)):
@@ -152,11 +205,13 @@ def test_greedy_is_the_argmax_loop_of_each_prompt_alone(decoder):  # prompts of 
 
 def test_a_padded_row_equals_its_own_unbatched_rollout_with_a_learned_gamma():
     policy = toy_policy(head=True)
-    rollout = sample(policy, LEARNED, 1, length=6, temperature=0.0, sample_threshold=False)
+    options = {"length": 6, "temperature": 0.0, "sample_threshold": False}
+    rollout = sample(policy, LEARNED, 1, **options)
     for row, prompt in enumerate(PROMPTS):
-        alone = sample(policy, LEARNED, 1, length=6, prompts=[prompt], temperature=0.0, sample_threshold=False)
+        alone = sample(policy, LEARNED, 1, prompts=[prompt], **options)
         assert_row_equals(rollout, row, alone)
-        expected = greedy_loop(policy, prompt_of(rollout, row), 6, LEARNED, rollout.threshold[row].item())
+        gamma = rollout.threshold[row].item()
+        expected = greedy_loop(policy, prompt_of(rollout, row), 6, LEARNED, gamma)
         assert (rollout.completion[row].tolist(), rollout.unmask_step[row].tolist()) == expected
     assert len(set(rollout.threshold.tolist())) == 3
 
@@ -168,7 +223,8 @@ def test_rows_that_finish_early_do_not_change_the_others(stop_at_eos):
     rollout = sample(policy, Decoder("eb", 0.5), 1, prompts=prompts, **options)
     assert len(set(rollout.nfe.tolist())) > 1
     for row, prompt in enumerate(prompts):
-        assert_row_equals(rollout, row, sample(policy, Decoder("eb", 0.5), 1, prompts=[prompt], **options))
+        alone = sample(policy, Decoder("eb", 0.5), 1, prompts=[prompt], **options)
+        assert_row_equals(rollout, row, alone)
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=name)
@@ -176,45 +232,53 @@ def test_stopping_at_eos_saves_calls_and_keeps_the_text(decoder):
     saved = 0
     for seed in (1, 4, 5, 6):
         policy = toy_policy(seed)
-        whole, stopped = (sample(policy, decoder, 1, length=8, temperature=0.0, stop_at_eos=stop) for stop in (False, True))
+        whole, stopped = (
+            sample(policy, decoder, 1, length=8, temperature=0.0, stop_at_eos=stop)
+            for stop in (False, True)
+        )
         assert policy.decode(whole) == policy.decode(stopped)
         assert torch.equal(whole.token_mask, stopped.token_mask)
         assert (stopped.nfe <= whole.nfe).all()
         saved += (whole.nfe - stopped.nfe).sum().item()
         drawn = whole.unmask_step <= stopped.nfe.unsqueeze(1)  # (B, L)
         assert torch.equal(stopped.completion, whole.completion.where(drawn, torch.tensor(EOS)))
-        assert torch.equal(stopped.unmask_step, whole.unmask_step.where(drawn, stopped.nfe.unsqueeze(1) + 1))
+        steps = whole.unmask_step.where(drawn, stopped.nfe.unsqueeze(1) + 1)
+        assert torch.equal(stopped.unmask_step, steps)
     assert saved > 0
 
 
 @pytest.mark.parametrize("decoder", DECODERS, ids=name)
 def test_a_stopped_rows_last_call_is_the_one_that_completes_its_text(decoder):
     rollout = sample(toy_policy(), decoder, 20, length=5, stop_at_eos=True)
-    for completion, steps, nfe in zip(rollout.completion.tolist(), rollout.unmask_step.tolist(), rollout.nfe.tolist(), strict=True):
+    for (completion, steps), nfe in zip(paths(rollout), rollout.nfe.tolist(), strict=True):
         end = completion.index(EOS) + 1 if EOS in completion else 5
         assert nfe == max(steps[:end])
 
 
-# ---- blocks and calls --------------------------------------------------------------------------------------------------
+# ---- blocks and calls ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule, setting", RULES)
+@pytest.mark.parametrize("rule, level", RULES)
 @pytest.mark.parametrize("block_length", [1, 2, 3])
-def test_no_token_of_a_later_block_comes_before_an_earlier_block_is_full(rule, setting, block_length):
-    rollout = sample(toy_policy(), Decoder(rule, setting, block_length), 10, length=8)
+def test_no_token_of_a_later_block_comes_before_an_earlier_block_is_full(rule, level, block_length):
+    rollout = sample(toy_policy(), Decoder(rule, level, block_length), 10, length=8)
     for steps in rollout.unmask_step.tolist():
         blocks = [steps[i : i + block_length] for i in range(0, 8, block_length)]
-        assert all(max(earlier) < min(later) for earlier, later in zip(blocks, blocks[1:], strict=False))
+        pairs = zip(blocks, blocks[1:], strict=False)
+        assert all(max(earlier) < min(later) for earlier, later in pairs)
 
 
-@pytest.mark.parametrize("k, block_length", [(1, None), (2, None), (3, None), (9, None), (2, 3), (3, 3), (3, 2), (2, 5)])
+@pytest.mark.parametrize(
+    "k, block_length",
+    [(1, None), (2, None), (3, None), (9, None), (2, 3), (3, 3), (3, 2), (2, 5)],
+)
 def test_top_k_takes_a_blocks_length_over_k_calls_rounded_up(k, block_length):
     rollout = sample(toy_policy(), Decoder("top_k", k, block_length), 2, length=8)
     blocks = [min(block_length or 8, 8 - start) for start in range(0, 8, block_length or 8)]
     assert set(rollout.nfe.tolist()) == {sum(math.ceil(size / k) for size in blocks)}
 
 
-# ---- the learned threshold ---------------------------------------------------------------------------------------------
+# ---- the learned threshold -----------------------------------------------------------------------
 
 
 def test_prompt_state_is_the_mean_of_the_prompts_last_hidden_states_at_the_first_call():
@@ -222,8 +286,9 @@ def test_prompt_state_is_the_mean_of_the_prompts_last_hidden_states_at_the_first
     rollout = sample(policy, Decoder("eb", 0.3), 1)
     for row in range(len(PROMPTS)):
         prompt = prompt_of(rollout, row)
-        hidden = policy.denoiser.model(torch.tensor([prompt + [MASK] * 3])).last_hidden_state[0, : len(prompt)]  # (P, D)
-        torch.testing.assert_close(rollout.prompt_state[row], hidden.mean(0), rtol=1e-4, atol=1e-4)
+        states = policy.denoiser.model(torch.tensor([prompt + [MASK] * 3])).last_hidden_state[0]
+        expected = states[: len(prompt)].mean(0)
+        torch.testing.assert_close(rollout.prompt_state[row], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_learned_threshold_is_drawn_from_the_heads_distribution_and_its_log_prob_recorded():
@@ -244,15 +309,17 @@ def test_every_rows_own_gamma_steers_its_unmasking():
     used = set()
     for row in range(len(rollout.nfe)):
         completion, steps = rollout.completion[row].tolist(), rollout.unmask_step[row].tolist()
+        prompt, gamma = prompt_of(rollout, row), rollout.threshold[row].item()
         for t in range(1, rollout.nfe[row].item() + 1):
-            state = [token if step < t else MASK for token, step in zip(completion, steps, strict=True)]
-            positions = next_positions(policy, prompt_of(rollout, row), state, LEARNED, rollout.threshold[row].item())
+            tokens = zip(completion, steps, strict=True)
+            state = [token if step < t else MASK for token, step in tokens]
+            positions = next_positions(policy, prompt, state, LEARNED, gamma)
             assert sorted(positions) == [i for i in range(4) if steps[i] == t]
             used.add(len(positions))
     assert len(used) > 1
 
 
-def test_without_sampling_the_threshold_is_the_median_and_without_learning_the_setting():
+def test_without_sampling_the_threshold_is_the_median_and_without_learning_the_level():
     policy = toy_policy(head=True)
     rollout = sample(policy, LEARNED, sample_threshold=False)
     assert torch.equal(rollout.threshold, policy.threshold_head(rollout.prompt_state).median)
@@ -263,7 +330,10 @@ def test_without_sampling_the_threshold_is_the_median_and_without_learning_the_s
 
 def test_a_larger_gamma_never_takes_more_calls_on_average():
     policy = toy_policy()
-    nfe = [sample(policy, Decoder("eb", gamma), 100, length=6).nfe.float().mean().item() for gamma in (0.0, 0.3, 0.6, 1.2, 100.0)]
+    nfe = [
+        sample(policy, Decoder("eb", gamma), 100, length=6).nfe.float().mean().item()
+        for gamma in (0.0, 0.3, 0.6, 1.2, 100.0)
+    ]
     assert nfe == sorted(nfe, reverse=True) and nfe[0] == 6 and nfe[-1] == 1
 
 
@@ -273,3 +343,309 @@ def test_a_rollout_makes_no_gradient_and_counts_its_calls():
     rollout = policy.rollout(*policy.encode(["a b"]), 6, Decoder("top_k", 2), generator())
     assert len(calls) == rollout.nfe.item() == 3
     assert not rollout.behaviour_logp.requires_grad
+
+
+# ---- what makes rollouts fast must not show: the tokens of a naive loop --------------------------
+
+
+WIDE = [
+    Decoder("eb", 2.0),
+    Decoder("eb", 0.5, 4),
+    Decoder("confidence", 0.3, 4),
+    Decoder("top_k", 2),
+    Decoder("top_k", 3, 4),
+]
+
+
+@torch.no_grad()
+def naive_rollout(policy, ids, mask, length, decoder, generator):
+    """Every row at every step, the logits of every position, one row after the other.
+    -> (completion, unmask_step, logp), (B, L) each
+    """
+    (B, P), V = ids.shape, policy.denoiser.config.vocab_size
+    completion = torch.full((B, length), policy.mask_id)
+    step, logp = torch.zeros(B, length, dtype=torch.long), torch.zeros(B, length)
+    attend = torch.cat([mask, torch.ones_like(completion, dtype=torch.bool)], dim=1)
+    while (completion == policy.mask_id).any():
+        canvas = torch.cat([ids, completion], dim=1)
+        logits = policy.denoiser(input_ids=canvas, attention_mask=attend).logits
+        logits = logits[:, P:].double()  # (B, L, V)
+        logits[..., policy.mask_id] = -torch.inf
+        before = completion.clone()
+        for row in range(B):
+            masked = [i for i in range(length) if before[row, i] == policy.mask_id]
+            if not masked:
+                continue
+            block = decoder.block_length or length
+            probabilities = logits[row].softmax(-1).tolist()
+            masked = [i for i in masked if i // block == masked[0] // block]
+            chosen = pick(decoder, probabilities, masked)
+            t = int(step[row].max()) + 1
+            for i in sorted(chosen):
+                p = (logits[row, i] / decoder.temperature).softmax(-1)
+                uniform = torch.rand((), generator=generator, dtype=torch.float64)
+                token = min(int((p.cumsum(-1) <= uniform).sum()), V - 1)
+                completion[row, i], step[row, i], logp[row, i] = token, t, p[token].log()
+    return completion, step, logp
+
+
+@pytest.mark.parametrize("slice_size", [2**19, 1], ids=["one-slice", "slices"])
+@pytest.mark.parametrize("decoder", WIDE, ids=name)
+def test_tokens_are_a_naive_loops_given_the_same_random_numbers(monkeypatch, decoder, slice_size):
+    monkeypatch.setitem(denoiser.SLICE, "cpu", slice_size)
+    monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)  # three positions
+    policy, decoder = wide_policy(), replace(decoder, temperature=0.9)
+    # The longest first, which is the order in which a bucket is done; two rows of each prompt.
+    ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(6, 6, 5))
+    rollout = policy.rollout(ids, mask, 10, decoder, generator(3), group_size=2)
+    completion, step, logp = naive_rollout(policy, ids, mask, 10, decoder, generator(3))
+    assert torch.equal(rollout.completion, completion) and torch.equal(rollout.unmask_step, step)
+    torch.testing.assert_close(rollout.behaviour_logp, logp, rtol=1e-4, atol=1e-4)
+    assert len(set(rollout.nfe.tolist())) > 1 or decoder.rule == "top_k"
+
+
+# ---- what is saved -------------------------------------------------------------------------------
+
+
+def test_finished_rows_leave_a_groups_first_call_is_shared_and_nothing_padded_means_no_mask():
+    policy = wide_policy()
+    ids, mask = random_prompts(6, 6, 6, 6)
+    ids[1], ids[3] = ids[0], ids[2]  # two groups of two
+    calls = calls_of(policy)
+    rollout = policy.rollout(ids, mask, 10, Decoder("eb", 4.0), generator(2), group_size=2)
+    unfinished = [int((rollout.nfe >= t).sum()) for t in range(1, int(rollout.nfe.max()) + 1)]
+    assert calls == [(2, 16, False)] + [(rows, 16, False) for rows in unfinished[1:]]
+    assert unfinished[-1] < 4
+
+
+def test_rows_that_are_no_groups_are_refused():
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
+    ids[1] = ids[0]  # the other two differ
+    for size in (2, 3, 4):
+        with pytest.raises(ValueError, match=f"groups of {size}") as error:
+            policy.rollout(ids, mask, 4, Decoder("top_k", 2), group_size=size)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_shared_first_call_changes_nothing(cache):
+    policy, decoder = wide_policy(), Decoder("eb", 2.0, 5, cache=cache)
+    ids, mask = (x.repeat_interleave(3, dim=0) for x in random_prompts(5, 6, 20))
+    shared, apart = (
+        policy.rollout(ids, mask, 10, decoder, generator(2), group_size=size) for size in (3, 1)
+    )
+    for row in range(9):
+        assert_row_equals(shared, row, apart, row)
+
+
+def test_prompts_of_unlike_length_go_apart_and_come_back_in_order():
+    policy = wide_policy()
+    ids, mask = random_prompts(5, 30, 6, 30)
+    calls, decoder = calls_of(policy), Decoder("top_k", 4, temperature=0.0)
+    rollout = policy.rollout(ids, mask, 8, decoder, generator(2))
+    assert calls == [(2, 38, False)] * 2 + [(2, 14, True)] * 2
+    for row in range(4):
+        one = policy.rollout(ids[row : row + 1], mask[row : row + 1], 8, decoder)
+        assert torch.equal(one.completion[0], rollout.completion[row])
+
+
+def test_buckets_hold_every_row_once_with_little_padding():
+    lengths = torch.randint(20, 200, (60,), generator=generator()).tolist()
+    buckets = length_buckets(lengths, 64)
+    assert (
+        sorted(row for rows in buckets for row in rows) == list(range(60)) and 1 < len(buckets) < 20
+    )
+    for rows in buckets:
+        longest = max(lengths[row] for row in rows)
+        assert lengths[rows[0]] == longest
+        assert all(longest - lengths[row] <= (longest + 64) / 8 for row in rows)
+    assert length_buckets([3] * 5, 8) == [[0, 1, 2, 3, 4]]
+
+
+# ---- block caches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("decoder", [d for d in WIDE if d.block_length], ids=name)
+def test_with_one_layer_a_cache_changes_nothing(cache, decoder):
+    """Keys and values of a first layer depend on their own token alone, so none is ever stale."""
+    policy = wide_policy(layers=1)
+    ids, mask = random_prompts(6, 6, 5)
+    # other rules' rows are out of step, and draw in another order
+    decoder = replace(decoder, temperature=0.9 if decoder.rule == "top_k" else 0.0)
+    exact, cached = (
+        policy.rollout(ids, mask, 11, replace(decoder, cache=c), generator(4))
+        for c in ("none", cache)
+    )
+    for field in ("completion", "unmask_step", "nfe", "token_mask"):
+        assert torch.equal(getattr(exact, field), getattr(cached, field)), field
+    torch.testing.assert_close(cached.behaviour_logp, exact.behaviour_logp, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached.prompt_state, exact.prompt_state)
+
+
+@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+@pytest.mark.parametrize("decoder", [Decoder("eb", 6.0, 4), Decoder("top_k", 2, 4)], ids=name)
+def test_recorded_log_probs_are_those_of_the_stale_states_really_drawn_from(
+    tmp_path, family, cache, decoder
+):
+    weights, config = write_checkpoint(tmp_path, family)
+    policy, L, temperature = DiffusionPolicy(*load_denoiser(str(tmp_path))), 10, 0.8
+    ids, mask = policy.encode(QUESTIONS)
+    decoder = replace(decoder, temperature=temperature, stop_at_eos=True, cache=cache)
+    rollout = policy.rollout(ids, mask, L, decoder, generator(4))
+    exact = surrogate_logp(policy, rollout, torch.arange(1, L + 1).expand(3, -1))
+    stale = 0
+    for row in range(3):
+        prompt, kept, block = ids[row][mask[row]], [], -1
+        P = len(prompt)
+        for t in range(1, int(rollout.nfe[row]) + 1):
+            steps, completion = rollout.unmask_step[row], rollout.completion[row]
+            drawn = (steps == t).nonzero().flatten()
+            state = completion.masked_fill(steps >= t, policy.mask_id)
+            canvas = torch.cat([prompt, state]).unsqueeze(0)
+            if drawn[0] // 4 != block:
+                block, kept, part = drawn[0] // 4, [], None
+            else:
+                start = P + int(block) * 4
+                part = slice(start - (family == "dream"), None if cache == "prefix" else start + 4)
+                stale += 1
+            logits = reference_logits(family, weights, config, canvas, cache=kept, part=part)
+            logits = logits[0, P:] / temperature
+            logits[:, policy.mask_id] = -torch.inf
+            expected = logits.log_softmax(-1)[drawn, completion[drawn]]
+            recorded = rollout.behaviour_logp[row, drawn]
+            torch.testing.assert_close(recorded, expected, rtol=1e-4, atol=1e-4)
+    # approximate, as it should be
+    assert stale > 3 and (rollout.behaviour_logp - exact)[rollout.token_mask].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_runs_the_canvas_once_a_block_and_then_a_part_of_it(cache):
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6)
+    calls = calls_of(policy)
+    policy.rollout(ids, mask, 10, Decoder("top_k", 2, 4, cache=cache), generator(4))
+    parts = {"prefix": [10, 6], "dual": [4, 4]}[cache]
+    # the last block is full after one
+    assert [positions for _, positions, _ in calls] == [16, parts[0], 16, parts[1], 16]
+
+
+def test_rows_that_finish_a_block_early_wait_for_the_others_and_leave_the_cache():
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
+    calls = calls_of(policy)
+    rollout = policy.rollout(ids, mask, 12, Decoder("eb", 5.0, 4, cache="dual"), generator(4))
+    whole = [rows for rows, positions, _ in calls if positions == 18]
+    assert whole == [4, 4, 4] and {rows for rows, positions, _ in calls if positions == 4} > {4}
+    for steps, nfe in zip(rollout.unmask_step.tolist(), rollout.nfe.tolist(), strict=True):
+        assert set(steps) == set(range(1, nfe + 1))
+
+
+# ---- where a LLaDA's completion ends, and how its prompt begins ----------------------------------
+
+
+QUESTIONS = ["what is 3 + 4?", "what is 2 + 9?", "and 10 - 7"]
+
+
+@pytest.fixture(scope="module")
+def llada(tmp_path_factory):
+    """(policy, weights, config) of a random LLaDA checkpoint in the hub's layout."""
+    folder = tmp_path_factory.mktemp("llada")
+    weights, config = write_checkpoint(folder, "llada")
+    return DiffusionPolicy(*load_denoiser(str(folder))), weights, config
+
+
+def scripted(llada, monkeypatch, *texts, per_step=None, **options):
+    """A rollout that draws these texts, whatever the model thinks."""
+    policy = llada[0]
+    ids = [policy.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    script = torch.tensor(ids)  # (B, L)
+    B, L = script.shape
+    k, drawn = per_step or L, iter(range(0, L, per_step or L))
+    decoder = Decoder("top_k", k, k, **options)  # the blocks, from left to right
+
+    def draw(hidden, temperature, generator=None):
+        start = next(drawn)
+        tokens = script[: len(hidden) // k, start : start + k].flatten()
+        return tokens, torch.full((len(hidden),), -1.0)
+
+    monkeypatch.setattr(policy, "draw", draw)
+    ids, mask = policy.encode(["same length"] * B)
+    return policy, policy.rollout(ids, mask, L, decoder)
+
+
+FLOOD = "<|endoftext|>" * 4
+
+
+def test_a_completion_ends_at_the_first_eot_and_the_flood_behind_it_is_padding(llada, monkeypatch):
+    texts = "hi<|eot_id|>" + FLOOD, "hi<|endoftext|>" + FLOOD, "hey<|eot_id|>" + FLOOD[13:]
+    policy, rollout = scripted(llada, monkeypatch, *texts)
+    assert policy.decode(rollout) == ["hi", "hi", "hey"]
+    assert rollout.token_mask.sum(-1).tolist() == [3, 3, 4]
+    calls = calls_of(policy)
+    logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, 1))
+    assert torch.equal(logp != 0, rollout.token_mask) and len(calls) == 1
+    weights, advantage = torch.ones_like(logp), torch.tensor([1.0, -1.0, 0.5])
+    loss, _ = diffpo_loss(logp, logp, advantage, weights, rollout.token_mask, 0.2)
+    noise = torch.where(rollout.token_mask, 0.0, torch.randn(logp.shape, generator=generator()))
+    other, _ = diffpo_loss(logp + noise, logp, advantage, weights, rollout.token_mask, 0.2)
+    assert loss == other  # what follows carries no loss
+
+
+def test_a_row_stops_at_eot_as_it_does_at_eos(llada, monkeypatch):
+    texts = "a<|eot_id|>cdef", "a<|endoftext|>cdef"
+    _, rollout = scripted(llada, monkeypatch, *texts, per_step=2, stop_at_eos=True)
+    assert rollout.nfe.tolist() == [1, 1]
+    assert rollout.unmask_step.tolist() == [[1, 1, 2, 2, 2, 2]] * 2
+    assert (rollout.completion[:, 2:] == llada[0].eos_id).all()
+
+
+def test_a_prompt_is_one_user_message_in_the_chat_template_with_its_prefill(llada):
+    policy = DiffusionPolicy(llada[0].denoiser, llada[0].tokenizer, prefill="<reasoning>")
+    ids, mask = policy.encode(["  what is 3 + 4? ", "1"])
+    texts = [policy.tokenizer.decode(row[m]) for row, m in zip(ids, mask, strict=True)]
+    header = (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n<reasoning>"
+    )
+    assert texts == [header.format("what is 3 + 4?"), header.format("1")]
+    assert ids[0][mask[0]].tolist().count(256) == 1
+    assert not mask[1, 0] and ids[1, 0] == policy.tokenizer.pad_token_id
+
+
+def test_decoded_texts_begin_with_the_prefill(llada, monkeypatch):
+    policy, rollout = scripted(llada, monkeypatch, "hi<|eot_id|>x", "<|eot_id|>xyz")
+    policy = DiffusionPolicy(policy.denoiser, policy.tokenizer, prefill="so: ")
+    assert policy.decode(rollout) == ["so: hi", "so: "]
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_that_names_it_and_nothing_is_cut(llada):
+    policy = llada[0]
+    limit = policy.denoiser.config.max_position_embeddings
+    overhead = policy.encode(["x"])[0].shape[1] - 1
+    assert policy.encode(["y" * (limit - overhead - 20)], room=20)[0].shape[1] == limit - 20
+    with pytest.raises(ValueError, match="prompt 2 of 2, with 'zzz.*512") as error:
+        long = "z" * (limit - overhead - 19)
+        policy.encode([f"Work it out: {text}" for text in ("fine", long)], room=20)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_in_one_line(llada, monkeypatch):
+    monkeypatch.setattr(llada[0].tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match="chat template") as error:
+        llada[0].encode(["hello"])
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_prompt_is_refused(llada):
+    with pytest.raises(ValueError, match="empty"):
+        llada[0].encode(["fine", ""])
+
+
+def test_the_learned_threshold_works_on_a_checkpoint_and_with_a_cache(llada):
+    denoiser, tokenizer = llada[0].denoiser, llada[0].tokenizer
+    policy = DiffusionPolicy(denoiser, tokenizer, ThresholdHead(denoiser.config.hidden_size, 1.0))
+    ids, mask = policy.encode(QUESTIONS)
+    rollout = policy.rollout(ids, mask, 12, Decoder("eb", None, 4, cache="dual"), generator(1))
+    assert len(set(rollout.threshold.tolist())) == 3 and (rollout.completion < VOCABULARY).all()
+    logp = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
+    torch.testing.assert_close(logp, rollout.threshold_logp)

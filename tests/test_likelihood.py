@@ -1,4 +1,6 @@
-"""likelihood.py: every surrogate against plain calls of the denoiser, one row and one state at a time."""
+"""likelihood.py: every surrogate against plain calls of the denoiser, one row and one state at a
+time.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -6,26 +8,55 @@ from itertools import combinations
 
 import pytest
 import torch
-from toy import EOS, MASK, chi_square_p, direct_logp, generator, prompt_of, sample, toy_policy
+from toy import (
+    EOS,
+    MASK,
+    calls_of,
+    chi_square_p,
+    direct_logp,
+    generator,
+    prompt_of,
+    random_prompts,
+    sample,
+    toy_policy,
+    wide_policy,
+)  # fmt: skip
 
-from likelihood import draw_boundaries, draw_prompt_mask, latent_at, surrogate_logp
+from likelihood import (
+    cache_kl,
+    draw_boundaries,
+    draw_hidden_prompt,
+    latent_at,
+    scored_as_drawn,
+    surrogate_logp,
+    unique_rows,
+)
 from sampler import Decoder
 
-DECODERS = {"eb": Decoder("eb", 0.3), "top_k": Decoder("top_k", 1), "blocks": Decoder("confidence", 0.7, 2)}
+DECODERS = {
+    "eb": Decoder("eb", 0.3),
+    "top_k": Decoder("top_k", 1),
+    "blocks": Decoder("confidence", 0.7, 2),
+}
 
 
 def by_hand(policy, rollout, boundaries, hidden_prompt=None):
-    """log pi^S by its definition: for each token the state at the largest of 0 and the boundaries that is < t. -> (B, L)"""
+    """log pi^S by its definition: for each token the state at the largest of 0 and the boundaries
+    that is < t. -> (B, L)
+    """
     out = []
     for row, steps in enumerate(rollout.unmask_step.tolist()):
         completion, is_text = rollout.completion[row].tolist(), rollout.token_mask[row].tolist()
         prompt = prompt_of(rollout, row)
         if hidden_prompt is not None:
-            prompt = [MASK if hide else token for hide, token in zip(hidden_prompt[row][rollout.prompt_mask[row]], prompt, strict=True)]
+            hide = hidden_prompt[row][rollout.prompt_mask[row]].tolist()
+            prompt = [MASK if h else token for h, token in zip(hide, prompt, strict=True)]
         for i, (token, t) in enumerate(zip(completion, steps, strict=True)):
             start = max(tau for tau in [0, *boundaries[row].tolist()] if tau < t)
-            state = [MASK if step > start else other for other, step in zip(completion, steps, strict=True)]
-            out.append(direct_logp(policy, prompt, state, rollout.temperature)[i, token] if is_text[i] else torch.tensor(0.0))
+            pairs = zip(completion, steps, strict=True)
+            state = [MASK if step > start else other for other, step in pairs]
+            logp = direct_logp(policy, prompt, state, rollout.temperature)[i, token]
+            out.append(logp if is_text[i] else torch.tensor(0.0))
     return torch.stack(out).view(rollout.completion.shape)
 
 
@@ -38,7 +69,7 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-# ---- states and boundaries ---------------------------------------------------------------------------------------------
+# ---- states and boundaries -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
@@ -48,7 +79,10 @@ def test_latent_at_is_what_was_unmasked_by_then(stop_at_eos):
     nfe = rollout.nfe.tolist()
     for step in (0, 1, 2, rollout.nfe, rollout.nfe - 1):
         taus = step.tolist() if torch.is_tensor(step) else [step] * len(nfe)
-        expected = [[c if s <= tau else MASK for c, s in zip(*row, strict=True)] for *row, tau in zip(completion, steps, taus, strict=True)]
+        expected = [
+            [c if s <= tau else MASK for c, s in zip(*row, strict=True)]
+            for *row, tau in zip(completion, steps, taus, strict=True)
+        ]
         assert latent_at(rollout.completion, rollout.unmask_step, step, MASK).tolist() == expected
     assert (latent_at(rollout.completion, rollout.unmask_step, 0, MASK) == MASK).all()
 
@@ -83,23 +117,58 @@ def test_a_batch_of_single_step_rollouts_has_empty_stages():
 
 
 def test_prompt_tokens_are_hidden_as_often_as_asked_and_padding_never():
-    prompt_mask = torch.tensor([[False, True, True], [True, True, True]]).repeat(2000, 1)  # 10000 tokens
-    hidden = draw_prompt_mask(prompt_mask, 0.15, generator(2))
+    prompt_mask = torch.tensor([[False, True, True], [True, True, True]]).repeat(
+        2000, 1
+    )  # 10000 tokens
+    hidden = draw_hidden_prompt(prompt_mask, 1, 0.15, generator(2))
     assert not (hidden & ~prompt_mask).any()
     assert abs(hidden.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
-    assert not draw_prompt_mask(prompt_mask, 0.0).any() and torch.equal(draw_prompt_mask(prompt_mask, 1.0), prompt_mask)
+    assert not draw_hidden_prompt(prompt_mask, 1, 0.0).any()
+    assert torch.equal(draw_hidden_prompt(prompt_mask, 1, 1.0), prompt_mask)
 
 
-# ---- surrogates against the definition ---------------------------------------------------------------------------------
+def test_a_group_shares_its_hidden_prompt_tokens_and_other_prompts_have_their_own():
+    G, prompt_mask = 4, torch.arange(40) >= torch.tensor([0, 5, 0]).unsqueeze(1)  # (3, P)
+    hidden = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    groups = hidden.view(3, G, 40)
+    assert (groups == groups[:, :1]).all()
+    for a, b in combinations(groups[:, 0, 5:], 2):
+        assert 0.2 < (a != b).float().mean() < 0.8  # independent: half of them
+    again = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    assert torch.equal(hidden, again)
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_scored_as_drawn_are_the_tokens_of_a_stages_first_step(num_stages):
+    policy = toy_policy()
+    rollout = sample(policy, DECODERS["top_k"], 20, length=6, stop_at_eos=True)
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
+    expected = []
+    for steps, taus in zip(rollout.unmask_step.tolist(), boundaries.tolist(), strict=True):
+        start = [max(tau for tau in [0, *taus] if tau < t) for t in steps]
+        expected.append([t - 1 == tau for t, tau in zip(steps, start, strict=True)])
+    unit = scored_as_drawn(rollout.unmask_step, boundaries)
+    assert unit.tolist() == expected and not unit.all()
+    with torch.no_grad():
+        log_weight = surrogate_logp(policy, rollout, boundaries) - rollout.behaviour_logp
+    weight = log_weight[unit & rollout.token_mask].exp()
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=0, atol=1e-5)
+    assert log_weight[~unit & rollout.token_mask].abs().max() > 0.5
+
+
+# ---- surrogates against the definition -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True], ids=["to-the-end", "stop-at-eos"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
-def test_m_stages_are_the_definition_computed_by_hand(num_stages, decoder, temperature, stop_at_eos):
+def test_m_stages_are_the_definition_computed_by_hand(
+    num_stages, decoder, temperature, stop_at_eos
+):
     policy = toy_policy()
-    rollout = sample(policy, decoder, 3, length=5, temperature=temperature, stop_at_eos=stop_at_eos)  # prompts are left-padded
+    options = {"temperature": temperature, "stop_at_eos": stop_at_eos}
+    rollout = sample(policy, decoder, 3, length=5, **options)  # prompts are left-padded
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
     with torch.no_grad():
         close(surrogate_logp(policy, rollout, boundaries), by_hand(policy, rollout, boundaries))
@@ -110,10 +179,13 @@ def test_m_stages_are_the_definition_computed_by_hand(num_stages, decoder, tempe
 def test_a_boundary_before_every_step_recovers_the_rollouts_own_log_probs(decoder, temperature):
     policy = toy_policy()
     for stop_at_eos in (False, True):
-        rollout = sample(policy, decoder, length=6, temperature=temperature, stop_at_eos=stop_at_eos)
+        rollout = sample(
+            policy, decoder, length=6, temperature=temperature, stop_at_eos=stop_at_eos
+        )
         logp = surrogate_logp(policy, rollout, every_step(rollout))
         close(logp, rollout.behaviour_logp * rollout.token_mask)
-        drawn = draw_boundaries(rollout.nfe, int(rollout.nfe.max()) + 2, generator())  # more stages than steps are exact too
+        # more stages than steps are exact too
+        drawn = draw_boundaries(rollout.nfe, int(rollout.nfe.max()) + 2, generator())
         close(surrogate_logp(policy, rollout, drawn), logp)
 
 
@@ -122,7 +194,9 @@ def test_fewer_stages_are_not_exact():  # or the test above would prove little
     rollout = sample(policy, DECODERS["top_k"], length=6)
     exact = rollout.behaviour_logp * rollout.token_mask
     for num_stages in (1, 2):
-        logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, num_stages, generator()))
+        logp = surrogate_logp(
+            policy, rollout, draw_boundaries(rollout.nfe, num_stages, generator())
+        )
         assert (logp - exact).abs().max() > 0.5
 
 
@@ -147,17 +221,22 @@ def test_hidden_prompt_tokens_are_masks_in_the_prompt(num_stages):
     policy = toy_policy()
     rollout = sample(policy, DECODERS["eb"], 3, length=4)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(4))
-    hidden_prompt = draw_prompt_mask(rollout.prompt_mask, 0.5, generator(5))
+    hidden_prompt = draw_hidden_prompt(rollout.prompt_mask, 1, 0.5, generator(5))
     with torch.no_grad():
-        close(surrogate_logp(policy, rollout, boundaries, hidden_prompt), by_hand(policy, rollout, boundaries, hidden_prompt))
+        logp = surrogate_logp(policy, rollout, boundaries, hidden_prompt)
+        close(logp, by_hand(policy, rollout, boundaries, hidden_prompt))
         other = surrogate_logp(policy, rollout, boundaries)
         close(surrogate_logp(policy, rollout, boundaries, torch.zeros_like(hidden_prompt)), other)
-    assert (surrogate_logp(policy, rollout, boundaries, hidden_prompt) - other).abs().max() > 0.1
+    assert (logp - other).abs().max() > 0.1
 
 
 def test_the_denoiser_sees_what_it_saw_in_the_rollout_and_never_a_token_that_was_not_drawn():
     policy, seen = toy_policy(), []
-    policy.denoiser.get_decoder().register_forward_pre_hook(lambda _, args, options: seen.append(options["input_ids"]), with_kwargs=True)
+
+    def note(_, args, options):
+        seen.append(options["input_ids"])
+
+    policy.denoiser.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
     rollout = sample(policy, DECODERS["top_k"], 1, length=6, prompts=["a b"] * 20, stop_at_eos=True)
     never = rollout.unmask_step > rollout.nfe.unsqueeze(1)  # (B, L)
     assert never.any()
@@ -166,7 +245,7 @@ def test_the_denoiser_sees_what_it_saw_in_the_rollout_and_never_a_token_that_was
     surrogate_logp(policy, rollout, every_step(rollout))
     scored = {tuple(ids) for call in seen for ids in call.tolist()}
     assert len(seen) == 1 and scored <= visited
-    for row in range(len(never)):  # a completion's own states are among the scored ones, and hold masks there
+    for row in range(len(never)):  # its own states are among the scored ones, and hold masks there
         one = rollout.rows(slice(row, row + 1))
         seen.clear()
         surrogate_logp(policy, one, every_step(one))
@@ -179,7 +258,9 @@ def test_every_row_gets_its_own_result_in_any_batch():
     rollout = sample(policy, DECODERS["eb"], 2, length=5)
     boundaries = draw_boundaries(rollout.nfe, 3, generator(6))
     whole = surrogate_logp(policy, rollout, boundaries)
-    close(torch.cat([surrogate_logp(policy, rollout.rows(slice(i, i + 1)), boundaries[i : i + 1]) for i in range(6)]), whole)
+    parts = [slice(i, i + 1) for i in range(6)]
+    rows = [surrogate_logp(policy, rollout.rows(part), boundaries[part]) for part in parts]
+    close(torch.cat(rows), whole)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
@@ -195,11 +276,85 @@ def test_its_gradient_is_that_of_the_definition(num_stages):
     policy = toy_policy()
     rollout = sample(policy, DECODERS["eb"], 2, length=5, temperature=0.7)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(7))
-    weights = torch.randn(rollout.completion.shape, generator=generator(8))  # (B, L), so that nothing cancels
+    # (B, L), so that nothing cancels
+    weights = torch.randn(rollout.completion.shape, generator=generator(8))
     parameters = list(policy.denoiser.parameters())
     gradients, expected = (
-        torch.autograd.grad((weights * logp(policy, rollout, boundaries)).sum(), parameters) for logp in (surrogate_logp, by_hand)
+        torch.autograd.grad((weights * logp(policy, rollout, boundaries)).sum(), parameters)
+        for logp in (surrogate_logp, by_hand)
     )
     for gradient, right in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-3, atol=1e-3)
         assert right.abs().max() > 0.1
+
+
+# ---- what is saved -------------------------------------------------------------------------------
+
+
+def test_unique_rows_give_every_row_back():
+    rows = torch.tensor([[1, 2], [3, 4], [1, 2], [0, 9], [3, 4]])
+    first, copy = unique_rows(rows)
+    assert first.tolist() == [0, 1, 3] or len(first) == 3
+    assert torch.equal(rows[first][copy], rows) and set(first.tolist()) == {0, 1, 3}
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_scoring_runs_what_a_group_shares_once(stages):
+    policy, G = wide_policy(), 5
+    ids, mask = (x.repeat_interleave(G, dim=0) for x in random_prompts(6, 6))
+    rollout = policy.rollout(ids, mask, 12, Decoder("top_k", 2), generator(2), group_size=G)
+    boundaries, calls = draw_boundaries(rollout.nfe, stages, generator(0)), calls_of(policy)
+    surrogate_logp(policy, rollout, boundaries)
+    states = set()
+    for row, taus in enumerate(boundaries.tolist()):
+        for low, high in zip([0, *taus], [*taus, 99], strict=True):
+            one, step = rollout.rows(slice(row, row + 1)), rollout.unmask_step[row]
+            if ((step > low) & (step <= high) & rollout.token_mask[row]).any():
+                state = latent_at(one.completion, one.unmask_step, low, policy.mask_id)
+                states.add((row // G, *state[0].tolist()))
+    assert calls == [(len(states), 18, False)]
+    assert len(states) <= 2 + 2 * G * (stages - 1)  # z_0 once a group
+
+
+def test_scoring_pads_no_further_than_the_rows_at_hand_need():
+    policy = wide_policy()
+    rollout = policy.rollout(*random_prompts(30, 6, 6), 12, Decoder("top_k", 2), generator(2))
+    calls = calls_of(policy)
+    surrogate_logp(policy, rollout.rows(slice(1, 3)), draw_boundaries(rollout.nfe[1:], 1))
+    assert calls == [(2, 18, False)]
+
+
+# ---- what a block cache costs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_what_a_cache_costs_is_measured_against_the_exact_policy(cache):
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    exact, cached = (
+        policy.rollout(ids, mask, 12, Decoder("top_k", 2, 6, 0.9, cache=c), generator(4))
+        for c in ("none", cache)
+    )
+    assert abs(cache_kl(policy, exact)) < 1e-4
+    with torch.no_grad():
+        true = surrogate_logp(policy, cached, torch.arange(1, 7).expand(3, -1))
+    expected = (cached.behaviour_logp - true)[cached.token_mask].mean().item()
+    assert cache_kl(policy, cached) == pytest.approx(expected)
+    assert abs(cache_kl(policy, cached)) > 1e-3
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True])
+def test_what_a_cache_costs_does_not_depend_on_how_many_states_are_run_at_once(stop_at_eos):
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    decoder = Decoder("eb", 2.0, 6, 0.9, cache="dual", stop_at_eos=stop_at_eos)
+    rollout = policy.rollout(ids, mask, 12, decoder, generator(4))
+    T, calls = int(rollout.nfe.max()), calls_of(policy)
+    costs = [cache_kl(policy, rollout, n) for n in (1, 2, 3, T, 64)]
+    assert T > 3 and costs == pytest.approx([costs[-1]] * 5, abs=1e-6)
+    assert len(calls) == T + -(-T // 2) + -(-T // 3) + 2
+    assert max(rows for rows, _, _ in calls[:T]) <= 3  # a state a row at once
+
+
+@pytest.mark.parametrize("states_at_once", [1, 64])
+def test_of_a_rollout_that_drew_on_the_exact_policy_a_cache_costs_nothing(states_at_once):
+    rollout = sample(toy_policy(), DECODERS["eb"], 10, length=6, stop_at_eos=True)
+    assert abs(cache_kl(toy_policy(), rollout, states_at_once)) < 1e-5

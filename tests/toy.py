@@ -1,6 +1,9 @@
-"""A toy that can be enumerated: four tokens, a tiny random bidirectional Llama, and answers got without the code under test."""
+"""A toy that can be enumerated: four tokens, a tiny random bidirectional Llama, and answers got
+without the code under test.
+"""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -19,22 +22,27 @@ PROMPTS = ["a b", "b", "a a b b a"]
 
 
 class DoublePolicy(DiffusionPolicy):
-    """Logits in the denoiser's own precision, so that float64 reaches the loss and finite differences are sharp."""
+    """Logits in the denoiser's own precision, so that float64 reaches the loss and finite
+    differences are sharp.
+    """
 
     def logits(self, hidden, part=slice(0, None)):
         assert part == slice(0, None)
         logits = self.denoiser.get_output_embeddings()(hidden)  # (N, V)
-        return torch.cat([torch.full_like(logits[:, :1], -torch.inf), logits[:, 1:]], dim=-1)  # [MASK] is token 0
+        blocked = torch.full_like(logits[:, :1], -torch.inf)  # [MASK] is token 0
+        return torch.cat([blocked, logits[:, 1:]], dim=-1)
 
 
 def toy_tokenizer():
     tokenizer = Tokenizer(WordLevel({"[MASK]": MASK, "[EOS]": EOS, "a": A, "b": B}))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[EOS]", pad_token="[EOS]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[EOS]", pad_token="[EOS]"
+    )
 
 
 def toy_policy(seed=34, head=False, double=False):
-    """A random policy whose distributions are far from uniform and depend on every token in sight."""
+    """A random policy. Its distributions are far from uniform and depend on all tokens in sight."""
     config = LlamaConfig(
         is_causal=False,
         compact_prompts=True,  # prompts as they stand
@@ -54,10 +62,11 @@ def toy_policy(seed=34, head=False, double=False):
         denoiser = LlamaForCausalLM(config).eval()
         threshold_head = ThresholdHead(HIDDEN, gamma_0=0.2) if head else None
         if head:  # as if trained: every prompt its own gamma
-            nn.init.normal_(threshold_head.linear.weight, std=5.0)
+            nn.init.normal_(threshold_head.linear.weight, std=2.0)
     if double:  # Llama's own norm computes in float32
         for layer in denoiser.model.layers:
-            layer.input_layernorm, layer.post_attention_layernorm = nn.RMSNorm(HIDDEN, 1e-6), nn.RMSNorm(HIDDEN, 1e-6)
+            layer.input_layernorm = nn.RMSNorm(HIDDEN, 1e-6)
+            layer.post_attention_layernorm = nn.RMSNorm(HIDDEN, 1e-6)
         denoiser.model.norm = nn.RMSNorm(HIDDEN, 1e-6)
         denoiser.double()
     return (DoublePolicy if double else DiffusionPolicy)(denoiser, toy_tokenizer(), threshold_head)
@@ -68,10 +77,14 @@ def generator(seed=0):
 
 
 def sample(policy, decoder, rows=4, length=3, prompts=PROMPTS, seed=0, **options):
-    """A rollout of `rows` completions of each prompt, a prompt's own rows adjacent."""
+    """A rollout of `rows` completions of each prompt, a prompt's own rows adjacent.
+
+    `options` are the decoder's, to replace its own.
+    """
     ids, mask = policy.encode(prompts)  # (prompts, P)
     ids, mask = ids.repeat_interleave(rows, dim=0), mask.repeat_interleave(rows, dim=0)  # (B, P)
-    return policy.rollout(ids, mask, length, decoder, generator(seed), **options)
+    decoder = replace(decoder, **options)
+    return policy.rollout(ids, mask, length, decoder, generator(seed), group_size=rows)
 
 
 def prompt_of(rollout, row):
@@ -80,24 +93,31 @@ def prompt_of(rollout, row):
 
 
 def direct_logp(policy, prompt, state, temperature=1.0):
-    """log pi(. | prompt, state) at every position of one completion, of one plain call of the denoiser. Lists -> (L, V)"""
-    logits = policy.denoiser(input_ids=torch.tensor([list(prompt) + list(state)])).logits[0, len(prompt) :]  # (L, V)
+    """log pi(. | prompt, state) at every position of one completion, of one plain call of the
+    denoiser. Lists -> (L, V)
+    """
+    ids = torch.tensor([list(prompt) + list(state)])
+    logits = policy.denoiser(input_ids=ids).logits[0, len(prompt) :]  # (L, V)
     blocked = torch.arange(4) == MASK
     return (logits / temperature).masked_fill(blocked, -torch.inf).log_softmax(-1)
 
 
 def pick(decoder, probabilities, open_positions, gamma=None):
-    """The positions that a rule unmasks, by trying. probabilities: a list of V numbers for each position."""
+    """The positions that a rule unmasks, by trying. probabilities: V for each position."""
     surest = sorted(open_positions, key=lambda i: -max(probabilities[i]))
     if decoder.rule == "top_k":
-        return surest[: decoder.setting]
+        return surest[: decoder.level]
     if decoder.rule == "confidence":
-        return [i for i in open_positions if max(probabilities[i]) > decoder.setting] or surest[:1]
+        return [i for i in open_positions if max(probabilities[i]) > decoder.level] or surest[:1]
     entropy = {i: -sum(p * math.log(p) for p in probabilities[i] if p > 0) for i in open_positions}
     ascending = sorted(open_positions, key=entropy.get)
-    budget = decoder.setting if gamma is None else gamma
+    budget = decoder.level if gamma is None else gamma
     prefixes = [ascending[:n] for n in range(1, len(ascending) + 1)]
-    return max((u for u in prefixes if sum(map(entropy.get, u)) - max(map(entropy.get, u)) <= budget), key=len)
+
+    def within(u):
+        return sum(map(entropy.get, u)) - max(map(entropy.get, u)) <= budget
+
+    return max(filter(within, prefixes), key=len)
 
 
 def next_positions(policy, prompt, state, decoder, gamma=None):
@@ -114,17 +134,19 @@ def is_finished(state, eos_id, stop_at_eos):
 
 
 @torch.no_grad()
-def trajectories(policy, prompt, length, decoder, temperature=1.0, stop_at_eos=False):
-    """Every way from all [MASK] to the end: {(completion, unmask_step): log-probs of its tokens}, tuples of L each."""
+def trajectories(policy, prompt, length, decoder):
+    """Every way from all [MASK] to the end: {(completion, unmask_step): log-probs of its tokens},
+    tuples of L each.
+    """
     found = {}
 
     def expand(state, steps, logps, t):
-        if is_finished(state, policy.eos_id, stop_at_eos):
-            key = tuple(EOS if token == MASK else token for token in state), tuple(step or t for step in steps)
-            found[key] = tuple(logps)
+        if is_finished(state, policy.eos_id, decoder.stop_at_eos):
+            completion = tuple(EOS if token == MASK else token for token in state)
+            found[completion, tuple(step or t for step in steps)] = tuple(logps)
             return
         positions = next_positions(policy, prompt, state, decoder)
-        logp = direct_logp(policy, prompt, state, temperature).tolist()
+        logp = direct_logp(policy, prompt, state, decoder.temperature).tolist()
         for tokens in product((EOS, A, B), repeat=len(positions)):
             after = list(state), list(steps), list(logps)
             for i, token in zip(positions, tokens, strict=True):
@@ -136,13 +158,16 @@ def trajectories(policy, prompt, length, decoder, temperature=1.0, stop_at_eos=F
 
 
 def chi_square_p(counts, expected):
-    """P(a chi-square as large or larger), cells expected less than 5 times pooled. Two lists of equal length -> float"""
+    """P(a chi-square as large or larger), cells expected less than 5 times pooled. Two lists of
+    equal length -> float
+    """
     cells = [(n, e) for n, e in zip(counts, expected, strict=True) if e >= 5]
     rare = [(n, e) for n, e in zip(counts, expected, strict=True) if e < 5]
     if sum(e for _, e in rare) > 0:
         cells.append((sum(n for n, _ in rare), sum(e for _, e in rare)))
     statistic = sum((n - e) ** 2 / e for n, e in cells)
-    return torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)).item()
+    half_freedom, half = torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)
+    return torch.special.gammaincc(half_freedom, half).item()
 
 
 def finite_differences(function, tensor, index, eps=1e-5):
@@ -159,3 +184,39 @@ def finite_differences(function, tensor, index, eps=1e-5):
         flat[i] = value
         slopes.append((ends[0] - ends[1]) / (2 * eps))
     return torch.tensor(slopes, dtype=tensor.dtype)
+
+
+# ---- a vocabulary that is worth slicing ----------------------------------------------------------
+
+
+def wide_policy(layers=2, vocabulary=3000):
+    """A policy over many words, whose distributions are neither flat nor certain."""
+    policy = toy_policy()
+    config = LlamaConfig(
+        is_causal=False, compact_prompts=True, vocab_size=vocabulary, hidden_size=32,
+        intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
+        initializer_range=0.7, tie_word_embeddings=False, pad_token_id=None, bos_token_id=None,
+        eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        policy.denoiser = LlamaForCausalLM(config).eval()
+    return policy
+
+
+def random_prompts(*lengths):
+    """Random ids and mask, (B, P), of prompts of these lengths."""
+    P = max(lengths)
+    mask = torch.arange(P) >= P - torch.tensor(lengths).unsqueeze(1)
+    return torch.randint(2, 100, (len(lengths), P), generator=generator(1)) * mask, mask
+
+
+def calls_of(policy):
+    """A list that gets (rows, positions, whether there was a mask) of each call from now on."""
+    calls = []
+
+    def note(_, args, options):
+        calls.append((*options["input_ids"].shape, options["attention_mask"] is not None))
+
+    policy.denoiser.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    return calls

@@ -1,0 +1,428 @@
+"""denoiser.py: what is read off a state against the whole softmax; parts, chunks and caches against
+calls on everything; both ways in, with models of other kinds of positions.
+"""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from checkpoints import write_checkpoint
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy import generator, random_prompts, toy_policy, toy_tokenizer, wide_policy
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+import denoiser
+from denoiser import BlockCache, HalfProduct, LogitsModel
+from diffusion_policy import DiffusionPolicy
+from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
+from models import load_denoiser
+from sampler import Decoder
+
+# ---- what is read off states ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["eb", "confidence"])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+@pytest.mark.parametrize("slice_size", [2**19, 1])
+def test_entropy_and_confidence_are_those_of_the_whole_softmax(
+    monkeypatch, rule, scale, slice_size
+):
+    monkeypatch.setitem(denoiser.SLICE, "cpu", slice_size)
+    policy = wide_policy()
+    policy.mask_id = 2100  # inside the last slice
+    hidden = scale * torch.randn(7, 32, generator=generator())
+    logits = policy.denoiser.get_output_embeddings()(hidden).double()
+    logits[:, policy.mask_id] = -torch.inf
+    p = logits.softmax(-1)
+    with torch.no_grad():
+        entropy, confidence = policy.entropy_and_confidence(hidden, rule)
+    torch.testing.assert_close(confidence, p.amax(-1).float(), rtol=1e-4, atol=1e-6)
+    if rule == "eb":
+        torch.testing.assert_close(
+            entropy, torch.special.entr(p).sum(-1).float(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
+    policy, V, n = wide_policy(vocabulary=20_000), 20_000, 2000
+    hidden = torch.zeros(n, 32)
+    hidden[:, 0] = 1.0
+    weight = policy.denoiser.get_output_embeddings().weight
+    with torch.no_grad():
+        weight.zero_()
+        # Ten tokens, one of them [MASK]: nine share nine tenths of the mass, the tail has the rest.
+        weight[:10, 0] = math.log(V)
+        tokens, logp = policy.draw(hidden, 1.0, generator(7))
+    total = 9 * V + V - 10
+    tail = (tokens >= 10).float().mean().item()
+    expected = (V - 10) / total
+    assert abs(tail - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+    assert not (tokens == policy.mask_id).any() and len(set(tokens[tokens >= 10].tolist())) > 100
+    expected = torch.where(tokens >= 10, -math.log(total), math.log(V / total))
+    torch.testing.assert_close(logp, expected)
+
+
+def test_even_a_uniform_number_of_0_does_not_draw_the_mask(monkeypatch):
+    policy = wide_policy()
+    assert policy.mask_id == 0  # the first token, of probability 0
+
+    def zeros(shape, **options):
+        return torch.zeros(shape, dtype=options["dtype"])
+
+    monkeypatch.setattr(torch, "rand", zeros)
+    with torch.no_grad():
+        tokens, logp = policy.draw(torch.randn(3, 32, generator=generator()), 1.0)
+    assert tokens.tolist() == [1, 1, 1] and logp.isfinite().all()
+
+
+# ---- what is never made, nor kept ----------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that was made, views aside."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor) and not function.is_view:
+                self.size = max(self.size, x.numel())
+        return out
+
+
+def test_no_tensor_of_batch_by_length_by_vocabulary_is_made_in_rollout_or_learning(monkeypatch):
+    monkeypatch.setitem(denoiser.SLICE, "cpu", 2**14)
+    monkeypatch.setitem(denoiser.CHUNK, "cpu", 2**14)
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
+    with Largest() as rolling:
+        rollout = policy.rollout(ids, mask, 16, Decoder("eb", 1.0), generator(2))
+    with Largest() as learning:
+        logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, 2, generator(0)))
+        (logp.sum() * torch.ones(())).backward()
+    V = policy.denoiser.config.vocab_size
+    assert rolling.size <= 4 * 16 * 1024 < 4 * 16 * V  # a slice is never narrower than 1,024
+    # 32 V is the output layer's own gradient
+    assert learning.size <= max(2**14, 32 * V) < 4 * 16 * V
+
+
+def test_a_chunks_logits_are_not_kept_for_the_backward_pass(monkeypatch):
+    monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)
+    policy, kept = wide_policy(), []
+    hidden = torch.randn(40, 32, generator=generator()).requires_grad_()
+    tokens = torch.arange(1, 41)
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        logp = policy.token_logp(hidden, tokens, 0.9)
+    V = policy.denoiser.config.vocab_size
+    assert max(kept, default=0) <= max(32 * V, 9000)
+    assert sum(n for n in kept if n != 32 * V) < 40 * V / 4  # 32 V is the weight itself
+    logp.sum().backward()
+    assert hidden.grad.abs().sum() > 0
+
+
+def test_a_chunked_score_has_the_gradient_of_a_whole_one(monkeypatch):
+    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    rollout = policy.rollout(ids, mask, 12, Decoder("eb", 1.0), generator(2))
+    boundaries, results = draw_boundaries(rollout.nfe, 2, generator(0)), []
+    for chunk in (2**24, 9000):
+        monkeypatch.setitem(denoiser.CHUNK, "cpu", chunk)
+        policy.denoiser.zero_grad()
+        logp = surrogate_logp(policy, rollout, boundaries)
+        (logp * torch.linspace(-1, 1, 12)).sum().backward()
+        results.append([logp.detach()] + [p.grad.clone() for p in policy.denoiser.parameters()])
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+
+
+# ---- a call on a part of the canvas --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llada", "llada-gqa", "llada-moe", "dream"])
+@pytest.mark.parametrize(("start", "stop"), [(4, 9), (7, 12), (1, 12)])
+@torch.no_grad()
+def test_a_part_run_on_fresh_keys_and_values_is_that_part_of_the_whole(
+    tmp_path, family, start, stop
+):
+    write_checkpoint(tmp_path, family)
+    policy = DiffusionPolicy(*load_denoiser(str(tmp_path)))
+    ids = torch.randint(0, 250, (3, 12), generator=generator(1))
+    padded = torch.ones_like(ids, dtype=torch.bool)
+    padded[1, :2] = False
+    for mask in (None, padded):
+        cache, whole = BlockCache(), policy.hidden(ids, mask)
+        torch.testing.assert_close(policy.hidden(ids, mask, cache), whole, rtol=0, atol=1e-5)
+        for _ in range(2):  # a call leaves the cache as it was
+            part = policy.hidden(ids, mask, cache, start, stop)
+            padded_there = start < 3 and mask is not None  # Dream's row 1 there is padding
+            rows = torch.tensor([0, 2]) if padded_there else torch.arange(3)
+            torch.testing.assert_close(part[rows], whole[rows, start:stop], rtol=0, atol=1e-5)
+        cache.keep(torch.tensor([2, 0]))
+        two = None if mask is None else mask[[2, 0]]
+        part = policy.hidden(ids[[2, 0]], two, cache, start, stop)
+        torch.testing.assert_close(part, whole[[2, 0], start:stop], rtol=0, atol=1e-5)
+
+
+# ---- the product of the last layer ---------------------------------------------------------------
+
+
+def half_pair(v=300, n=40, D=64):
+    """A bfloat16 weight (v, D) and states (n, D) whose logits reach 15 or so."""
+    weight = torch.randn((v, D), generator=generator(1)) * 0.5
+    return weight.bfloat16(), torch.randn((n, D), generator=generator(2)).bfloat16()
+
+
+def test_a_half_product_is_the_float32_product_of_its_inputs():
+    weight, hidden = half_pair()
+    product = HalfProduct.apply(weight, hidden)
+    expected = (weight.double() @ hidden.double().T).float()
+    assert product.dtype == torch.float32 and expected.abs().max() > 12
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
+    assert ((weight @ hidden.T).float() - expected).abs().max() > 0.01  # what it is there for
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained-weight", "frozen-weight"])
+def test_a_half_products_gradient_is_that_of_the_float32_product(trained):
+    weight, hidden = half_pair()
+    weight.requires_grad_(trained), hidden.requires_grad_()
+    floats = [x.detach().float().requires_grad_() for x in (weight, hidden)]
+    factor = torch.randn((300, 40), generator=generator(3))
+    loss = (HalfProduct.apply(weight, hidden) * factor).sum()
+    with Largest() as going_back:
+        loss.backward()
+    assert (going_back.size >= weight.numel()) == trained  # nothing is computed for a frozen weight
+    (floats[0] @ floats[1].T * factor).sum().backward()
+    assert trained or weight.grad is None
+    for x, right in zip((weight, hidden), floats, strict=True):
+        if x.requires_grad:
+            assert x.grad.dtype == torch.bfloat16
+            error = (x.grad.float() - right.grad).norm() / right.grad.norm()
+            assert error < 2**-8  # bfloat16 keeps 8 bits: each rounding errs by 2^-9 at most
+
+
+class RoundedProduct:
+    """A last layer whose logits are bfloat16."""
+
+    @staticmethod
+    def apply(weight, hidden):
+        return (weight @ hidden.T).float()
+
+
+def half_policy(layers):
+    """A random bfloat16 Llama whose states differ little, and whose logits reach 15."""
+    policy = toy_policy()
+    config = LlamaConfig(
+        is_causal=False, compact_prompts=True, vocab_size=2000, hidden_size=128,
+        intermediate_size=256, num_hidden_layers=layers, num_attention_heads=4,
+        initializer_range=0.02, tie_word_embeddings=False, pad_token_id=None, bos_token_id=None,
+        eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy.denoiser = LlamaForCausalLM(config).eval().bfloat16()
+        torch.nn.init.normal_(policy.denoiser.lm_head.weight, std=0.35)
+    return policy
+
+
+@torch.no_grad()
+def test_a_token_of_a_bfloat16_model_is_scored_without_rounding_its_logits(monkeypatch):
+    policy = half_policy(layers=2)
+    hidden = policy.hidden(torch.randint(2, 2000, (1, 60), generator=generator()))[0]
+    logits = hidden.double() @ policy.denoiser.lm_head.weight.double().T
+    logits[:, policy.mask_id] = -torch.inf
+    tokens = logits.argmax(-1)  # the likely ones are the ones that are drawn
+    exact = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).float()
+    torch.testing.assert_close(policy.token_logp(hidden, tokens, 1.0), exact, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(denoiser, "HalfProduct", RoundedProduct)
+    assert (policy.token_logp(hidden, tokens, 1.0) - exact).square().mean().sqrt() > 0.01
+
+
+@pytest.mark.parametrize("layers, share", [(2, 0.6), (24, 0.95)])
+@torch.no_grad()
+def test_unit_weights_of_a_bfloat16_model_err_less_than_with_rounded_logits(
+    monkeypatch, layers, share
+):
+    """A rollout is scored in parts that are padded otherwise than it was. All of a token's states
+    are computed in bfloat16 too, and their error grows with depth, so that the logits' rounding is
+    half of a shallow model's error, and a smaller part of a deep one's.
+    """
+    policy = half_policy(layers)
+    ids, mask = (x.repeat_interleave(4, dim=0) for x in random_prompts(7, 6, 5, 4))
+    rollout = policy.rollout(ids, mask, 24, Decoder("top_k", 4), generator(1), group_size=4)
+    boundaries = draw_boundaries(rollout.nfe, 7, generator(2))  # before every step
+    assert scored_as_drawn(rollout.unmask_step, boundaries)[rollout.token_mask].all()
+    errors = []
+    for product in (HalfProduct, RoundedProduct):
+        monkeypatch.setattr(denoiser, "HalfProduct", product)
+        as_drawn = surrogate_logp(policy, rollout, boundaries)  # padded as the rollout was
+        parts = [slice(i, i + 4) for i in range(0, 16, 4)]
+        old = [surrogate_logp(policy, rollout.rows(part), boundaries[part]) for part in parts]
+        log_weight = (torch.cat(old) - as_drawn)[rollout.token_mask]
+        errors.append(log_weight.square().mean().sqrt().item())
+        if product is HalfProduct:
+            recorded = rollout.behaviour_logp * rollout.token_mask
+            torch.testing.assert_close(as_drawn, recorded, rtol=0, atol=1e-4)
+    assert 0.001 < errors[0] < share * errors[1]
+
+
+# ---- other models: plain modules, and absolute positions -----------------------------------------
+
+
+class Plain(nn.Module):
+    """Two attention layers over 12 words, with learned positions counted from the first column."""
+
+    def __init__(self, V=12, D=16):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(V, D), nn.Embedding(40, D)
+        self.attend = nn.ModuleList([nn.Linear(D, 3 * D) for _ in range(2)])
+        self.last = nn.Linear(D, V)
+
+    def forward(self, ids, attention_mask):
+        x = self.embed(ids) + self.position.weight[: ids.shape[1]]  # (b, S, D)
+        for layer in self.attend:
+            q, k, v = layer(x).chunk(3, dim=-1)
+            scores = q @ k.mT / 4
+            if attention_mask is not None:
+                scores = scores.masked_fill(~attention_mask.unsqueeze(1), -torch.inf)
+            x = x + (scores.softmax(-1) @ v).tanh()
+        return self.last(x)  # (b, S, V)
+
+
+class Absolute(nn.Module):
+    """A BERT with a linear head: transformers' own learned absolute positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = BertConfig(
+            vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=40, initializer_range=0.7,
+            pad_token_id=None,
+        )  # fmt: skip
+        self.bert = BertModel(self.config, add_pooling_layer=False)
+        self.head = nn.Linear(16, 12)
+
+    device = property(lambda self: self.head.weight.device)
+
+    def get_decoder(self):
+        return self.bert
+
+    def get_output_embeddings(self):
+        return self.head
+
+    def forward(self, ids, attention_mask):
+        return self.head(self.bert(ids, attention_mask=attention_mask).last_hidden_state)
+
+
+def other_policy(kind):
+    """(policy, model): the model is called as model(ids, None) -> logits."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = kind().eval()
+    wrapped = LogitsModel(model) if kind is Plain else model
+    return DiffusionPolicy(wrapped, toy_tokenizer()), model
+
+
+@torch.no_grad()
+def logp_of_each_token_by_itself(model, rollout):
+    """Each token's log-prob from a plain call on its own unpadded canvas. -> (B, L)"""
+    logp = torch.zeros_like(rollout.behaviour_logp)
+    for row, steps in enumerate(rollout.unmask_step):
+        prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]]
+        for t in range(1, int(rollout.nfe[row]) + 1):
+            state = rollout.completion[row].masked_fill(steps >= t, 0)
+            logits = model(torch.cat([prompt, state]).unsqueeze(0), None)[0, len(prompt) :]
+            logits[:, 0] = -torch.inf
+            scores = (logits / rollout.temperature).log_softmax(-1)
+            drawn = (steps == t).nonzero().flatten()
+            logp[row, drawn] = scores[drawn, rollout.completion[row, drawn]]
+    return logp
+
+
+def few_words(*lengths):
+    ids, mask = random_prompts(*lengths)
+    return (2 + ids % 10) * mask, mask
+
+
+@pytest.mark.parametrize("kind", [Plain, Absolute])
+@pytest.mark.parametrize("lengths", [(7, 6, 5), (6, 6, 6)], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("decoder", [Decoder("eb", 2.0), Decoder("top_k", 2, 4)], ids=["eb", "k"])
+def test_learned_absolute_positions_count_from_the_first_real_token(kind, lengths, decoder):
+    policy, model = other_policy(kind)
+    decoder = replace(decoder, temperature=0.8)
+    rollout = policy.rollout(*few_words(*lengths), 10, decoder, generator(2))
+    expected = logp_of_each_token_by_itself(model, rollout)
+    torch.testing.assert_close(rollout.behaviour_logp, expected, rtol=1e-4, atol=1e-4)
+    every_step = torch.arange(1, int(rollout.nfe.max()) + 1).expand(len(lengths), -1)
+    exact = surrogate_logp(policy, rollout, every_step)
+    torch.testing.assert_close(exact, expected * rollout.token_mask, rtol=1e-4, atol=1e-4)
+    assert rollout.nfe.max() > 3
+
+
+@pytest.mark.parametrize("kind", [Plain, Absolute])
+def test_with_positions_counted_from_the_padding_log_probs_would_be_others(kind, monkeypatch):
+    policy, model = other_policy(kind)  # or the test above would prove little
+
+    def from_the_padding(ids, attention_mask=None, *_):
+        logits = model(ids, attention_mask)
+        return logits if kind is Plain else policy.denoiser.bert(ids, attention_mask)[0]
+
+    monkeypatch.setattr(policy, "hidden", from_the_padding)
+    rollout = policy.rollout(*few_words(7, 6, 5), 10, Decoder("eb", 2.0), generator(2))
+    missed = (rollout.behaviour_logp - logp_of_each_token_by_itself(model, rollout)).abs()
+    assert missed[0].max() < 1e-4 and missed[1].max() > 0.1 and missed[2].max() > 0.1
+
+
+def test_a_plain_modules_states_are_its_logits_and_padding_is_rolled_back():
+    policy, model = other_policy(Plain)
+    ids, mask = few_words(4, 7)
+    with torch.no_grad():
+        hidden = policy.hidden(ids, mask)
+        alone = model(ids[:1, 3:], None)
+    assert hidden.shape == (2, 7, 12)
+    torch.testing.assert_close(hidden[0, 3:], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_with_other_arguments_and_named_outputs_works_too():
+    policy, model = other_policy(Plain)
+    plain = model.forward
+
+    def forward(input_ids=None, inputs_embeds=None, attention_mask=None):  # in LLaDA's own order
+        assert inputs_embeds is None
+        return SimpleNamespace(logits=plain(input_ids, attention_mask))
+
+    (ids, mask), other = few_words(4, 7), LogitsModel(model)
+    with torch.no_grad():
+        expected = policy.hidden(ids, mask)
+        model.forward = forward
+        torch.testing.assert_close(other(ids, mask).last_hidden_state, expected)
+        torch.testing.assert_close(other(ids[1:]).last_hidden_state, expected[1:])
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_plain_module_refuses_a_block_cache_in_one_line(cache):
+    policy, _ = other_policy(Plain)
+    with pytest.raises(ValueError, match="cache none") as error:
+        policy.rollout(*few_words(7, 6), 8, Decoder("top_k", 2, 4, cache=cache))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [Plain, Absolute])
+def test_a_gradient_step_through_another_model_makes_its_text_likelier(kind):
+    policy, model = other_policy(kind)
+    rollout = policy.rollout(*few_words(7, 6, 5), 10, Decoder("eb", 2.0), generator(2))
+    boundaries, L = draw_boundaries(rollout.nfe, 2, generator(3)), []
+    optimiser = torch.optim.SGD(policy.denoiser.parameters(), lr=1e-3)
+    for _ in range(2):
+        L.append(surrogate_logp(policy, rollout, boundaries).sum())
+        optimiser.zero_grad()
+        (-L[-1]).backward()
+        optimiser.step()
+    squares = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
+    assert L[1] > L[0] and squares > 1
