@@ -81,7 +81,7 @@ class BlockCache:
 
 
 class LogitsModel(nn.Module):
-    """Any `model(ids, attention_mask) -> logits` as a denoiser: an nn.Module, LLaDA's own code.
+    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain module, LLaDA's code.
 
     The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
     Left padding is rolled behind the text: a model with absolute positions counts from the text.
@@ -109,7 +109,7 @@ class LogitsModel(nn.Module):
         if mask is not None:
             index = (index + (~mask.bool()).sum(1, keepdim=True)) % mask.shape[1]  # the text first
             mask = mask.gather(1, index)
-        logits = self.model(input_ids.gather(1, index), mask)
+        logits = self.model(input_ids.gather(1, index), attention_mask=mask)
         logits = getattr(logits, "logits", logits)  # (b, S, V)
         back = index.argsort(1).unsqueeze(-1).expand_as(logits)
         return SimpleNamespace(last_hidden_state=logits.gather(1, back))
