@@ -1,9 +1,9 @@
 """LLaDA-class checkpoints: reading, adapters, export.
 
 A LLaDA *is* a Llama without the causal mask. So transformers' own classes run it with
-`is_causal=False`, and no code from a hub is ever imported. FAMILIES lists what can be read: LLaDA,
-LLaDA-MoE, Dream, and any bidirectional Llama or Qwen2 that save_pretrained wrote. Whatever in a
-checkpoint is not understood is refused by name: a model that loads is the model that was trained.
+`is_causal=False`, and no code from a hub is ever imported. FAMILIES lists what can be read.
+Whatever in a checkpoint is not understood is refused by name: a model that loads is the model that
+was trained. "tiny" is the embedded model (tiny.py), random until its warm start.
 """
 
 import json
@@ -32,8 +32,7 @@ def default_model():
     return "tiny", "no GPU was found, and this one needs neither GPU nor download"
 
 
-def names(text):
-    """ "a=b c" -> {"a": "b", "c": "c"}"""
+def names(text):  # "a=b c" -> {"a": "b", "c": "c"}
     return {word.partition("=")[0]: word.partition("=")[2] or word for word in text.split()}
 
 
@@ -79,10 +78,10 @@ FAMILIES = {
 BLOCK = names("""attn_norm=input_layernorm ff_norm=post_attention_layernorm q_proj=self_attn.q_proj
     k_proj=self_attn.k_proj v_proj=self_attn.v_proj attn_out=self_attn.o_proj
     ff_proj=mlp.gate_proj up_proj=mlp.up_proj ff_out=mlp.down_proj""")  # ff_proj has the SiLU
-LLADA_WEIGHTS = {rf"^model\.transformer\.{there}\.": f"{here}." for there, here in (
+WEIGHTS = {"llada": {rf"^model\.transformer\.{there}\.": f"{here}." for there, here in (
     ("wte", "model.embed_tokens"), ("ln_f", "model.norm"), ("ff_out", "lm_head"),
     *((rf"blocks\.(\d+)\.{there}", rf"model.layers.\1.{here}") for there, here in BLOCK.items()),
-)}  # fmt: skip
+)}}  # fmt: skip
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -116,23 +115,21 @@ def read_config(folder):
         found["moe_layer_freq"] = 1
     for key, value in found.items():
         if key not in fields and key not in IGNORED and value not in KNOWN.get(key, []):
-            only = f", only {KNOWN[key][0]!r}" if key in KNOWN else ""
-            raise ValueError(f"{file}: {key} = {value!r} is not known for {kind}{only}")
+            raise ValueError(f"{file}: {key} = {value!r} is not known for {kind}")
     for key in (*fields, *needed):
         if found.get(key) is None and key not in OPTIONAL:
             raise ValueError(f"{file}: {key} is missing, and {kind} needs it")
     given = {ours: found[key] for key, ours in fields.items() if found.get(key) is not None}
-    rope = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
-    config = model.config_class(**extra | given, is_causal=False, rope_parameters=rope)
-    return config, model, LLADA_WEIGHTS if kind == "llada" else None
+    given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
+    return model.config_class(**extra | given, is_causal=False), model, WEIGHTS.get(kind)
 
 
 def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
     """(denoiser, tokenizer) of "tiny", of a checkpoint folder, or of a model on the hub.
 
-    `seed` is of tiny's random weights. dtype None is bfloat16 on a GPU and float32 elsewhere; tiny
-    is always float32. `denoiser.source` is the hub name, or the folder's absolute path. Raises
-    ValueError, in one line, for whatever is broken, missing, left over or not understood.
+    `seed` is of tiny's weights. dtype None is float32 on a CPU and for tiny, else bfloat16.
+    `denoiser.source` is the hub name, or the folder's absolute path. Raises ValueError, in one
+    line, for whatever is broken, missing, left over or not understood.
     """
     if name_or_path == "tiny":
         tokenizer = tiny_tokenizer()
@@ -148,8 +145,7 @@ def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
         options |= {"use_safetensors": True, "output_loading_info": True}
         with one_line(f"{folder} cannot be loaded"):
             denoiser, info = model.from_pretrained(folder, config=config, **options)
-        # transformers only warns of weights that do not fit, and goes on with random ones.
-        odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]
+        odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]  # only warned of
         if odd:
             raise ValueError(f"{folder} does not fit its configuration: {odd[0]}")
         denoiser.source_folder = folder.resolve()
@@ -178,43 +174,35 @@ def _shift(module, args, output):
 
 def _load_tokenizer(folder, config):
     """The folder's tokenizer, with the checkpoint's own mask, end and padding tokens."""
-    kind = transformers.PreTrainedTokenizerFast  # AutoTokenizer would ask for remote code
-    if not (folder / "tokenizer.json").is_file() and (folder / "merges.txt").is_file():
-        kind = transformers.Qwen2Tokenizer  # Dream's hub folder
+    slow = (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file()  # Dream
+    kind = transformers.Qwen2Tokenizer if slow else transformers.PreTrainedTokenizerFast
     with one_line(f"{folder} cannot be loaded: it has no tokenizer.json, or a broken one"):
         tokenizer = kind.from_pretrained(folder, padding_side="left")
     words = {i: word for word, i in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder  # of which GLM's [gMASK] is no mask
     masks = [i for i in added if "mask" in words[i].lower().replace("[gmask]", "")]
-    own, sole = tokenizer.mask_token_id, masks[0] if len(masks) == 1 else None
-    named = getattr(config, "mask_token_id", None)
-    mask_id = next((i for i in (named, own, sole) if i is not None), None)
-    if mask_id not in masks or mask_id >= config.vocab_size or own not in (None, mask_id):
+    named = getattr(config, "mask_token_id", None), tokenizer.mask_token_id
+    named = [i for i in named if i is not None] or masks[: len(masks) == 1]
+    mask_id = named[0] if named else None
+    if mask_id not in masks or mask_id >= config.vocab_size or named[-1] != mask_id:
         what = f"mask_token_id {mask_id} of {folder}/config.json is token {words.get(mask_id)!r}"
-        there = f"the tokenizer's mask tokens are {masks or 'none: this is no diffusion model'}"
-        raise ValueError(f"{what}, and {there}")
+        raise ValueError(f"{what}, and the tokenizer's mask tokens are {masks or 'none at all'}")
     config.mask_token_id, tokenizer.mask_token = mask_id, words[mask_id]
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if ends[0] is not None:
-        tokenizer.eos_token = words.get(ends[0])
+    tokenizer.eos_token = tokenizer.eos_token if ends[0] is None else words.get(ends[0])
     if tokenizer.eos_token is None:
         raise ValueError(f"{folder} names no end token, in config.json or in its tokenizer")
-    pad_id = tokenizer.eos_token_id if config.pad_token_id is None else config.pad_token_id
-    tokenizer.pad_token = words.get(pad_id)
+    tokenizer.pad_token = words.get(config.pad_token_id, tokenizer.eos_token)
     return tokenizer
 
 
 @torch.no_grad()
 def check_attention(denoiser):
-    """Raises ValueError unless attention is bidirectional and left padding changes nothing.
-
-    Old versions of transformers ignore `is_causal=False`, and some models ignore padding masks.
-    """
+    """Raises ValueError unless attention is bidirectional and left padding changes nothing."""
     ids = torch.arange(1, 9, device=denoiser.device).repeat(2, 1)  # (2, 8)
-    changed = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
+    changed = ids + (ids == 8)  # the last token is another
     mask = ids > torch.tensor([[0], [3]], device=ids.device)  # the second row: 3 tokens of padding
-    positions = (mask.cumsum(1) - 1).clamp(min=0)  # counted from the first real token
-    padding = {"attention_mask": mask, "position_ids": positions}
+    padding = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
     for options in ({}, padding):
         first, other = (denoiser(input_ids=x, **options).logits[1, 4] for x in (ids, changed))
         if torch.equal(first, other):
@@ -236,8 +224,7 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
 
     kinds = _lora_kinds(denoiser)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=kinds)
-    gpus = range(torch.cuda.device_count())
-    with one_line("LoRA target not found"), torch.random.fork_rng(gpus):
+    with one_line("LoRA target not found"), torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         model = get_peft_model(denoiser, config)
     config.base_model_name_or_path = getattr(denoiser, "source", None)
@@ -252,8 +239,7 @@ def load_lora(denoiser, folder, trainable=False):
         return _checked(PeftModel.from_pretrained(denoiser, folder, is_trainable=trainable))
 
 
-def _lora_kinds(model):
-    """Of a mixture the attention alone is adapted: its experts are no Linear modules."""
+def _lora_kinds(model):  # of a mixture attention alone: its experts are no Linear modules
     return LORA[:4] if hasattr(model.config, "num_experts") else LORA
 
 
@@ -265,8 +251,7 @@ def lora_layers(model):
 def _checked(model):
     found, layers = lora_layers(model), model.config.num_hidden_layers
     for kind in _lora_kinds(model):
-        number = sum(name.endswith(f".{kind}") for name in found)
-        if number != layers:
+        if (number := sum(name.endswith(f".{kind}") for name in found)) != layers:
             raise ValueError(f"LoRA target not found: {kind} in {number} of {layers} layers")
     for module in found.values():
         module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
@@ -284,9 +269,8 @@ def describe_lora(model):
 def export(denoiser, tokenizer, folder):
     """Write the whole model to `folder` as its source was stored, for other tools of its family.
 
-    An adapter is merged first, in place: there is no room for two of 8 billion. So this comes last.
-    The source's config.json and other small files go beside the weights. Raises ValueError where
-    transformers does not give LLaDA's weights their names back: 5.2 does not.
+    An adapter is merged first, in place: there is no room for two of 8 billion. The source's small
+    files go beside the weights. Raises ValueError where transformers (5.2, say) renames those.
     """
     folder, source = Path(folder), getattr(denoiser, "source_folder", None)
     if hasattr(denoiser, "disable_adapter"):
@@ -299,8 +283,7 @@ def export(denoiser, tokenizer, folder):
     files = [where.glob("model*.safetensors") for where in (folder, source)]
     ours, theirs = (set().union(*(safe_open(f, "pt").keys() for f in part)) for part in files)
     if ours != theirs:
-        advice = "where no tool would find them: take the version in requirements.txt"
-        raise ValueError(f"transformers {transformers.__version__} renames the weights, {advice}")
+        raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
     for path in source.iterdir():
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
         if path.is_file() and not weights and not path.name.endswith(".index.json"):

@@ -1,7 +1,8 @@
-"""Tiny random checkpoints in the hub's exact layout, and a plain forward pass that computes what their models compute.
+"""Tiny random checkpoints in the hub's exact layout, and a plain forward pass of their models.
 
-The forward pass is written from the published architectures, under the checkpoints' own weight names, and shares nothing with the
-code under test. Families: llada, llada-gqa, llada-tied, llada-moe, dream, dream-slow (vocab.json and merges.txt, no tokenizer.json).
+The forward pass is written from the published architectures, under the checkpoints' own weight
+names. It shares nothing with the code under test. Families: llada, llada-gqa, llada-tied,
+llada-moe, dream, and dream-slow, which has vocab.json and merges.txt but no tokenizer.json.
 """
 
 import json
@@ -36,16 +37,22 @@ SPECIAL = {
     ],
 }
 TEMPLATES = {
-    "llada": "{% for m in messages %}{{ ('<|startoftext|>' if loop.first else '') + '<|start_header_id|>' + m['role']"
+    "llada": "{% for m in messages %}{{ ('<|startoftext|>' if loop.first else '')"
+    " + '<|start_header_id|>' + m['role']"
     " + '<|end_header_id|>\n\n' + (m['content'] | trim) + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
-    "dream": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "dream": "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 }
 
 
 def write_tokenizer(folder, style, slow=False):
-    """A byte-level tokenizer that can write any text, with the family's special tokens behind the 256 bytes. Returns their ids."""
+    """A byte-level tokenizer that can write any text. Behind the 256 bytes come special tokens.
+
+    Returns their ids.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     tokenizer = Tokenizer(BPE(vocabulary, []))
@@ -80,7 +87,10 @@ def write_tokenizer(folder, style, slow=False):
 
 
 def write_checkpoint(folder, family, **changes):
-    """Write a random checkpoint. `changes` are made to config.json; None-valued ones are kept as null. Returns (weights, config)."""
+    """Write a random checkpoint. Returns (weights, config).
+
+    `changes` are made to config.json; those of value None are kept, as null.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     style = "dream" if family.startswith("dream") else "llada"
     ids = write_tokenizer(folder, style, slow=family == "dream-slow")
@@ -88,39 +98,50 @@ def write_checkpoint(folder, family, **changes):
     kv_heads = 2 if family in ("llada-gqa", "dream", "dream-slow") else HEADS
     special = {"eos_token_id": end_id, "pad_token_id": end_id, "mask_token_id": mask_id}
     common = {
-        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": kv_heads,
-        "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "vocab_size": VOCABULARY,
-        "hidden_act": "silu", "attention_dropout": 0.0, "rope_scaling": None, "initializer_range": 0.02, "use_cache": False,
-        "torch_dtype": "bfloat16", "transformers_version": "4.46.2",
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "num_key_value_heads": kv_heads, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "vocab_size": VOCABULARY, "hidden_act": "silu",
+        "attention_dropout": 0.0, "rope_scaling": None, "initializer_range": 0.02,
+        "use_cache": False, "torch_dtype": "bfloat16", "transformers_version": "4.46.2",
     }  # fmt: skip
     if family == "llada-moe":
         config = common | special | {
-            "model_type": "llada", "architectures": ["LLaDAMoEModelLM"], "auto_map": {"AutoConfig": "configuration_lladamoe.LLaDAConfig"},
-            "num_experts": EXPERTS, "num_experts_per_tok": ACTIVE, "expert_intermediate_size": MLP, "dense_intermediate_size": 2 * MLP,
-            "shared_expert_intermediate_size": None, "moe_layer_freq": [1] * LAYERS, "moe_router_score_function": "softmax",
-            "routed_scaling_factor": 1, "partial_rotary_factor": 1, "qk_layernorm": True, "attention_bias": False, "norm_topk_prob": None,
-            "rope_theta": 50000, "router_aux_loss_coef": 0.01, "output_router_logits": False, "clip_qkv": None,
+            "model_type": "llada", "architectures": ["LLaDAMoEModelLM"],
+            "auto_map": {"AutoConfig": "configuration_lladamoe.LLaDAConfig"},
+            "num_experts": EXPERTS, "num_experts_per_tok": ACTIVE, "expert_intermediate_size": MLP,
+            "dense_intermediate_size": 2 * MLP, "shared_expert_intermediate_size": None,
+            "moe_layer_freq": [1] * LAYERS, "moe_router_score_function": "softmax",
+            "routed_scaling_factor": 1, "partial_rotary_factor": 1, "qk_layernorm": True,
+            "attention_bias": False, "norm_topk_prob": None, "rope_theta": 50000,
+            "router_aux_loss_coef": 0.01, "output_router_logits": False, "clip_qkv": None,
             "router_num_group": None, "router_topk_group": None,
         }  # fmt: skip
         del config["mask_token_id"]  # the tokenizer names it
     elif style == "dream":
         config = common | special | {
-            "model_type": "Dream", "architectures": ["DreamModel"], "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
-            "intermediate_size": MLP, "rope_theta": 1e6, "bos_token_id": end_id, "max_window_layers": 28, "sliding_window": None,
-            "use_sliding_window": False,
+            "model_type": "Dream", "architectures": ["DreamModel"],
+            "auto_map": {"AutoModel": "modeling_dream.DreamModel"}, "intermediate_size": MLP,
+            "rope_theta": 1e6, "bos_token_id": end_id, "max_window_layers": 28,
+            "sliding_window": None, "use_sliding_window": False,
         }  # fmt: skip
     else:
         config = special | {
-            "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0, "architectures": ["LLaDAModelLM"], "attention_dropout": 0.0,
-            "attention_layer_norm": False, "attention_layer_norm_with_affine": True, "bias_for_layer_norm": False, "block_group_size": 1,
-            "auto_map": {"AutoConfig": "configuration_llada.LLaDAConfig", "AutoModel": "modeling_llada.LLaDAModelLM"},
-            "block_type": "llama", "d_model": HIDDEN, "embedding_dropout": 0.0, "embedding_size": VOCABULARY, "flash_attention": False,
-            "include_bias": False, "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta", "init_fn": "mitchell",
-            "init_std": 0.02, "input_emb_norm": False, "layer_norm_type": "rms", "layer_norm_with_affine": True, "max_sequence_length": 512,
-            "mlp_hidden_size": MLP, "mlp_ratio": 4, "model_type": "llada", "multi_query_attention": None, "n_heads": HEADS,
-            "n_kv_heads": kv_heads, "n_layers": LAYERS, "precision": "amp_bf16", "residual_dropout": 0.0, "rms_norm_eps": 1e-5,
-            "rope": True, "rope_full_precision": True, "rope_theta": 500000.0, "scale_logits": False, "transformers_version": "4.46.3",
-            "use_cache": False, "vocab_size": VOCABULARY, "weight_tying": family == "llada-tied",
+            "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0,
+            "architectures": ["LLaDAModelLM"], "attention_dropout": 0.0,
+            "attention_layer_norm": False, "attention_layer_norm_with_affine": True,
+            "bias_for_layer_norm": False, "block_group_size": 1,
+            "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
+            "block_type": "llama", "d_model": HIDDEN, "embedding_dropout": 0.0,
+            "embedding_size": VOCABULARY, "flash_attention": False, "include_bias": False,
+            "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta",
+            "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False,
+            "layer_norm_type": "rms", "layer_norm_with_affine": True, "max_sequence_length": 512,
+            "mlp_hidden_size": MLP, "mlp_ratio": 4, "model_type": "llada",
+            "multi_query_attention": None, "n_heads": HEADS, "n_kv_heads": kv_heads,
+            "n_layers": LAYERS, "precision": "amp_bf16", "residual_dropout": 0.0,
+            "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True, "rope_theta": 500000.0,
+            "scale_logits": False, "transformers_version": "4.46.3", "use_cache": False,
+            "vocab_size": VOCABULARY, "weight_tying": family == "llada-tied",
         }  # fmt: skip
     config |= changes
     weights = random_weights(family, kv_heads)
@@ -208,9 +229,10 @@ def random_weights(family, kv_heads):
 
 @torch.no_grad()
 def reference_logits(family, weights, config, ids, mask=None, cache=None, part=None):
-    """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products. Bidirectional; Dream's are shifted by one.
+    """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products.
 
-    cache, an empty list, gets each layer's keys and values. With a slice `part` of the positions, all others take theirs from it.
+    Attention is bidirectional; Dream's logits are shifted by one. cache, an empty list, gets each
+    layer's keys and values. With a slice `part` of the positions all others take theirs from it.
     """
     native = family.startswith("llada") and family != "llada-moe"
     theta, eps = config["rope_theta"], config["rms_norm_eps"]
