@@ -110,7 +110,8 @@ class Settings:
             value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
             if choices and value not in choices:
                 raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
-            if f.type in (int, float) and not (low <= value <= high and abs(value) < inf):
+            limited = (low, high) != (-inf, inf)
+            if limited and not (low <= value <= high and value < inf):
                 limits = f"at least {low}" + (f" and at most {high}" if high < inf else "")
                 raise ValueError(f"{f.name} = {value}: it has to be {limits}")
         self.decoder()  # raises for a cache without blocks

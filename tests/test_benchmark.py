@@ -9,12 +9,18 @@ SMALL = SHAPES["tiny"] | {"prompts": 2, "group": 2, "naive_rows": 4, "micro_batc
 
 @pytest.fixture(scope="module")
 def rows():
-    return {method: measure(SMALL, method, "cpu") for method in ("naive", "ours", "dual", "learning")}
+    return {
+        method: measure(SMALL, method, "cpu") for method in ("naive", "ours", "dual", "learning")
+    }
 
 
 def test_the_operations_counted_are_two_for_every_weight_and_position_and_those_of_attention():
     policy = make_policy(SMALL, "cpu")
-    weights = sum(p.numel() for name, p in policy.denoiser.named_parameters() if "layers." in name and p.ndim == 2)
+    weights = sum(
+        p.numel()
+        for name, p in policy.denoiser.named_parameters()
+        if "layers." in name and p.ndim == 2
+    )
     config = policy.denoiser.config
     with torch.no_grad():
         policy.hidden(torch.randint(3, 9, (3, 11)))
@@ -35,10 +41,15 @@ def test_the_naive_loop_and_ours_draw_the_same_tokens(rows):
 def test_a_stand_in_counts_what_the_model_itself_would(rows):
     for method in ("naive", "ours", "dual"):
         counted = measure(SMALL, method, "cpu", count_only=True)
-        assert counted["tflop"] == pytest.approx(rows[method]["tflop"]) and counted["failed"] == "not measured"
+        assert (
+            counted["tflop"] == pytest.approx(rows[method]["tflop"])
+            and counted["failed"] == "not measured"
+        )
 
 
-def test_a_step_is_a_rollout_and_its_learning_and_the_table_says_what_was_not_measured(rows, capsys):
+def test_a_step_is_a_rollout_and_its_learning_and_the_table_says_what_was_not_measured(
+    rows, capsys
+):
     step = whole_step([rows["dual"], rows["learning"]])
     assert step["seconds"] == pytest.approx(rows["dual"]["seconds"] + rows["learning"]["seconds"])
     failed = whole_step([rows["dual"], {"method": "learning", "failed": "out of memory"}])

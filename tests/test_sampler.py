@@ -265,15 +265,6 @@ def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_b
     assert abs(share - expected) < 4 * math.sqrt(expected / n) + 0.01 * expected
 
 
-def test_the_entropy_is_the_mean_of_minus_the_log_density_before_the_clamp():
-    mean, sigma, n = -1.2, 0.7, 200000
-    log_gamma = mean + sigma * torch.randn(n, generator=generator(6), dtype=torch.double)
-    norm = math.log(sigma * math.sqrt(2 * math.pi))
-    log_density = -0.5 * ((log_gamma - mean) / sigma) ** 2 - norm - log_gamma
-    entropy = ClampedLogNormal(torch.tensor([mean]), sigma, 0.1, 1.0).entropy().item()
-    assert entropy == pytest.approx(-log_density.mean().item(), abs=0.01)
-
-
 @pytest.mark.parametrize(
     "gamma",
     [[0.05, 0.1, 0.3], [1e-3, 2.0, 0.4], [1e-3, 2.0, 2.0]],
