@@ -1,7 +1,6 @@
 """Train a masked-diffusion language model to reason better and faster.
 
     python train.py --task countdown                  a laptop, no GPU, no download
-    python train.py --task sudoku
     python train.py --task my_task.py:MyTask          your own task (tasks.py says what it needs)
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct                 one 80 GB GPU
@@ -41,15 +40,14 @@ from sampler import CACHES, Decoder, ThresholdHead
 
 
 def flag(default, help, low=-inf, high=inf, choices=()):
-    meta = {"help": help, "low": low, "high": high, "choices": choices}
-    return field(default=default, metadata=meta)
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
 
 
 @dataclass
 class Settings:
     """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change.
 
-    Raises ValueError for settings that cannot work, in one line that says what to do.
+    Raises ValueError for settings that cannot work.
     """
 
     task: str = flag("countdown", f"{', '.join(tasks.TASKS)}, or your own: FILE.py:NAME")
@@ -110,8 +108,7 @@ class Settings:
             value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
             if choices and value not in choices:
                 raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
-            limited = (low, high) != (-inf, inf)
-            if limited and not (low <= value <= high and value < inf):
+            if low > -inf and not (low <= value <= high and value < inf):
                 limits = f"at least {low}" + (f" and at most {high}" if high < inf else "")
                 raise ValueError(f"{f.name} = {value}: it has to be {limits}")
         self.decoder()  # raises for a cache without blocks
@@ -122,12 +119,6 @@ class Settings:
         level = self.gamma_0 if self.train == "policy" else None
         how = {"level": level, "temperature": self.temperature, "stop_at_eos": True} | how
         return Decoder("eb", block_length=self.block_length or None, cache=self.cache, **how)
-
-    def memory_hogs(self):
-        """What to change where memory runs out: --flags with their values."""
-        names = ("micro_batch_size", "prompts_per_step", "group_size", "length")
-        flags = ", ".join(f"--{name} ({getattr(self, name)})" for name in names)
-        return f"{flags}, or set --gradient_checkpointing true, --lora_rank 128, --cache none"
 
 
 # Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
@@ -145,9 +136,8 @@ RECIPES = {
         eval_problems=256,
     ),
 }  # fmt: skip
-FREE = (  # what may change on --resume
-    "steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every"
-)  # fmt: skip
+# What may change on --resume.
+FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")
 
 
 # ---- the algorithm -------------------------------------------------------------------------------
@@ -174,7 +164,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
     pairs = list(zip(problems, texts, strict=True))
     reward = torch.tensor([task.reward(*pair) for pair in pairs]).to(prompt_ids.device)  # (B,)
-    solved = sum(task.solved(*pair) for pair in pairs) / len(pairs)
+    solved = torch.tensor([float(task.solved(*pair)) for pair in pairs])
     speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.
@@ -182,32 +172,27 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
 
     # 5. Draw fresh stage boundaries (B, m-1) for each of the mu inner updates, and, as d1 does,
     #    prompt tokens to hide (B, P); a seed for dropout comes along.
-    stages = []
+    stages, hide = [], settings.prompt_hide_probability or None
     for update in range(settings.inner_updates):
         boundaries = likelihood.draw_boundaries(rollout.nfe, settings.num_stages, generator)
-        hide = settings.prompt_hide_probability or None
         hidden = hide and likelihood.draw_hidden_prompt(prompt_mask, G, hide, generator)
         stages.append((boundaries, hidden, chance + update))
 
     # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
     #    A token's score takes the selected positions as given. Under gamma, *which* positions are
     #    selected depends on the model too: that part of the gradient is left out. [OUR CHOICE]
-    metrics = {"reward_mean": reward.mean().item(), "solved_mean": solved}
-    metrics["speed_reward_mean"] = speed_reward.mean().item()
+    metrics, one = {}, rollout.rows(slice(0, 1))
     if settings.cache != "none":
-        one = rollout.rows(slice(0, 1))
         metrics["cache_kl"] = likelihood.cache_kl(policy, one, settings.micro_batch_size)
     if settings.train != "sampler":
         how = (rollout, stages, advantage, settings)
         metrics |= update_denoiser(policy, reference, optimizers[0], *how)
     if settings.train != "policy":
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
+    means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
+    metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
     metrics |= runs.batch_metrics(rollout, began, rolled_out)
     return metrics, runs.samples(problems, texts, rollout, reward)
-
-
-def trainable(policy):
-    return [p for p in policy.denoiser.parameters() if p.requires_grad]
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
@@ -244,7 +229,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
-        norm = torch.nn.utils.clip_grad_norm_(trainable(policy), settings.grad_clip)
+        norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
         optimizer.step()
         logps = [torch.cat(new), old, plain, ref]  # once more over the whole batch, for the log
         _, metrics = objective(logps, rollout, advantage, settings)
@@ -296,11 +281,9 @@ def run_steps(settings, task, run_dir, policy, saved, interrupt):
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}
-    head = policy.threshold_head.parameters()
-    optimizers = [
-        torch.optim.AdamW(trainable(policy), **how),
-        torch.optim.Adam(head, lr=settings.head_learning_rate),
-    ]
+    optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
+    head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
+    optimizers.append(torch.optim.Adam([head]))
     start = runs.load_state(run_dir, optimizers) if saved else 0
     bar = tqdm(range(start, settings.steps), settings.train, settings.steps, initial=start)
     for step in bar:
@@ -340,7 +323,6 @@ def whole_run(settings, run_dir, resume, export):
     print_table(rows)
     if export:
         models.export(policy.denoiser, policy.tokenizer, export)
-        print(f"exported to {export}")
     print(run_dir)
 
 
@@ -359,7 +341,10 @@ def main(arguments=None):
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        print(f"train.py: {runs.out_of_memory(error, settings.memory_hogs())}", file=sys.stderr)
+        names = ("micro_batch_size", "prompts_per_step", "group_size", "length")
+        lower = ", ".join(f"--{name} ({getattr(settings, name, '')})" for name in names)
+        other = "or set --gradient_checkpointing true, --lora_rank 128, --cache none"
+        print(f"train.py: {runs.out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
         return 1
 
 
