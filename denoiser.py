@@ -35,107 +35,6 @@ SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where slices of the vocabulary
 BLOCKED = -1e30  # the logit of [MASK], never drawn nor scored; finite, or 0 * inf would be nan
 
 
-class BlockCache:
-    """Keys and values of a whole canvas; a call on a part of it overwrites that part.
-
-    Block-wise decoding fills it by one call on everything when a block opens. Until that block is
-    full, calls run only the block and all behind it (cache "prefix") or the block alone ("dual"),
-    and read the others' keys and values from here (Fast-dLLM's caches, arXiv 2505.22618). That is
-    approximate: attention looks both ways, so each unmasked token changes all keys and values, and
-    these are from before. Rollouts record the log-probs of what was really drawn from, so the
-    importance weights see the difference and correct for it. [OUR CHOICE]
-
-    Tensors are (b, heads, S, head size), one a layer. The three get_ methods and is_compileable are
-    what transformers asks of a cache.
-    """
-
-    is_compileable = False
-
-    def __init__(self):
-        self.keys, self.values, self.start = [], [], 0
-
-    def update(self, keys, values, layer, *_, **__):
-        """A layer's new keys and values, from position `start` on -> those of the whole canvas."""
-        if layer == len(self.keys):  # the call that fills it
-            self.keys.append(keys)
-            self.values.append(values)
-        else:
-            part = slice(self.start, self.start + keys.shape[2])
-            self.keys[layer][:, :, part], self.values[layer][:, :, part] = keys, values
-        return self.keys[layer], self.values[layer]
-
-    def keep(self, rows):
-        """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
-        for tensors in (self.keys, self.values):
-            for i, tensor in enumerate(tensors):
-                tensors[i] = tensor[rows]
-
-    def get_seq_length(self, layer=0):
-        return self.start
-
-    def get_query_offset(self, layer=0):
-        return self.start
-
-    def get_mask_sizes(self, query_length, layer=0):
-        return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
-
-
-class LogitsModel(nn.Module):
-    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain module, LLaDA's code.
-
-    The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
-    Left padding is rolled behind the text: a model with absolute positions counts from the text.
-    """
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    @property
-    def device(self):
-        return next(self.model.parameters()).device
-
-    def get_decoder(self):
-        return self
-
-    def get_output_embeddings(self):
-        return None
-
-    def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
-        if past_key_values is not None:
-            raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
-        index, mask = torch.arange(input_ids.shape[1], device=input_ids.device), attention_mask
-        index = index.expand_as(input_ids)  # (b, S)
-        if mask is not None:
-            index = (index + (~mask.bool()).sum(1, keepdim=True)) % mask.shape[1]  # the text first
-            mask = mask.gather(1, index)
-        logits = self.model(input_ids.gather(1, index), attention_mask=mask)
-        logits = getattr(logits, "logits", logits)  # (b, S, V)
-        back = index.argsort(1).unsqueeze(-1).expand_as(logits)
-        return SimpleNamespace(last_hidden_state=logits.gather(1, back))
-
-
-class HalfProduct(torch.autograd.Function):
-    """weight (v, D) @ hidden (N, D)^T -> (v, N), of bfloat16 numbers, the result float32.
-
-    A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 moves
-    it by up to 0.03 nats, more than many an importance weight differs from 1.
-    """
-
-    @staticmethod
-    def forward(context, weight, hidden):
-        context.save_for_backward(weight, hidden)
-        if weight.is_cuda:
-            return torch.mm(weight, hidden.T, out_dtype=torch.float32)
-        return weight.float() @ hidden.T.float()
-
-    @staticmethod
-    def backward(context, gradient):  # (v, N)
-        weight, hidden = context.saved_tensors
-        gradient, wanted = gradient.to(weight.dtype), context.needs_input_grad[0]
-        return gradient @ hidden if wanted else None, gradient.T @ weight
-
-
 class DenoiserCalls:
     """A denoiser's call, and what is read off it. `adapter` False looks past a LoRA adapter."""
 
@@ -253,6 +152,107 @@ class DenoiserCalls:
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([score(*part) for part in parts])
         return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
+
+
+class LogitsModel(nn.Module):
+    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain module, LLaDA's code.
+
+    The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
+    Left padding is rolled behind the text: a model with absolute positions counts from the text.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    def get_decoder(self):
+        return self
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
+        if past_key_values is not None:
+            raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
+        index, mask = torch.arange(input_ids.shape[1], device=input_ids.device), attention_mask
+        index = index.expand_as(input_ids)  # (b, S)
+        if mask is not None:
+            index = (index + (~mask.bool()).sum(1, keepdim=True)) % mask.shape[1]  # the text first
+            mask = mask.gather(1, index)
+        logits = self.model(input_ids.gather(1, index), attention_mask=mask)
+        logits = getattr(logits, "logits", logits)  # (b, S, V)
+        back = index.argsort(1).unsqueeze(-1).expand_as(logits)
+        return SimpleNamespace(last_hidden_state=logits.gather(1, back))
+
+
+class BlockCache:
+    """Keys and values of a whole canvas; a call on a part of it overwrites that part.
+
+    Block-wise decoding fills it by one call on everything when a block opens. Until that block is
+    full, calls run only the block and all behind it (cache "prefix") or the block alone ("dual"),
+    and read the others' keys and values from here (Fast-dLLM's caches, arXiv 2505.22618). That is
+    approximate: attention looks both ways, so each unmasked token changes all keys and values, and
+    these are from before. Rollouts record the log-probs of what was really drawn from, so the
+    importance weights see the difference and correct for it. [OUR CHOICE]
+
+    Tensors are (b, heads, S, head size), one a layer. The three get_ methods and is_compileable are
+    what transformers asks of a cache.
+    """
+
+    is_compileable = False
+
+    def __init__(self):
+        self.keys, self.values, self.start = [], [], 0
+
+    def update(self, keys, values, layer, *_, **__):
+        """A layer's new keys and values, from position `start` on -> those of the whole canvas."""
+        if layer == len(self.keys):  # the call that fills it
+            self.keys.append(keys)
+            self.values.append(values)
+        else:
+            part = slice(self.start, self.start + keys.shape[2])
+            self.keys[layer][:, :, part], self.values[layer][:, :, part] = keys, values
+        return self.keys[layer], self.values[layer]
+
+    def keep(self, rows):
+        """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
+        for tensors in (self.keys, self.values):
+            for i, tensor in enumerate(tensors):
+                tensors[i] = tensor[rows]
+
+    def get_seq_length(self, layer=0):
+        return self.start
+
+    def get_query_offset(self, layer=0):
+        return self.start
+
+    def get_mask_sizes(self, query_length, layer=0):
+        return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
+
+
+class HalfProduct(torch.autograd.Function):
+    """weight (v, D) @ hidden (N, D)^T -> (v, N), of bfloat16 numbers, the result float32.
+
+    A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 moves
+    it by up to 0.03 nats, more than many an importance weight differs from 1.
+    """
+
+    @staticmethod
+    def forward(context, weight, hidden):
+        context.save_for_backward(weight, hidden)
+        if weight.is_cuda:
+            return torch.mm(weight, hidden.T, out_dtype=torch.float32)
+        return weight.float() @ hidden.T.float()
+
+    @staticmethod
+    def backward(context, gradient):  # (v, N)
+        weight, hidden = context.saved_tensors
+        gradient, wanted = gradient.to(weight.dtype), context.needs_input_grad[0]
+        return gradient @ hidden if wanted else None, gradient.T @ weight
 
 
 class Echo(nn.Embedding):

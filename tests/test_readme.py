@@ -1,4 +1,4 @@
-"""The README against the code: its commands run, its tables are complete, its tags are where it says."""
+"""The README against the code: its commands and examples run, its tables say what is there."""
 
 import json
 import re
@@ -17,102 +17,92 @@ from models import LLADA
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MODULES = sorted(path for path in ROOT.glob("*.py"))
+LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
+MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
-COMMANDS = re.findall(
-    r"python (?:train|evaluate)\.py[^;&\n]*", BLOCKS
-)  # of `for seed in ...` lines, the body
-
-
-def table_keys(heading):
-    """The first column, in backquotes, of the table under a heading."""
-    section = README.split(f"## {heading}\n")[1].split("\n## ")[0]
-    return re.findall(r"^\| `([^`]+)`", section, re.M)
+COMMANDS = re.findall(r"python (?:train|evaluate)\.py[^;&\n]*", BLOCKS)  # of loops, the body
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])` \|$", README, re.M)
 
 
 def test_every_metric_is_explained_once():
-    assert table_keys("Metrics") == list(runs.METRICS)
+    section = LOG.split("## Metrics\n")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `([^`]+)` \| \S", section, re.M)) == set(runs.METRICS)
 
 
-def test_the_metrics_are_explained_in_the_same_words():
-    for key, meaning in runs.METRICS.items():
-        assert f"| `{key}` | {meaning} |" in README
-
-
-def test_provenance_tags_stand_in_the_code_where_the_readme_says():
-    tagged = re.findall(r"^\| .*? \| (`\[[A-Z ]+\]`) \| `(\w+\.py)` \|$", README, re.M)
-    assert len(tagged) >= 8
-    for tag, module in tagged:
-        assert tag.strip("`") in (ROOT / module).read_text(encoding="utf-8"), (tag, module)
-    assert {module for _, module in tagged} >= {
-        path.name for path in MODULES if "[PAPER]" in path.read_text(encoding="utf-8")
-    }
+def test_each_idea_names_a_place_a_test_and_how_sure_it_is():
+    assert len(IDEAS) >= 12
+    source = {path.stem: path.read_text(encoding="utf-8") for path in MODULES}
+    tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
+    for module, name, test, tag in IDEAS:
+        assert re.search(rf"(def|class) {name}\b", source[module]), (module, name)
+        assert tag in source[module], (module, tag)
+        assert f"def {test}(" in tests, test
+    tagged = {module for module, text in source.items() if "[PAPER]" in text}
+    assert tagged <= {module for module, *_ in IDEAS}
 
 
 def test_no_numbered_equation_or_table_of_the_paper_is_quoted():
-    for path in [*MODULES, ROOT / "README.md"]:
-        assert not re.search(
-            r"\b(eq|equation|theorem|table|algorithm)s?\.? ?\(?\d",
-            path.read_text(encoding="utf-8"),
-            re.I,
-        ), path
+    numbered = r"\b(eq|equation|theorem|table|algorithm)s?\.? ?\(?\d"
+    for path in [*MODULES, ROOT / "README.md", ROOT / "EXPERIMENTS.md"]:
+        assert not re.search(numbered, path.read_text(encoding="utf-8"), re.I), path
+
+
+def test_the_readme_is_short_and_narrow():
+    lines = re.sub(r"```.*?```", "", README, flags=re.S).splitlines()  # commands may be long
+    assert len(README.splitlines()) <= 300
+    assert all(len(line) <= 100 or line.startswith("|") for line in lines)
+
+
+def test_the_readme_starts_with_the_two_commands_that_do_everything():
+    assert "pip install -r requirements.txt && python train.py --task countdown\n" in BLOCKS
+    assert "pip install -r requirements.txt && python -m pytest\n" in BLOCKS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the README's commands run: shared, since later ones read the runs of earlier ones."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "my_task.py").write_text(EXAMPLES[0], encoding="utf-8")
+    write_checkpoint(folder / "LLaDA", "llada")
+    problems = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(60)]
+    lines = "".join(json.dumps(problem) + "\n" for problem in problems)
+    (folder / "problems.jsonl").write_text(lines, encoding="utf-8")
+    return folder
 
 
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
-def test_a_command_of_the_readme_runs_when_shortened(number, tmp_path_factory, monkeypatch):
-    folder = (
-        tmp_path_factory.getbasetemp() / "readme"
-    )  # shared, since later commands read the runs of earlier ones
-    _, script, *words = shlex.split(
-        COMMANDS[number]
-        .replace("$seed", "0")
-        .replace("$run", "countdown")
-        .replace("$cache", "dual")
-    )
-    words = [str(folder / word) if word.startswith("runs/") else word for word in words]
-    llada = LLADA in words
-    if llada:  # a small random one in its place, and problems from a file
-        words = [str(folder / "LLaDA") if word == LLADA else word for word in words]
-        if not (folder / "LLaDA").exists():
-            write_checkpoint(folder / "LLaDA", "llada")
-        problems = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(60)]
-        (folder / "problems.jsonl").write_text(
-            "".join(json.dumps(problem) + "\n" for problem in problems)
-        )
-        if "countdown" not in words:
-            words += ["--data", str(folder / "problems.jsonl")]
+def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch):
+    _, script, *words = shlex.split(COMMANDS[number].replace("$seed", "0"))
+    ours = ("runs/", "my_task")
+    words = [str(folder / word) if word.startswith(ours) else word for word in words]
+    llada = LLADA in words  # a small random one in its place, and problems from a file
+    of_llada = llada or str(folder / "runs/llada") in words
+    words = [str(folder / "LLaDA") if word == LLADA else word for word in words]
+    if of_llada and "--resume" not in words:
         words += ["--length", "16", "--block_length", "8"]
+        if llada and "countdown" not in words:
+            words += ["--data", str(folder / "problems.jsonl")]
     if script == "evaluate.py":
         words += ["--problems", "4"]
-        words += (
-            ["--length", "16", "--block_length", "8"]
-            if str(folder / "runs" / "llada") in words
-            else []
-        )
     elif "--resume" not in words:
-        words += [
-            "--steps",
-            "2",
-            "--prompts_per_step",
-            "2",
-            "--group_size",
-            "2",
-            "--eval_problems",
-            "4",
-        ]
+        words += "--steps 2 --prompts_per_step 2 --group_size 2 --eval_problems 4".split()
+        words += "--inner_updates 2".split()
         tiny = ["--model", "tiny", "--warm_steps", "2", "--cache_dir", str(folder / "cache")]
-        words += ["--lora_rank", "2", "--inner_updates", "2"] if llada else tiny
+        words += ["--lora_rank", "2"] if llada else tiny
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
     if number == 0:  # the one that everybody types, in a process of its own
-        result = subprocess.run(
-            [sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+        command = [sys.executable, script, *words]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stderr
     else:
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
         assert not {"train.py": train.main, "evaluate.py": evaluate.main}[script](words)
 
 
-def test_the_readme_starts_with_the_two_commands_that_do_everything():
-    assert "pip install -r requirements.txt && python train.py --task countdown\n" in BLOCKS
-    assert "pip install -r requirements.txt && python -m pytest\n" in BLOCKS
+def test_your_own_model_learns_in_15_lines(tmp_path):
+    check = "\nassert all(p.grad.abs().max() > 0 for p in policy.denoiser.model.out.parameters())\n"
+    (tmp_path / "mine.py").write_text(EXAMPLES[1] + check + "print(loss.item())", encoding="utf-8")
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mine"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and abs(float(result.stdout)) < 1, result.stderr
