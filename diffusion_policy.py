@@ -97,7 +97,8 @@ class DiffusionPolicy(DenoiserCalls):
 
     def without_adapter(self):
         """The base model under a LoRA adapter: a reference model that shares its weights."""
-        return DiffusionPolicy(self.denoiser, self.tokenizer, adapter=False)
+        how = {"adapter": False, "prefill": self.prefill}
+        return DiffusionPolicy(self.denoiser, self.tokenizer, **how)
 
     def encode(self, prompts, room=0):
         """Texts -> prompt_ids (B, P), prompt_mask (B, P), left-padded: completions start at P.
