@@ -106,7 +106,7 @@ def warm_start(denoiser, tokenizer, demonstrations, recipe, progress=iter, lengt
 
 
 def _optimizers(denoiser, recipe):
-    """Muon for the layers' matrices (it saves a quarter of the steps), AdamW, and their schedules."""
+    """Muon for the layers' matrices (a quarter fewer steps), AdamW for the rest, schedules."""
     parts = {True: [], False: []}
     for name, p in denoiser.named_parameters():
         parts["layers" in name and p.ndim == 2].append(p)

@@ -76,7 +76,7 @@ def calls_of_a_warm_start(demonstrations, length=None):
     denoiser = tiny_denoiser(tokenizer, hidden_size=32, layers=1)
     note = lambda _, args, options, output: calls.append((options, output.logits))  # noqa: E731
     hook = denoiser.register_forward_hook(note, with_kwargs=True)
-    warm_start(denoiser, tokenizer, demonstrations, WarmStart(2, 8, 0.0), iter, length)
+    warm_start(denoiser, tokenizer, demonstrations, WarmStart(4, 16, 0.0), iter, length)
     hook.remove()
     return denoiser, calls
 
@@ -99,7 +99,7 @@ def test_end_tokens_fill_the_canvas_and_prompts_of_one_length_need_no_mask(lengt
     loss = lambda logits, tokens, **_: targets.extend(tokens.tolist()) or logits.sum()  # noqa: E731
     monkeypatch.setattr("tiny.cross_entropy", loss)
     _, calls = calls_of_a_warm_start([("3 4", "8 9"), ("5 6", "8")], length)
-    assert all(options["input_ids"].shape == (8, 2 + L) for options, _ in calls)
+    assert all(options["input_ids"].shape == (16, 2 + L) for options, _ in calls)
     assert not any("attention_mask" in options for options, _ in calls)
     assert set(targets) == {20, 21, 2}  # no [PAD], which is 0
 
