@@ -107,7 +107,7 @@ def true_or_false(text):
 def parse(arguments, Settings, recipes, free):
     """(settings, run_dir, resume, export) from flags, one for each field of Settings.
 
-    On --resume the run's own settings hold, but for the few in `free`. Raises ValueError.
+    --resume keeps the run's own settings, but for the few in `free`. Raises ValueError.
     """
     about = "DiFFPO: RL of a masked-diffusion model and its sampler."
     parser = OneLineParser(description=about, argument_default=argparse.SUPPRESS)
@@ -158,15 +158,13 @@ def prepare(settings, run_dir, resume, export):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = checkpoint_of(run_dir) != run_dir
     policy = base_policy(settings, task, device, run_dir if saved else None)
-    if settings.lora_rank and not saved:
-        how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
-        policy.denoiser = models.add_lora(policy.denoiser, *how)
     if settings.lora_rank:
+        how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
+        policy.denoiser = policy.denoiser if saved else models.add_lora(policy.denoiser, *how)
         print(models.describe_lora(policy.denoiser), flush=True)
-    if policy.threshold_head is None:
-        size = policy.denoiser.config.hidden_size
-        policy.threshold_head = ThresholdHead(size, settings.gamma_0).to(device)
-    policy.threshold_head.sigma = settings.head_sigma
+    size = policy.denoiser.config.hidden_size
+    head = policy.threshold_head or ThresholdHead(size, settings.gamma_0).to(device)
+    policy.threshold_head, head.sigma = head, settings.head_sigma
     policy.encode([task.prompt(problem) for problem in problems], settings.length)  # do they fit?
     if not resume:
         create_run(run_dir)
@@ -218,10 +216,10 @@ def batch_metrics(rollout, began, rolled_out):
 
 def samples(problems, texts, rollout, reward):
     """Up to four completions, as samples.jsonl keeps them."""
-    columns = (problems, texts, *(x.tolist() for x in (reward, rollout.nfe, rollout.threshold)))
+    numbers = (x.tolist() for x in (reward, rollout.nfe, rollout.threshold))
+    rows = list(zip(problems, texts, *numbers, strict=True))
     names = ("problem", "text", "reward", "nfe", "threshold")
-    rows = list(zip(*columns, strict=True))[:4]
-    return [dict(zip(names, row, strict=True)) for row in rows]
+    return [dict(zip(names, row, strict=True)) for row in rows[:4]]
 
 
 def log_step(run_dir, bar, step, metrics, samples):
@@ -291,9 +289,9 @@ def save_checkpoint(run_dir, policy, optimizers, step):
 
 def load_state(run_dir, optimizers):
     """Optimizers and logs back to where the last checkpoint was written, if any was. -> its step"""
-    file, step = run_dir / "checkpoint" / "state.pt", 0
-    if file.exists():
-        state = torch.load(file, map_location="cpu", weights_only=True)
+    folder, step = run_dir / "checkpoint", 0
+    if folder.exists():
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         step = state["step"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -322,9 +320,8 @@ def is_compact(name_or_path):
     """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
     folder = checkpoint_of(name_or_path)
     file = Path(base_of(folder) or folder) / "config.json"
-    return name_or_path == "tiny" or (
-        file.is_file() and bool(read_json(file).get("compact_prompts"))
-    )
+    known = file.is_file() and read_json(file).get("compact_prompts")
+    return name_or_path == "tiny" or bool(known)
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False):
@@ -337,8 +334,8 @@ def load_policy(path, device="cpu", dtype=None, trainable=False):
     denoiser, tokenizer = models.load_denoiser(base or folder, device=device, dtype=dtype)
     if base:
         denoiser = models.load_lora(denoiser, folder, trainable)
-    head, file = None, folder / "threshold_head.safetensors"
+    policy, file = DiffusionPolicy(denoiser, tokenizer), folder / "threshold_head.safetensors"
     if file.exists():
-        head = ThresholdHead(denoiser.config.hidden_size).to(device)
-        head.load_state_dict(load_file(file))
-    return DiffusionPolicy(denoiser, tokenizer, head)
+        policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
+        policy.threshold_head.load_state_dict(load_file(file))
+    return policy

@@ -279,6 +279,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
     settle(path)
     assert (path / "file").read_text() == "second"
+    (tmp_path / "checkpoint.old").mkdir()  # a kill after them, before the old one was gone
+    (tmp_path / "checkpoint.old" / "file").write_text("first")
+    with replacing(path) as aside:
+        aside.mkdir()
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_the_base_model_is_made_once(run, cache, monkeypatch):
