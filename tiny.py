@@ -59,8 +59,9 @@ def _encode(tokenizer, demonstrations, length):
     try:
         prompt = tokenizer(prompts, padding=True, return_tensors="pt")
         rows = tokenizer(texts).input_ids
-    except Exception as error:  # tokenizers raises bare ones
-        raise ValueError(f"tiny has no tokens for a demonstration: {error}") from None
+    except Exception:  # tokenizers raises bare ones
+        what = "tiny has no tokens for a demonstration: it reads numbers, +-*/()= and <answer> tags"
+        raise ValueError(what) from None
     longest = max(map(len, rows))
     L = length or longest + 1
     if longest > L:
@@ -88,15 +89,15 @@ def warm_start(denoiser, tokenizer, demonstrations, recipe, progress=iter, lengt
         t = (torch.arange(B) + torch.rand(B, generator=generator)) / B  # one in each B-th of (0, 1)
         t = t.clamp(min=1e-3).unsqueeze(1).expand(-1, L)  # (B, L)
         masked = torch.rand((B, L), generator=generator) < t
-        tokens = completion_ids[index]
+        t, masked, tokens = (x.to(device) for x in (t, masked, completion_ids[index]))
         noisy = tokens.masked_fill(masked, tokenizer.mask_token_id)
-        ids = torch.cat([prompt_ids[index], noisy], dim=1).to(device)  # (B, P + L)
+        ids = torch.cat([prompt_ids[index].to(device), noisy], dim=1)  # (B, P + L)
         if not prompt_mask.all():
             mask = pad(prompt_mask[index], (0, L), value=1).to(device)  # (B, P + L)
             padding = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        logits = denoiser(input_ids=ids, use_cache=False, **padding).logits[:, -L:][masked]
-        nats = cross_entropy(logits, tokens[masked].to(device), reduction="none")
-        loss = (nats / t[masked].to(device)).sum() / (B * L)
+        logits = denoiser(input_ids=ids, use_cache=False, **padding).logits[:, -L:]
+        nats = cross_entropy(logits[masked], tokens[masked], reduction="none")
+        loss = (nats / t[masked]).sum() / (B * L)
         denoiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
