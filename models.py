@@ -1,9 +1,8 @@
 """LLaDA-class checkpoints: reading, adapters, export.
 
 A LLaDA *is* a Llama without the causal mask. So transformers' own classes run it with
-`is_causal=False`, and no code from a hub is ever imported. FAMILIES lists what can be read.
-Whatever in a checkpoint is not understood is refused by name: a model that loads is the model that
-was trained. "tiny" is the embedded model (tiny.py), random until its warm start.
+`is_causal=False`, and no code from a hub is ever imported. Whatever in a checkpoint is not
+understood is refused by name: a model that loads is the model that was trained.
 """
 
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3MoeForCausalLM
 
@@ -95,7 +95,7 @@ def one_line(what):
 
 
 def read_config(folder):
-    """(our configuration, model class, key mapping) of a folder. Raises ValueError."""
+    """(our configuration, its kind, a key of FAMILIES) of a folder. Raises ValueError."""
     file = folder / "config.json"
     with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -105,7 +105,7 @@ def read_config(folder):
         raise ValueError(f"{file}: model_type {kind} is not known, only {', '.join(FAMILIES)}")
     model, *more = FAMILIES[kind]
     if not more:
-        return model.config_class.from_pretrained(folder), model, None
+        return model.config_class.from_pretrained(folder), kind
     fields, (needed, extra) = FIELDS[kind], more
     if kind == "llada":
         if found.get("mlp_hidden_size") is None and found.get("d_model"):
@@ -113,44 +113,44 @@ def read_config(folder):
         found["embedding_size"] = found.get("embedding_size") or found.get("vocab_size")
     if found.get("moe_layer_freq") == [1] * (found.get("num_hidden_layers") or 0):
         found["moe_layer_freq"] = 1
-    for key, value in found.items():
-        if key not in fields and key not in IGNORED and value not in KNOWN.get(key, []):
-            raise ValueError(f"{file}: {key} = {value!r} is not known for {kind}")
+    for key in sorted(found.keys() - {*fields, *IGNORED}):
+        if found[key] not in KNOWN.get(key, []):
+            raise ValueError(f"{file}: {key} = {found[key]!r} is not known for {kind}")
     for key in (*fields, *needed):
         if found.get(key) is None and key not in OPTIONAL:
             raise ValueError(f"{file}: {key} is missing, and {kind} needs it")
     given = {ours: found[key] for key, ours in fields.items() if found.get(key) is not None}
     given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
-    return model.config_class(**extra | given, is_causal=False), model, WEIGHTS.get(kind)
+    return model.config_class(**extra | given, is_causal=False), kind
 
 
 def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
     """(denoiser, tokenizer) of "tiny", of a checkpoint folder, or of a model on the hub.
 
-    `seed` is of tiny's weights. dtype None is float32 on a CPU and for tiny, else bfloat16.
+    `seed` is of tiny's random weights. dtype None is float32 on a CPU and for tiny, else bfloat16.
     `denoiser.source` is the hub name, or the folder's absolute path. Raises ValueError, in one
     line, for whatever is broken, missing, left over or not understood.
     """
     if name_or_path == "tiny":
         tokenizer = tiny_tokenizer()
-        denoiser = tiny_denoiser(tokenizer, seed).to(device)
-    else:
-        is_folder = Path(name_or_path).is_dir()
-        folder = Path(name_or_path) if is_folder else _download(str(name_or_path))
-        config, model, key_mapping = read_config(folder)
-        tokenizer = _load_tokenizer(folder, config)
-        small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)
-        dtype = dtype or (torch.float32 if small else torch.bfloat16)
-        options = {"key_mapping": key_mapping, "dtype": dtype, "device_map": {"": device}}
-        options |= {"use_safetensors": True, "output_loading_info": True}
-        with one_line(f"{folder} cannot be loaded"):
-            denoiser, info = model.from_pretrained(folder, config=config, **options)
-        odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]  # only warned of
-        if odd:
-            raise ValueError(f"{folder} does not fit its configuration: {odd[0]}")
-        denoiser.source_folder = folder.resolve()
-        denoiser.source = str(denoiser.source_folder if is_folder else name_or_path)
-    if getattr(denoiser.config, "shift_logits", False):
+        return tiny_denoiser(tokenizer, seed).to(device), tokenizer
+    is_folder = Path(name_or_path).is_dir()
+    folder = Path(name_or_path) if is_folder else _download(str(name_or_path))
+    config, kind = read_config(folder)
+    tokenizer = _load_tokenizer(folder, config)
+    small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)
+    options = {"dtype": dtype or (torch.float32 if small else torch.bfloat16), "config": config}
+    options |= {"key_mapping": WEIGHTS.get(kind), "device_map": {"": device}}
+    with one_line(f"{folder} cannot be loaded"):
+        denoiser, info = FAMILIES[kind][0].from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **options
+        )
+    odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]  # only warned of
+    if odd:
+        raise ValueError(f"{folder} does not fit its configuration: {odd[0]}")
+    denoiser.source = str(folder.resolve() if is_folder else name_or_path)
+    denoiser.hub_folder = folder.resolve() if kind in FIELDS else None  # whose layout exports have
+    if getattr(config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift)
     check_attention(denoiser.eval())
     return denoiser, tokenizer
@@ -215,13 +215,11 @@ def check_attention(denoiser):
 
 
 def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
-    """A LoRA adapter (peft) on all of the layers' matrices, as a PeftModel; the rest is frozen.
+    """A LoRA adapter on all of the layers' matrices, as a PeftModel; the rest is frozen.
 
     It is float32 even on a bfloat16 base, or its small steps would be rounded away. Raises
-    ValueError where a matrix is not found: other names once left three of seven kinds without one.
+    ValueError where a matrix is not found.
     """
-    from peft import LoraConfig, get_peft_model
-
     kinds = _lora_kinds(denoiser)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=kinds)
     with one_line("LoRA target not found"), torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -233,8 +231,6 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
 
 def load_lora(denoiser, folder, trainable=False):
     """The adapter in a folder, on its base model. Raises ValueError."""
-    from peft import PeftModel
-
     with one_line(f"the adapter in {folder} cannot be loaded"):
         return _checked(PeftModel.from_pretrained(denoiser, folder, is_trainable=trainable))
 
@@ -272,13 +268,12 @@ def export(denoiser, tokenizer, folder):
     An adapter is merged first, in place: there is no room for two of 8 billion. The source's small
     files go beside the weights. Raises ValueError where transformers (5.2, say) renames those.
     """
-    folder, source = Path(folder), getattr(denoiser, "source_folder", None)
+    folder, source = Path(folder), getattr(denoiser, "hub_folder", None)
     if hasattr(denoiser, "disable_adapter"):
         denoiser = denoiser.merge_and_unload()
     denoiser.save_pretrained(folder, max_shard_size="5GB")
     tokenizer.save_pretrained(folder)
-    kind = source and json.loads((source / "config.json").read_text("utf-8"))["model_type"].lower()
-    if kind not in FIELDS:
+    if source is None:
         return
     files = [where.glob("model*.safetensors") for where in (folder, source)]
     ours, theirs = (set().union(*(safe_open(f, "pt").keys() for f in part)) for part in files)

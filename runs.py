@@ -12,31 +12,25 @@ Files and folders are written aside and renamed. Nothing is loaded by unrestrict
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 
-import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 import models
 import tasks
+import tiny
 from diffusion_policy import DiffusionPolicy
 from sampler import ThresholdHead
-
-try:
-    import resource  # not on Windows
-except ImportError:
-    resource = None
 
 METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
     "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
@@ -54,15 +48,16 @@ METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and
 def replacing(path):
     """Gives a path beside `path` to write to; when that went well, it takes the old one's place.
 
-    A folder cannot be renamed onto another. So for a moment there is only `path`.old, and `settle`
-    finishes what a kill cut short.
+    A folder cannot be renamed onto another: for a moment there is only `path`.old (see `settle`).
     """
+    settle(path)
     aside, old = Path(f"{path}.tmp"), Path(f"{path}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    for left_over in (aside, old):
+        shutil.rmtree(left_over, ignore_errors=True)
     yield aside
     if path.is_dir():
         path.rename(old)
-    os.replace(aside, path)
+    aside.replace(path)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -80,25 +75,16 @@ def write_json(path, value):
 
 def read_json(path):
     """Raises ValueError where the file is missing or broken."""
-    try:
+    with models.one_line(f"cannot read {path}"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from None
-
-
-def append_lines(path, rows):
-    with open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_lines(path):
-    """The rows of a JSON-lines file, up to the first that a kill left half-written."""
+    """The rows of a JSON-lines file, if it is there, up to one that a kill left half-written."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
+    with suppress(FileNotFoundError, json.JSONDecodeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
             rows.append(json.loads(line))
-        except ValueError:
-            break
     return rows
 
 
@@ -119,53 +105,49 @@ def true_or_false(text):
 
 
 def parse(arguments, Settings, recipes, free):
-    """(settings, run_dir, resume, export) from flags, one for each field of Settings."""
-    parser = OneLineParser(description="DiFFPO: RL of a masked-diffusion model and its sampler.")
+    """(settings, run_dir, resume, export) from flags, one for each field of Settings.
+
+    --resume keeps the run's own settings, but for the few in `free`. Raises ValueError.
+    """
+    about = "DiFFPO: RL of a masked-diffusion model and its sampler."
+    parser = OneLineParser(description=about, argument_default=argparse.SUPPRESS)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
     for f in fields(Settings):
         said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in recipes.items() if f.name in v]
-        said = f"{', '.join(f.metadata['choices'])} [{', '.join(said)}]".strip()
-        how = {"default": argparse.SUPPRESS, "metavar": f.type.__name__.upper()}
+        said = f"{f.metadata['help']} {', '.join(f.metadata['choices'])} [{', '.join(said)}]"
         kind = true_or_false if f.type is bool else f.type
-        parser.add_argument(f"--{f.name}", type=kind, help=f"{f.metadata['help']} {said}", **how)
+        parser.add_argument(f"--{f.name}", type=kind, metavar=f.type.__name__.upper(), help=said)
     given = vars(parser.parse_args(arguments))
-    resume, export = given.pop("resume"), given.pop("export")
+    resume, export = given.pop("resume", False), given.pop("export", None)
+    if resume and "run_dir" not in given:
+        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
     if resume:
-        return resumed(given, Settings, free), Path(given["run_dir"]), True, export
+        saved = read_json(file := Path(given["run_dir"]) / "config.json")
+        if set(saved) != {f.name for f in fields(Settings)}:
+            raise ValueError(f"{file} is not of this train.py: start a new run")
+        for name in sorted(given.keys() - free):
+            if saved[name] != given[name]:
+                raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
+        return Settings(**saved | given), file.parent, resume, export
     why = "as asked"
     if not given.get("model"):
         given["model"], why = models.default_model()
     print(f"model: {given['model']} ({why})", flush=True)
     recipe = given.get("task") if is_compact(given["model"]) else "LLaDA"
     settings = Settings(**recipes.get(recipe, {}) | given)
-    name = f"{settings.task.rpartition(':')[2]}-{settings.train}"
-    folder = settings.run_dir or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    return settings, Path(folder), False, export
-
-
-def resumed(given, Settings, free):
-    """The settings of a run that goes on: its own, but for the few in `free`. Raises ValueError."""
-    if "run_dir" not in given:
-        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
-    run_dir = Path(given["run_dir"])
-    saved = read_json(run_dir / "config.json")
-    if set(saved) != {f.name for f in fields(Settings)}:
-        raise ValueError(f"{run_dir}/config.json is not of this train.py: start a new run")
-    for name, value in given.items():
-        if name not in free and saved[name] != value:
-            was = f"{run_dir} was started with {name} = {saved[name]}"
-            raise ValueError(f"{was}: start a new run to change it")
-    return Settings(**saved | given)
+    name = f"{settings.task.rpartition(':')[2]}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"
+    return settings, Path(settings.run_dir or f"runs/{name}"), resume, export
 
 
 def prepare(settings, run_dir, resume, export):
-    """(policy, task, held-out problems, saved): what to go on with, and whether it was saved.
+    """(policy, task, held-out problems): what to go on with.
 
     Raises ValueError or OSError for all that would otherwise fail hours later.
     """
-    for folder in [*([] if resume else [run_dir]), *([export] if export else [])]:
-        refuse_used(Path(folder))
+    for folder in filter(None, [None if resume else run_dir, export]):
+        if Path(folder).exists() and any(Path(folder).iterdir()):
+            raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
     task, compact = tasks.find_task(settings.task), is_compact(settings.model)
     task = tasks.for_tiny(task) if compact else task
     task = tasks.FromFile(task, settings.data) if settings.data else task
@@ -174,23 +156,20 @@ def prepare(settings, run_dir, resume, export):
     if not settings.length:
         raise ValueError("length = 0: this model's completions need one, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settle(run_dir / "checkpoint")
-    saved = (run_dir / "checkpoint").exists()
+    saved = checkpoint_of(run_dir) != run_dir
     policy = base_policy(settings, task, device, run_dir if saved else None)
-    if settings.lora_rank and not saved:
-        how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
-        policy.denoiser = models.add_lora(policy.denoiser, *how)
     if settings.lora_rank:
+        how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
+        policy.denoiser = policy.denoiser if saved else models.add_lora(policy.denoiser, *how)
         print(models.describe_lora(policy.denoiser), flush=True)
-    if policy.threshold_head is None:
-        size = policy.denoiser.config.hidden_size
-        policy.threshold_head = ThresholdHead(size, settings.gamma_0).to(device)
-    policy.threshold_head.sigma = settings.head_sigma
+    size = policy.denoiser.config.hidden_size
+    head = policy.threshold_head or ThresholdHead(size, settings.gamma_0).to(device)
+    policy.threshold_head, head.sigma = head, settings.head_sigma
     policy.encode([task.prompt(problem) for problem in problems], settings.length)  # do they fit?
     if not resume:
         create_run(run_dir)
     write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
-    return policy, task, problems, saved
+    return policy, task, problems
 
 
 def base_policy(settings, task, device, run_dir=None):
@@ -198,24 +177,15 @@ def base_policy(settings, task, device, run_dir=None):
 
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
-    path, compact = run_dir or settings.model, is_compact(settings.model)
+    path = run_dir or settings.model
     if path == "tiny":
         recipe = (settings.warm_steps, settings.warm_batch, settings.warm_learning_rate)
         recipe = tiny.WarmStart(*recipe, settings.warm_seed)
         path = tiny.base(task, settings.careless, recipe, settings.cache_dir, device)
-    dtype = None if settings.lora_rank or compact else torch.float32
-    dtype = getattr(torch, settings.dtype, dtype)
+    dtype = getattr(torch, settings.dtype, None if settings.lora_rank else torch.float32)
     policy = load_policy(path, device, dtype, trainable=run_dir is not None)
     policy.prefill = settings.prefill
     return policy
-
-
-def refuse_used(run_dir):
-    """Raises ValueError if the folder holds anything already."""
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ValueError(
-            f"{run_dir} already holds another run: choose a new --run_dir, or go on by --resume"
-        )
 
 
 def create_run(run_dir):
@@ -223,10 +193,9 @@ def create_run(run_dir):
     run_dir.mkdir(parents=True, exist_ok=True)
     device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"transformers": transformers.__version__, "device": device}
-    lines = "".join(f"{name} {version}\n" for name, version in versions.items())
-    (run_dir / "environment.txt").write_text(lines, encoding="utf-8")
+    versions = f"python {platform.python_version()}\ntorch {torch.__version__}\n"
+    versions += f"transformers {transformers.__version__}\ndevice {device}\n"
+    (run_dir / "environment.txt").write_text(versions, encoding="utf-8")
 
 
 # ---- the log -------------------------------------------------------------------------------------
@@ -234,11 +203,10 @@ def create_run(run_dir):
 
 def batch_metrics(rollout, began, rolled_out):
     """What the log says of a batch, whoever learns from it."""
-    gamma = None if rollout.threshold.isnan().any() else rollout.threshold
     return {
         "nfe_mean": rollout.nfe.float().mean().item(),
-        "threshold_mean": None if gamma is None else gamma.mean().item(),
-        "threshold_std": None if gamma is None else gamma.std(unbiased=False).item(),
+        "threshold_mean": rollout.threshold.mean().item(),
+        "threshold_std": rollout.threshold.std(unbiased=False).item(),
         "seconds_rollout": rolled_out - began,
         "seconds_update": time.perf_counter() - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
@@ -248,32 +216,34 @@ def batch_metrics(rollout, began, rolled_out):
 
 def samples(problems, texts, rollout, reward):
     """Up to four completions, as samples.jsonl keeps them."""
-    columns = (problems, texts, reward.tolist(), rollout.nfe.tolist(), rollout.threshold.tolist())
+    numbers = (x.tolist() for x in (reward, rollout.nfe, rollout.threshold))
+    rows = list(zip(problems, texts, *numbers, strict=True))
     names = ("problem", "text", "reward", "nfe", "threshold")
-    return [dict(zip(names, row, strict=True)) for row in list(zip(*columns, strict=True))[:4]]
+    return [dict(zip(names, row, strict=True)) for row in rows[:4]]
 
 
 def log_step(run_dir, bar, step, metrics, samples):
     """A line into metrics.jsonl, completions into samples.jsonl, a few figures onto the bar."""
-    row = dict.fromkeys(METRICS) | metrics | {"step": step}
-    append_lines(run_dir / "metrics.jsonl", [row])
-    append_lines(run_dir / "samples.jsonl", [{"step": step} | sample for sample in samples])
+    files = {"metrics": [dict.fromkeys(METRICS) | metrics], "samples": samples}
+    for name, rows in files.items():
+        with open(run_dir / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
     names = ("reward", "solved", "nfe", "threshold")
-    shown = {name: row[f"{name}_mean"] for name in names if row[f"{name}_mean"] is not None}
-    bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in shown.items()))
+    bar.set_postfix_str(", ".join(f"{name} {metrics[f'{name}_mean']:.3f}" for name in names))
 
 
 class FinishTheStep:
     """The first Ctrl-C sets `asked`: the loop ends its step and saves. The second stops at once."""
 
+    asked = False
+
     def __enter__(self):
-        self.asked = False
         self.before = signal.signal(signal.SIGINT, self.note)
         return self
 
     def note(self, *_):
         self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        self.__exit__()
         print("\nending this step, then saving; Ctrl-C once more stops at once", flush=True)
 
     def __exit__(self, *_):
@@ -284,8 +254,10 @@ def peak_memory_gib():
     """The most memory used so far, of the GPU, or of the process; None where nobody tells."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    if resource is None:
+    if sys.platform == "win32":
         return None
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -316,16 +288,18 @@ def save_checkpoint(run_dir, policy, optimizers, step):
 
 
 def load_state(run_dir, optimizers):
-    """Put the optimizers back where the checkpoint was written; cut the logs there. -> its step"""
-    file = run_dir / "checkpoint" / "state.pt"
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
+    """Optimizers and logs back to where the last checkpoint was written, if any was. -> its step"""
+    folder, step = run_dir / "checkpoint", 0
+    if folder.exists():
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        step = state["step"]
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        kept = [row for row in read_lines(run_dir / name) if row["step"] <= state["step"]]
+        kept = [row for row in read_lines(run_dir / name) if row["step"] <= step]
         with replacing(run_dir / name) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-    return state["step"]
+    return step
 
 
 def checkpoint_of(path):
@@ -345,24 +319,23 @@ def base_of(folder):
 def is_compact(name_or_path):
     """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
     folder = checkpoint_of(name_or_path)
-    config = Path(base_of(folder) or folder) / "config.json"
-    known = config.is_file() and read_json(config).get("compact_prompts")
+    file = Path(base_of(folder) or folder) / "config.json"
+    known = file.is_file() and read_json(file).get("compact_prompts")
     return name_or_path == "tiny" or bool(known)
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False):
-    """The policy of a run folder, a checkpoint folder or a hub name (the last two mostly without a
-    threshold head). An adapter is put onto its base, to be trained on if `trainable`. Raises
-    ValueError.
+    """The policy of a run folder, a checkpoint folder or a hub name. Raises ValueError.
+
+    An adapter is put onto its base, to be trained on if `trainable`.
     """
     folder = checkpoint_of(path)
     base = base_of(folder)
-    name = base or (str(folder) if folder.is_dir() else str(path))
-    denoiser, tokenizer = models.load_denoiser(name, device=device, dtype=dtype)
+    denoiser, tokenizer = models.load_denoiser(base or folder, device=device, dtype=dtype)
     if base:
         denoiser = models.load_lora(denoiser, folder, trainable)
-    head, file = None, folder / "threshold_head.safetensors"
+    policy, file = DiffusionPolicy(denoiser, tokenizer), folder / "threshold_head.safetensors"
     if file.exists():
-        head = ThresholdHead(denoiser.config.hidden_size).to(device)
-        head.load_state_dict(load_file(file))
-    return DiffusionPolicy(denoiser, tokenizer, head)
+        policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
+        policy.threshold_head.load_state_dict(load_file(file))
+    return policy

@@ -271,7 +271,7 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     return metrics
 
 
-def run_steps(settings, task, run_dir, policy, saved, interrupt):
+def run_steps(settings, task, run_dir, policy, interrupt):
     """From the first step to the last, logged and saved. Changes `policy` in place."""
     reference, rate = None, settings.learning_rate
     if settings.kl_beta:  # the adapter switched off is the base model
@@ -284,7 +284,7 @@ def run_steps(settings, task, run_dir, policy, saved, interrupt):
     optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
-    start = runs.load_state(run_dir, optimizers) if saved else 0
+    start = runs.load_state(run_dir, optimizers)
     bar = tqdm(range(start, settings.steps), settings.train, settings.steps, initial=start)
     for step in bar:
         for group in optimizers[0].param_groups:
@@ -302,7 +302,7 @@ def run_steps(settings, task, run_dir, policy, saved, interrupt):
 
 def whole_run(settings, run_dir, resume, export):
     """Before, the steps, after, and the picture."""
-    policy, task, problems, saved = runs.prepare(settings, run_dir, resume, export)
+    policy, task, problems = runs.prepare(settings, run_dir, resume, export)
 
     def measure(name, gamma):
         decoder = settings.decoder(level=gamma, temperature=0.0, sample_threshold=False)
@@ -313,7 +313,7 @@ def whole_run(settings, run_dir, resume, export):
     if not file.exists():
         runs.write_json(file, [measure("before", settings.gamma_0)])
     with runs.FinishTheStep() as interrupt:
-        run_steps(settings, task, run_dir, policy, saved, interrupt)
+        run_steps(settings, task, run_dir, policy, interrupt)
     rows = runs.read_json(file)
     if not (export and resume and len(rows) > 1):  # else it was finished, and is only exported
         learned = [] if settings.train == "policy" else [None]

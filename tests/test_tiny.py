@@ -70,11 +70,47 @@ def test_the_warm_start_learns_and_repeats_itself():
     assert torch.equal(*weights) and not denoiser.training
 
 
-@pytest.mark.parametrize("pair", [("3 4 5", "8 9"), ("3 4", "8")])
-def test_demonstrations_of_another_length_are_refused(pair):
-    tokenizer = tiny_tokenizer()
-    with pytest.raises(ValueError, match="same length") as error:
-        warm_start(tiny_denoiser(tokenizer), tokenizer, [("3 4", "8 9"), pair], WarmStart(1, 2))
+def calls_of_a_warm_start(demonstrations, length=None):
+    """(options, logits) of each call of a denoiser that stands still: its learning rate is 0."""
+    tokenizer, calls = tiny_tokenizer(), []
+    denoiser = tiny_denoiser(tokenizer, hidden_size=32, layers=1)
+    note = lambda _, args, options, output: calls.append((options, output.logits))  # noqa: E731
+    hook = denoiser.register_forward_hook(note, with_kwargs=True)
+    warm_start(denoiser, tokenizer, demonstrations, WarmStart(4, 16, 0.0), iter, length)
+    hook.remove()
+    return denoiser, calls
+
+
+def test_prompts_of_unequal_length_are_learned_from_as_if_each_stood_alone():
+    denoiser, calls = calls_of_a_warm_start([("3 4 5 6", "8 9"), ("7", "10"), ("3 4", "")])
+    lengths = set()
+    for options, logits in calls:
+        mask = options["attention_mask"].bool()
+        for row, ids in enumerate(options["input_ids"]):
+            alone = denoiser(input_ids=ids[mask[row]].unsqueeze(0)).logits[0]
+            torch.testing.assert_close(logits[row, mask[row]], alone, rtol=1e-4, atol=1e-5)
+            lengths.add(len(alone))
+    assert lengths == {1 + 3, 2 + 3, 4 + 3}
+
+
+@pytest.mark.parametrize(("length", "L"), [(None, 3), (2, 2), (6, 6)])
+def test_end_tokens_fill_the_canvas_and_prompts_of_one_length_need_no_mask(length, L, monkeypatch):
+    targets = []
+    loss = lambda logits, tokens, **_: targets.extend(tokens.tolist()) or logits.sum()  # noqa: E731
+    monkeypatch.setattr("tiny.cross_entropy", loss)
+    _, calls = calls_of_a_warm_start([("3 4", "8 9"), ("5 6", "8")], length)
+    assert all(options["input_ids"].shape == (16, 2 + L) for options, _ in calls)
+    assert not any("attention_mask" in options for options, _ in calls)
+    assert set(targets) == {20, 21, 2}  # no [PAD], which is 0
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [(("3 4", "8 9 10"), "3 tokens.*length is 2"), (("three", "8"), "no tokens")],
+)
+def test_demonstrations_that_do_not_fit_are_refused_in_one_line(pair, says):
+    with pytest.raises(ValueError, match=says) as error:
+        calls_of_a_warm_start([("3 4", "8 9"), pair], 2)
     assert "\n" not in str(error.value)
 
 

@@ -217,7 +217,7 @@ def every_completion_earns_something(request, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("killed_after", [2, 3])  # just saved, and between two checkpoints
+@pytest.mark.parametrize("killed_after", [1, 2, 3])  # not saved yet, just saved, and in between
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
     settings = dict(steps=5, save_every=2, inner_updates=2)
     _, whole = run("whole", **settings)
@@ -279,6 +279,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
     settle(path)
     assert (path / "file").read_text() == "second"
+    (tmp_path / "checkpoint.old").mkdir()  # a kill after them, before the old one was gone
+    (tmp_path / "checkpoint.old" / "file").write_text("first")
+    with replacing(path) as aside:
+        aside.mkdir()
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_the_base_model_is_made_once(run, cache, monkeypatch):
