@@ -173,6 +173,12 @@ def read_number(text):
         return None
 
 
+def sides(text):
+    """The sides of an equation but for names, each ready for `arithmetic`; a few at most."""
+    parts = plain(text, fraction=r"((\1)/(\2))").split("=", 9)
+    return [part for part in parts if not is_name(part)]
+
+
 def is_name(text):
     return NAME.fullmatch(text) and not ALTERS.search(text)
 
