@@ -204,9 +204,9 @@ class Countdown(Generated):
     def reward(self, problem, text):
         """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
         given, values, expressions = sorted(map(str, problem["numbers"])), set(), 0
-        sides = answers.sides(answers.without_prose(answers.final_answer(text)))
+        text = answers.without_prose(answers.final_answer(text))
         try:
-            for side in sides:
+            for side in answers.sides(answers.plain(text)):
                 if sorted(re.findall("[0-9]+", side)) == given:
                     values.add(answers.arithmetic(side, problem["numbers"]))
                     expressions += 1
