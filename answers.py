@@ -5,11 +5,11 @@ free in the value: each reader knows a short grammar, and what that does not kno
 """
 
 import logging
-import operator
 import re
 from fractions import Fraction
 from itertools import accumulate
 from math import prod
+from operator import add, mul, sub, truediv
 
 LONGEST = 300  # characters of a number or a formula, digits of an expression: more are no answer
 
@@ -93,8 +93,7 @@ def sides(text):
 
 # ---- numbers -----------------------------------------------------------------------------------
 
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
-OPERATIONS["x"] = operator.mul
+OPERATIONS = {"+": add, "-": sub, "*": mul, "x": mul, "/": truediv}
 BINDING = {"(": 0, ")": 1, "+": 2, "-": 2, "*": 3, "/": 3, "x": 3}
 
 
@@ -105,28 +104,32 @@ def arithmetic(text, numbers=None):
     computed. Two stacks and one pass (Dijkstra's shunting yard): no recursion, so 10,000 nested
     parentheses cost only their length. Raises ValueError, ZeroDivisionError.
     """
-    tokens = re.findall(r"[0-9]+(?:\.[0-9]+)?|\S", FRACTION.sub(r"((\1)/(\2))", text))
-    shape = "".join("n" if token[0] in "0123456789" else token for token in ["(", *tokens, ")"])
-    # A number and "(" stand after an operator or "("; all else after a number or ")".
-    if re.search(r"[n)][n(]|[-(+*/x][-)+*/x]|[^-n()+*/x]", shape):
-        raise ValueError("no arithmetic")
+    text = FRACTION.sub(r"((\1)/(\2))", text)
+    tokens = ["(", *re.findall(r"[0-9]+(?:\.[0-9]+)?|\S", text), ")"]
     used = [token for token in tokens if token not in BINDING]
-    if len("".join(used)) > LONGEST or sorted(used) != sorted(map(str, numbers or used)):
-        raise ValueError("not exactly the given numbers, or more than we work out for anybody")
+    shape = "".join("n" if token[0] in "0123456789" else token for token in tokens)
+    depths = list(accumulate((token == "(") - (token == ")") for token in tokens))
+    if (
+        # A number and "(" stand after an operator or "("; all else after a number or ")".
+        re.search(r"[n)][n(]|[-(+*/x][-)+*/x]|[^-n()+*/x]", shape)
+        or min(depths[:-1]) < 1
+        or depths[-1] != 0
+        or len("".join(used)) > LONGEST
+        or sorted(used) != sorted(map(str, numbers or used))
+    ):
+        raise ValueError("no arithmetic, other numbers, or more than we work out for anybody")
     values, waiting = [], []
-    for token in ["(", *tokens, ")"]:
+    for token in tokens:
         if token not in BINDING:
             values.append(Fraction(token))
             continue
         while token != "(" and waiting and BINDING[waiting[-1]] >= BINDING[token]:
             right, left = values.pop(), values.pop()
             values.append(OPERATIONS[waiting.pop()](left, right))
-        if token != ")":
+        if token == ")":
+            waiting.pop()  # its "("
+        else:
             waiting.append(token)
-        elif not waiting or waiting.pop() != "(":
-            raise ValueError("a parenthesis is closed that was not opened")
-    if waiting:
-        raise ValueError("a parenthesis is not closed, or closed too early")
     return values[0]
 
 

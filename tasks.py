@@ -36,6 +36,7 @@ from pathlib import Path
 import answers
 
 SPLITS = ("train", "validation", "test")
+PROTOCOL = ("problems", "prompt", "reward", "solved")  # what a task has to have
 INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
@@ -51,9 +52,23 @@ def split_of(key):
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
-def check_split(split):
+def seeded(source, split, seed):
+    """The random numbers of a draw. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    return random.Random(f"{source} {split} {seed}")
+
+
+def draw(pools, split, n, seed, source):
+    """n problems of a split's pool, none twice; only training goes round again to have as many."""
+    rng, pool, drawn = seeded(source, split, seed), pools[split], []
+    if not pool:
+        total = sum(map(len, pools.values()))
+        why = f"of its {total} problems none is for {split}, by the checksums of their keys"
+        raise ValueError(f"{source} holds too little: {why}")
+    while len(drawn) < n and (split == "train" or not drawn):
+        drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
+    return drawn
 
 
 class Task:
@@ -71,25 +86,10 @@ class Task:
                 problems += [self.problem(json.loads(row))] if row.strip() else []
             if not problems:
                 raise EOFError
-        except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError,
-                RecursionError) as error:  # fmt: skip
+        except Exception as error:  # a file that cannot be read, and all that a row can be
             why = f"expected {self.example} ({type(error).__name__})"
             raise ValueError(f"{path}, line {line}: {why}") from None
         return problems
-
-
-def draw(pools, split, n, seed, source):
-    """n problems of a split's pool, none twice; only training goes round again to have as many."""
-    check_split(split)
-    pool, rng, drawn = pools[split], random.Random(f"{source} {split} {seed}"), []
-    if not pool:
-        raise ValueError(
-            f"{source} holds {sum(map(len, pools.values()))} problems, and by the checksums of "
-            f"their keys none of them is for {split}: give more"
-        )
-    while len(drawn) < n and (split == "train" or not drawn):
-        drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
-    return drawn
 
 
 class FromFile:
@@ -122,8 +122,7 @@ class Generated(Task):
 
     def problems(self, split, n, seed):
         """Held-out ones end after 2,000 repeats in a row: these are about all there are."""
-        check_split(split)
-        rng, found, repeats = random.Random(f"{self.name} {split} {seed}"), {}, 0
+        rng, found, repeats = seeded(self.name, split, seed), {}, 0
         if split == "train":
             return [self.draw(split, rng)[0] for _ in range(n)]
         while len(found) < n and repeats < 2000:
@@ -162,29 +161,27 @@ class Countdown(Generated):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
     def draw(self, split, rng):
-        highest = 12 if self.small else 99  # 364 multisets, or as in d1's setting
-        while True:
-            numbers = [rng.randint(1, highest) for _ in range(3)]
-            if split_of(self.key({"numbers": numbers})) == split:
-                expression, value = self._expression(numbers, rng)
-                if value.denominator == 1 and 1 <= value <= 99:
-                    return {"numbers": numbers, "target": int(value)}, expression
-
-    def _expression(self, numbers, rng):
-        """(text, value) of a random expression, written as a tidy person does.
+        """The expression is written as a tidy person does.
 
         Where order is free, the larger number comes first and the parentheses in front.
         """
+        highest = 12 if self.small else 99  # 364 multisets, or as in d1's setting
         while True:
-            a, b, c = rng.sample(numbers, 3)
-            inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
-            if inner in "+*":
-                a, b = max(a, b), min(a, b)
-            in_front = outer in "+*" or rng.random() < 0.5
-            pair = f"( {a} {inner} {b} )"
-            text = f"{pair} {outer} {c}" if in_front else f"{c} {outer} {pair}"
-            with contextlib.suppress(ZeroDivisionError):
-                return text, answers.arithmetic(text)
+            numbers, value = [rng.randint(1, highest) for _ in range(3)], None
+            if split_of(self.key({"numbers": numbers})) != split:
+                continue
+            while value is None:  # again where it divides by zero
+                a, b, c = rng.sample(numbers, 3)
+                inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
+                if inner in "+*":
+                    a, b = max(a, b), min(a, b)
+                in_front = outer in "+*" or rng.random() < 0.5
+                pair = f"( {a} {inner} {b} )"
+                text = f"{pair} {outer} {c}" if in_front else f"{c} {outer} {pair}"
+                with contextlib.suppress(ZeroDivisionError):
+                    value = answers.arithmetic(text)
+            if value.denominator == 1 and 1 <= value <= 99:
+                return {"numbers": numbers, "target": int(value)}, text
 
     def careless(self, problem, expression):
         """Forgets the inverse operations and writes + for - and * for /."""
@@ -229,9 +226,9 @@ class Countdown(Generated):
 
 # ---- sudoku 4x4 --------------------------------------------------------------------------------
 
-ROWS = [range(4 * r, 4 * r + 4) for r in range(4)]
-COLUMNS = [range(c, 16, 4) for c in range(4)]
-BOXES = [[8 * (b // 2) + 2 * (b % 2) + i for i in (0, 1, 4, 5)] for b in range(4)]
+ROWS = [range(row, row + 4) for row in (0, 4, 8, 12)]
+COLUMNS = [range(column, 16, 4) for column in range(4)]
+BOXES = [[corner, corner + 1, corner + 4, corner + 5] for corner in (0, 2, 8, 10)]
 
 
 def is_solution_grid(grid):
@@ -257,7 +254,7 @@ class Sudoku(Generated):
         rows = ["".join(p) for p in itertools.permutations("1234")]
         halves = [a + b for a in rows for b in rows if len({*a[:2], *b[:2]}) == 4]  # good boxes
         self.grids = [a + b for a in halves for b in halves if is_solution_grid(a + b)]  # 288
-        self.grids_of = {split: [] for split in SPLITS}
+        self.grids_of = collections.defaultdict(list)
         self.having = collections.defaultdict(set)  # (cell, digit): the grids that have it there
         for grid in self.grids:
             self.grids_of[split_of(self.key({"solution": grid}))].append(grid)
@@ -345,7 +342,6 @@ class Questions(Task):
         return f"{self.name} {''.join(problem['question'].lower().split())}"
 
     def problems(self, split, n, seed):
-        check_split(split)
         self.pools = self.pools or self._fetch()
         return draw(self.pools, split, n, seed, self.name)
 
@@ -353,29 +349,30 @@ class Questions(Task):
         import datasets
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the line below says enough
-        rows = {}
-        for *path, split in (self.train_set, self.test_set):
+        pools = {split: [] for split in SPLITS}
+        for *path, part in (self.test_set, self.train_set):
             try:
-                found = datasets.load_dataset(*path, split=split)
-                rows[split] = [self.problem(row) for row in found]
+                rows = datasets.load_dataset(*path, split=part)
+                problems = [self.problem(row) for row in rows]
             except Exception as error:  # hub, cache, network and file system each have their own
                 why = " ".join(str(error).split())[:100]
-                raise ValueError(
-                    f"the data set {path[0]} cannot be reached ({why}): "
-                    "give a JSON-lines file of problems by --data FILE"
-                ) from None
-        pools = {"train": [], "validation": [], "test": rows["test"]}
-        tested = {*map(self.key, pools["test"])}
-        for problem in rows["train"]:
-            if self.key(problem) not in tested:
-                held_out = split_of(self.key(problem)) == "validation"
-                pools["validation" if held_out else "train"].append(problem)
+                way_out = "give a JSON-lines file of problems by --data FILE"
+                raise ValueError(f"cannot get data set {path[0]} ({why}): {way_out}") from None
+            tested = {*map(self.key, pools["test"])}
+            for problem in problems:
+                held_out = part == "train" and split_of(self.key(problem)) == "validation"
+                if self.key(problem) not in tested:
+                    pools["validation" if held_out else part].append(problem)
         return pools
 
-    def _text(self, value):
-        if isinstance(value, bool | list | dict | None) or not str(value).strip():
-            raise ValueError
-        return str(value).strip()
+    def problem(self, row):
+        question = row["question"] if "question" in row else row["problem"]
+        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
+        for text in (question, answer):
+            if isinstance(text, bool | list | dict | None) or not str(text).strip():
+                raise ValueError
+        # GSM8K's answers are the reasoning, then "#### 72".
+        return {"question": question.strip(), "answer": str(answer).rpartition("####")[2].strip()}
 
 
 class GSM8K(Questions):
@@ -385,10 +382,10 @@ class GSM8K(Questions):
     train_set, test_set = ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")
 
     def problem(self, row):
-        answer = self._text(row["answer"]).rpartition("####")[2].strip()
-        if answers.read_number(answer) is None:
+        problem = super().problem(row)
+        if answers.read_number(problem["answer"]) is None:
             raise ValueError
-        return {"question": self._text(row["question"]), "answer": answer}
+        return problem
 
     def prompt(self, problem):
         return INSTRUCTION + problem["question"] + "\nThe answer is one number, without its unit."
@@ -416,11 +413,6 @@ class MATH(Questions):
     name, example = "math", r'{"question": "text", "answer": "\\frac{1}{2}"}'
     train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
 
-    def problem(self, row):
-        question = row["question"] if "question" in row else row["problem"]
-        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
-        return {"question": self._text(question), "answer": self._text(answer)}
-
     def prompt(self, problem):
         form = "\nInside the answer tags, put the final answer into \\boxed{}."
         return INSTRUCTION + problem["question"] + form
@@ -444,13 +436,11 @@ TASKS = {"countdown": Countdown(), "sudoku": Sudoku(), "gsm8k": GSM8K(), "math":
 def for_tiny(task):
     """What the embedded model uses of a task. Raises ValueError where it has no such form."""
     task = getattr(task, "compact", task)
-    missing = [name for name in ("length", "demonstrations") if not hasattr(task, name)]
+    missing = [f"no {name}" for name in ("length", "demonstrations") if not hasattr(task, name)]
     if missing:
-        name = getattr(task, "name", type(task).__name__)
-        raise ValueError(
-            f"{name} has no {' and no '.join(missing)} for the tiny model: "
-            "give --model a LLaDA-class checkpoint"
-        )
+        name, missing = getattr(task, "name", type(task).__name__), " and ".join(missing)
+        way_out = "give --model a LLaDA-class checkpoint"
+        raise ValueError(f"{name} has {missing} for the tiny model: {way_out}")
     return task
 
 
@@ -465,12 +455,10 @@ def find_task(name):
     try:
         task = runpy.run_path(path)[attribute]
         task = task() if isinstance(task, type) else task
+        missing = [f"no {method}" for method in PROTOCOL if not hasattr(task, method)]
+        if missing:
+            raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
     except (Exception, SystemExit) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"task {name!r} cannot be had from {path} ({why})") from None
-    protocol = ("problems", "prompt", "reward", "solved")
-    missing = [method for method in protocol if not callable(getattr(task, method, None))]
-    if missing:
-        missing = ", no ".join(missing)
-        raise ValueError(f"task {name!r} has no {missing}: tasks.py says what a task has")
     return task
