@@ -63,6 +63,7 @@ def without_prose(text):
 
 PLAIN = {  # LaTeX's and typography's signs: the ordinary ones
     r"\\(?:text|textbf|mathrm|mathbf|mbox) ?\{([^{}]*)\}": r"\1",
+    r"\{,\}": ",",
     r"\\[dt]?frac(?![a-z])": r"\\frac",
     r"\\frac ?(\d) ?(\d)": r"\\frac{\1}{\2}",
     "½": r"\\frac{1}{2}",
@@ -79,7 +80,7 @@ NAME = re.compile(r" *\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))? *")
 
 
 def plain(text):
-    text = " ".join(text.split()).replace("{,}", ",")
+    text = " ".join(text.split())
     for pattern, ordinary in PLAIN.items():
         text = re.sub(pattern, ordinary, text)
     return text.strip()

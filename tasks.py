@@ -217,8 +217,8 @@ class Countdown(Generated):
         if "input" in row:
             row = {"numbers": row["input"].split(","), "target": row["output"]}
         values = [*row["numbers"], row["target"]]
-        # Whole numbers, not 3.7, true or "1_0".
-        if len(values) < 2 or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", str(x)) for x in values):
+        whole = [re.fullmatch(r"\s*[0-9]{1,9}\s*", str(x)) for x in values]  # not 3.7, true, "1_0"
+        if not isinstance(row["numbers"], list) or len(values) < 2 or not all(whole):
             raise ValueError
         *numbers, target = map(int, values)
         return {"numbers": numbers, "target": target}
@@ -267,7 +267,7 @@ class Sudoku(Generated):
     def _completions(self, puzzle):
         """The finished grids that agree with the puzzle's givens."""
         givens = [cell for cell in enumerate(puzzle) if cell[1] != "0"]
-        return set(self.grids).intersection(*(self.having[given] for given in givens))
+        return set(self.grids).intersection(*(self.having.get(given, ()) for given in givens))
 
     def draw(self, split, rng):
         """Takes 6 to 11 cells away in random order, where the solution stays the only one."""
@@ -317,11 +317,9 @@ class Sudoku(Generated):
         return max(0.1 if tried else 0.0, right / max(1, puzzle.count("0") + lacking))
 
     def problem(self, row):
-        if not re.fullmatch("[0-4]{16}", row["puzzle"]):
-            raise ValueError
         solutions = self._completions(row["puzzle"])
-        solution = row["solution"] if "solution" in row else min(solutions)
-        if solution not in solutions:
+        solution = row.get("solution", min(solutions, default=None))
+        if not re.fullmatch("[0-4]{16}", row["puzzle"]) or solution not in solutions:
             raise ValueError
         return {"puzzle": row["puzzle"], "solution": solution}
 
@@ -337,6 +335,9 @@ class Questions(Task):
     """
 
     pools = None  # a subclass has train_set and test_set, for datasets.load_dataset, split last
+
+    def prompt(self, problem):
+        return f"{INSTRUCTION}{problem['question']}\n{self.form}"
 
     def key(self, problem):
         return f"{self.name} {''.join(problem['question'].lower().split())}"
@@ -368,11 +369,13 @@ class Questions(Task):
     def problem(self, row):
         question = row["question"] if "question" in row else row["problem"]
         answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
-        for text in (question, answer):
-            if isinstance(text, bool | list | dict | None) or not str(text).strip():
-                raise ValueError
-        # GSM8K's answers are the reasoning, then "#### 72".
-        return {"question": question.strip(), "answer": str(answer).rpartition("####")[2].strip()}
+        if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
+            raise ValueError
+        answer = str(answer).rpartition("####")[2]  # GSM8K's is the reasoning, then "#### 72"
+        problem = {"question": str(question).strip(), "answer": answer.strip()}
+        if not all(problem.values()):
+            raise ValueError
+        return problem
 
 
 class GSM8K(Questions):
@@ -380,15 +383,13 @@ class GSM8K(Questions):
 
     name, example = "gsm8k", '{"question": "text", "answer": "72"}'
     train_set, test_set = ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")
+    form = "The answer is one number, without its unit."
 
     def problem(self, row):
         problem = super().problem(row)
         if answers.read_number(problem["answer"]) is None:
             raise ValueError
         return problem
-
-    def prompt(self, problem):
-        return INSTRUCTION + problem["question"] + "\nThe answer is one number, without its unit."
 
     def solved(self, problem, text):
         number = answers.read_number(answers.final_answer(text))
@@ -412,10 +413,7 @@ class MATH(Questions):
 
     name, example = "math", r'{"question": "text", "answer": "\\frac{1}{2}"}'
     train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
-
-    def prompt(self, problem):
-        form = "\nInside the answer tags, put the final answer into \\boxed{}."
-        return INSTRUCTION + problem["question"] + form
+    form = "Inside the answer tags, put the final answer into \\boxed{}."
 
     def solved(self, problem, text):
         return answers.equivalent(answers.final_answer(text), problem["answer"])
@@ -455,7 +453,7 @@ def find_task(name):
     try:
         task = runpy.run_path(path)[attribute]
         task = task() if isinstance(task, type) else task
-        missing = [f"no {method}" for method in PROTOCOL if not hasattr(task, method)]
+        missing = [f"no {part}" for part in PROTOCOL if not callable(getattr(task, part, None))]
         if missing:
             raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
     except (Exception, SystemExit) as error:
