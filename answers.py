@@ -80,6 +80,7 @@ NAME = re.compile(r" *\\?[A-Za-z][A-Za-z ]*(?:_\{?\w+\}?)?(?:\([A-Za-z]\))? *")
 
 
 def plain(text):
+    """A text in ordinary signs: of `3 \\times 4` it is `3*4`."""
     text = " ".join(text.split())
     for pattern, ordinary in PLAIN.items():
         text = re.sub(pattern, ordinary, text)
@@ -110,15 +111,12 @@ def arithmetic(text, numbers=None):
     used = [token for token in tokens if token not in BINDING]
     shape = "".join("n" if token[0] in "0123456789" else token for token in tokens)
     depths = list(accumulate((token == "(") - (token == ")") for token in tokens))
-    if (
-        # A number and "(" stand after an operator or "("; all else after a number or ")".
-        re.search(r"[n)][n(]|[-(+*/x][-)+*/x]|[^-n()+*/x]", shape)
-        or min(depths[:-1]) < 1
-        or depths[-1] != 0
-        or len("".join(used)) > LONGEST
-        or sorted(used) != sorted(map(str, numbers or used))
-    ):
-        raise ValueError("no arithmetic, other numbers, or more than we work out for anybody")
+    # A number and "(" stand after an operator or "("; all else after a number or ")".
+    misplaced = re.search(r"[n)][n(]|[-(+*/x][-)+*/x]|[^-n()+*/x]", shape)
+    if misplaced or min(depths[:-1]) < 1 or depths[-1] != 0:
+        raise ValueError("no arithmetic")
+    if len("".join(used)) > LONGEST or sorted(used) != sorted(map(str, numbers or used)):
+        raise ValueError("not exactly the given numbers, or more than we work out for anybody")
     values, waiting = [], []
     for token in tokens:
         if token not in BINDING:
@@ -191,24 +189,24 @@ def equivalent(answer, gold):
         return 0 < len(stated) < 5 and all(equivalent(side.strip(), gold) for side in stated)
     if "=" not in answer and len(sides(gold)) == 1:
         [gold] = sides(gold)
-    pair = [WORDS.sub(" ", text).strip() for text in (answer, gold)]
+    formulas = [WORDS.sub(" ", text).strip() for text in (answer, gold)]
     words = [" ".join(map("".join, WORDS.findall(text))).strip() for text in (answer, gold)]
-    if not pair[1]:
+    if not formulas[1]:  # the answer is a word: Tuesday
         return letters(plain(answer)) == letters(plain(gold))
     differ = letters(words[0]) != letters(words[1])
     if differ and (all(words) or ALTERS.search("".join(words))):
         return False
-    answer, gold = map(plain, pair)
+    answer, gold = map(plain, formulas)
+    if answer == gold or overlooked(answer) != overlooked(gold):
+        return answer == gold
     numbers = read_number(answer), read_number(gold)
-    if overlooked(answer) != overlooked(gold):
-        return False
-    if answer == gold or None not in numbers:
-        return answer == gold or numbers[0] == numbers[1]
+    if None not in numbers:
+        return numbers[0] == numbers[1]
     return not too_hard(answer) and not too_hard(gold) and same_formula(answer, gold)
 
 
 def letters(text):
-    return re.sub(r"[\W_]", "", text).lower()
+    return re.sub(r"[^\w-]|_", "", text).lower()
 
 
 def overlooked(text):

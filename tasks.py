@@ -84,11 +84,11 @@ class Task:
             for row in Path(path).read_text("utf-8-sig").split("\n"):
                 line += 1
                 problems += [self.problem(json.loads(row))] if row.strip() else []
-            if not problems:
-                raise EOFError
         except Exception as error:  # a file that cannot be read, and all that a row can be
             why = f"expected {self.example} ({type(error).__name__})"
             raise ValueError(f"{path}, line {line}: {why}") from None
+        if not problems:
+            raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
         return problems
 
 
@@ -112,7 +112,7 @@ class FromFile:
 class Generated(Task):
     """A task that makes its problems, and has a small form, `compact`, for the tiny model.
 
-    A subclass has `draw(split, rng)` -> (problem, solution), `careless(problem, solution)`, a
+    A subclass has `draw(split, rng)` -> (problem, solution), `careless(problem, solution)` -> a
     worse answer, and `asked`, the field in which problems of one key differ.
     """
 
