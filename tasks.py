@@ -3,7 +3,8 @@
 A task is an object with these methods; a problem is a plain dict that JSON can hold.
 
     problems(split, n, seed)  n problems of "train", "validation" or "test", which share nothing
-                              that could leak. Held-out ones are distinct: fewer, if there are.
+                              that could leak. Held-out ones are distinct, and fewer if the
+                              task runs out of them.
     prompt(problem)           what the model reads
     reward(problem, text)     in [0, 1], for any text at all; never an exception
     solved(problem, text)     the strict yes or no that evaluations report
