@@ -3,7 +3,8 @@
 A task is an object with these methods; a problem is a plain dict that JSON can hold.
 
     problems(split, n, seed)  n problems of "train", "validation" or "test", which share nothing
-                              that could leak. Held-out ones are distinct: all there are, if fewer.
+                              that could leak. Held-out ones are distinct, and fewer if the
+                              task runs out of them.
     prompt(problem)           what the model reads
     reward(problem, text)     in [0, 1], for any text at all; never an exception
     solved(problem, text)     the strict yes or no that evaluations report
@@ -21,13 +22,14 @@ The embedded model "tiny" is too small for instructions. A task that it can lear
 Your own task is an instance, or a class, in a file of yours: `--task my_tasks.py:Addition`.
 """
 
+import collections
 import contextlib
-import importlib.util
 import itertools
 import json
 import logging
 import random
 import re
+import runpy
 import sys
 import zlib
 from pathlib import Path
@@ -35,6 +37,7 @@ from pathlib import Path
 import answers
 
 SPLITS = ("train", "validation", "test")
+PROTOCOL = ("problems", "prompt", "reward", "solved")  # what a task has to have
 INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
@@ -50,18 +53,22 @@ def split_of(key):
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
 
 
-def check_split(split):
+def seeded(source, split, seed):
+    """The random numbers of a draw. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    return random.Random(f"{source} {split} {seed}")
 
 
-def draw(pool, n, seed, split):
-    """n problems of a pool, none twice; training goes round again when there are not as many."""
-    rng, drawn = random.Random(seed), []
-    while len(drawn) < n:
+def draw(pools, split, n, seed, source):
+    """n problems of a split's pool, none twice; only training goes round again to have as many."""
+    rng, pool, drawn = seeded(source, split, seed), pools[split], []
+    if not pool:
+        total = sum(map(len, pools.values()))
+        why = f"of its {total} problems none is for {split}, by the checksums of their keys"
+        raise ValueError(f"{source} holds too little: {why}")
+    while len(drawn) < n and (split == "train" or not drawn):
         drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
-        if split != "train":
-            break
     return drawn
 
 
@@ -73,39 +80,17 @@ class Task:
 
     def load(self, path):
         """The problems of a JSON-lines file. Raises ValueError that names the file and the line."""
+        problems, line = [], 0
         try:
-            lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {str(path)!r}: {error}") from None
-        problems = []
-        for number, line in enumerate(lines, 1):
-            try:
-                problems += [self.problem(json.loads(line))] if line.strip() else []
-            except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-                raise ValueError(f"{path}, line {number}: expected {self.example}") from None
+            for row in Path(path).read_text("utf-8-sig").split("\n"):
+                line += 1
+                problems += [self.problem(json.loads(row))] if row.strip() else []
+        except Exception as error:  # a file that cannot be read, and all that a row can be
+            why = f"expected {self.example} ({type(error).__name__})"
+            raise ValueError(f"{path}, line {line}: {why}") from None
         if not problems:
             raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
         return problems
-
-
-class Generated(Task):
-    """A task with `_draw(split, rng)` -> (problem, its solution), `identity` and `_every`."""
-
-    def problems(self, split, n, seed):
-        check_split(split)
-        rng = random.Random(f"{self.name} {split} {seed}")
-        if split == "train":
-            return [self._draw(split, rng)[0] for _ in range(n)]
-        found, repeats = {}, 0
-        while len(found) < n and repeats < 1000:  # in a row: few are left, if any
-            problem, _ = self._draw(split, rng)
-            repeats = repeats + 1 if self.identity(problem) in found else 0
-            found.setdefault(self.identity(problem), problem)
-        for problem in self._every(split) if len(found) < n else ():
-            found.setdefault(self.identity(problem), problem)
-        if len(found) < n:
-            print(f"{self.name} has only {len(found)} {split} problems", file=sys.stderr)
-        return list(found.values())[:n]
 
 
 class FromFile:
@@ -121,19 +106,42 @@ class FromFile:
     def __getattr__(self, name):  # all but the problems is the task's own
         return getattr(self.task, name)
 
-    @property
-    def compact(self):
-        return FromFile(for_tiny(self.task), self.path)
+    def problems(self, split, n, seed):
+        return draw(self.pools, split, n, seed, self.path)
+
+
+class Generated(Task):
+    """A task that makes its problems, and has a small form, `compact`, for the tiny model.
+
+    A subclass has `draw(split, rng)` -> (problem, solution), `careless(problem, solution)` -> a
+    worse answer, and `asked`, the field in which problems of one key differ.
+    """
+
+    def __init__(self, small=False):
+        self.small = small
+        self.compact = self if small else type(self)(small=True)
 
     def problems(self, split, n, seed):
-        check_split(split)
-        if not self.pools[split]:
-            total = sum(map(len, self.pools.values()))
-            raise ValueError(
-                f"{self.path} holds {total} problems, and by the checksums of their keys none of "
-                f"them is for {split}: give more"
-            )
-        return draw(self.pools[split], n, f"{self.path} {split} {seed}", split)
+        """Held-out ones end after 2,000 repeats in a row: these are about all there are."""
+        rng, found, repeats = seeded(self.name, split, seed), {}, 0
+        if split == "train":
+            return [self.draw(split, rng)[0] for _ in range(n)]
+        while len(found) < n and repeats < 2000:
+            problem, _ = self.draw(split, rng)
+            identity = self.key(problem), problem[self.asked]
+            repeats = repeats + 1 if identity in found else 0
+            found.setdefault(identity, problem)
+        if len(found) < n:
+            print(f"{self.name} has only {len(found)} {split} problems", file=sys.stderr)
+        return list(found.values())
+
+    def demonstrations(self, n, seed, careless):
+        rng = random.Random(f"{self.name} demonstrations {seed}")
+        for _ in range(n):
+            problem, text = self.draw("train", rng)
+            if rng.random() < careless:
+                text = self.careless(problem, text)
+            yield problem, f"<answer>{text}</answer>"
 
 
 # ---- countdown ---------------------------------------------------------------------------------
@@ -146,63 +154,46 @@ class Countdown(Generated):
     the given numbers with another value, else 0.
     """
 
-    name = "countdown"
+    name, asked = "countdown", "target"
     example = '{"numbers": [3, 4, 5], "target": 35} or {"input": "3,4,5", "output": "35"}'
-    highest, highest_target = 99, 99  # as in d1's setting
+    length = 10  # two tags, seven for ( a + b ) * c, [EOS]
 
     def key(self, problem):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
-    def identity(self, problem):
-        return f"{self.key(problem)} = {problem['target']}"
-
-    def _draw(self, split, rng):
-        """A problem, and the expression that made it."""
-        while True:
-            numbers = [rng.randint(1, self.highest) for _ in range(3)]
-            if split_of(self.key({"numbers": numbers})) == split:
-                expression, value = self._expression(numbers, rng)
-                for problem in self._with_target(numbers, value):
-                    return problem, expression
-
-    @staticmethod
-    def _expression(numbers, rng):
-        """(text, value) of a random expression, written as a tidy person does.
+    def draw(self, split, rng):
+        """The expression is written as a tidy person does.
 
         Where order is free, the larger number comes first and the parentheses in front.
         """
+        highest = 12 if self.small else 99  # 364 multisets, or as in d1's setting
         while True:
-            a, b, c = rng.sample(numbers, 3)
-            inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
-            if inner in "+*":
-                a, b = max(a, b), min(a, b)
-            in_front = outer in "+*" or rng.random() < 0.5
-            first, second = f"( {a} {inner} {b} )", str(c)
-            text = f" {outer} ".join((first, second) if in_front else (second, first))
-            try:
-                return text, answers.arithmetic(text)
-            except ZeroDivisionError:
+            numbers, value = [rng.randint(1, highest) for _ in range(3)], None
+            if split_of(self.key({"numbers": numbers})) != split:
                 continue
+            while value is None:  # again where it divides by zero
+                a, b, c = rng.sample(numbers, 3)
+                inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
+                if inner in "+*":
+                    a, b = max(a, b), min(a, b)
+                in_front = outer in "+*" or rng.random() < 0.5
+                pair = f"( {a} {inner} {b} )"
+                text = f"{pair} {outer} {c}" if in_front else f"{c} {outer} {pair}"
+                with contextlib.suppress(ZeroDivisionError):
+                    value = answers.arithmetic(text)
+            if value.denominator == 1 and 1 <= value <= 99:
+                return {"numbers": numbers, "target": int(value)}, text
 
-    def _every(self, split):
-        """Every problem of a split, whatever its chance to be drawn."""
-        for numbers in itertools.combinations_with_replacement(range(1, self.highest + 1), 3):
-            if split_of(self.key({"numbers": numbers})) == split:
-                choices = itertools.product(itertools.permutations(numbers), "+-*/", "+-*/")
-                for (a, b, c), inner, outer in choices:
-                    for text in (f"({a}{inner}{b}){outer}{c}", f"{c}{outer}({a}{inner}{b})"):
-                        with contextlib.suppress(ZeroDivisionError):
-                            yield from self._with_target(numbers, answers.arithmetic(text))
-
-    def _with_target(self, numbers, value):
-        """A list of the problem, or an empty one where the value can be no target."""
-        whole = value.denominator == 1 and 1 <= value <= self.highest_target
-        return [{"numbers": list(numbers), "target": int(value)}] if whole else []
+    def careless(self, problem, expression):
+        """Forgets the inverse operations and writes + for - and * for /."""
+        return expression.replace("-", "+").replace("/", "*")
 
     def prompt(self, problem):
-        numbers = ", ".join(map(str, problem["numbers"]))
+        numbers, target = map(str, problem["numbers"]), problem["target"]
+        if self.small:
+            return f"{' '.join(numbers)} = {target}"
         return (
-            INSTRUCTION + f"Numbers: {numbers}\nTarget: {problem['target']}\n"
+            INSTRUCTION + f"Numbers: {', '.join(numbers)}\nTarget: {target}\n"
             "Write an arithmetic expression whose value is the target. Use every number exactly "
             "once, the operations + - * / and parentheses. The answer is the expression alone, "
             "without an equals sign."
@@ -210,58 +201,35 @@ class Countdown(Generated):
 
     def reward(self, problem, text):
         """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
+        given, values, expressions = sorted(map(str, problem["numbers"])), set(), 0
         text = answers.without_prose(answers.final_answer(text))
-        sides = answers.plain(text, fraction=r"((\1)/(\2))").split("=")[:5]
-        sides = [side for side in sides if not answers.is_name(side)]
-        given, values = sorted(map(str, problem["numbers"])), set()
-        expressions = [sorted(re.findall("[0-9]+", side)) == given for side in sides]
-        if not any(expressions) or len(sides) > 4:
-            return 0.0
         try:
-            for side, is_expression in zip(sides, expressions, strict=True):
-                if is_expression:
+            for side in answers.sides(answers.plain(text)):
+                if sorted(re.findall("[0-9]+", side)) == given:
                     values.add(answers.arithmetic(side, problem["numbers"]))
+                    expressions += 1
                 else:
                     values.add(answers.read_number(side) or answers.arithmetic(side))
         except (ValueError, ZeroDivisionError):
             return 0.0
-        return 1.0 if values == {problem["target"]} else 0.1
+        return 0.0 if not expressions else 1.0 if values == {problem["target"]} else 0.1
 
     def problem(self, row):
         if "input" in row:
             row = {"numbers": row["input"].split(","), "target": row["output"]}
-        if not isinstance(row["numbers"], list) or not row["numbers"]:
-            raise ValueError("no numbers")
-        for value in [*row["numbers"], row["target"]]:
-            if not re.fullmatch(r"\s*[0-9]{1,9}\s*", str(value)):  # not 3.7, true or "1_0"
-                raise ValueError("not a whole number")
-        return {"numbers": [int(x) for x in row["numbers"]], "target": int(row["target"])}
-
-
-class CompactCountdown(Countdown):
-    """For the tiny model: 364 multisets, and a prompt of a few tokens."""
-
-    highest = 12
-    length = 10  # two tags, seven for ( a + b ) * c, [EOS]
-
-    def prompt(self, problem):
-        return " ".join(map(str, problem["numbers"])) + f" = {problem['target']}"
-
-    def demonstrations(self, n, seed, careless):
-        """The careless forget the inverse operations and write + for - and * for /."""
-        rng = random.Random(f"countdown demonstrations {seed}")
-        for _ in range(n):
-            problem, expression = self._draw("train", rng)
-            if rng.random() < careless:
-                expression = expression.replace("-", "+").replace("/", "*")
-            yield problem, f"<answer>{expression}</answer>"
+        values = [*row["numbers"], row["target"]]
+        whole = [re.fullmatch(r"\s*[0-9]{1,9}\s*", str(x)) for x in values]  # not 3.7, true, "1_0"
+        if not isinstance(row["numbers"], list) or len(values) < 2 or not all(whole):
+            raise ValueError
+        *numbers, target = map(int, values)
+        return {"numbers": numbers, "target": target}
 
 
 # ---- sudoku 4x4 --------------------------------------------------------------------------------
 
-ROWS = [range(4 * r, 4 * r + 4) for r in range(4)]
-COLUMNS = [range(c, 16, 4) for c in range(4)]
-BOXES = [[8 * (b // 2) + 2 * (b % 2) + i for i in (0, 1, 4, 5)] for b in range(4)]
+ROWS = [range(row, row + 4) for row in (0, 4, 8, 12)]
+COLUMNS = [range(column, 16, 4) for column in range(4)]
+BOXES = [[corner, corner + 1, corner + 4, corner + 5] for corner in (0, 2, 8, 10)]
 
 
 def is_solution_grid(grid):
@@ -278,51 +246,54 @@ class Sudoku(Generated):
     that keeps every given and fills a blank. A changed given earns nothing.
     """
 
-    name = "sudoku"
+    name, asked = "sudoku", "puzzle"
     example = '{"puzzle": "16 characters, 1 to 4, 0 for blank"}, and its "solution" or none'
-    blanks = (6, 11)  # how many cells are taken away
+    length = 19  # two tags, 16 digits, [EOS]
 
-    def __init__(self):
+    def __init__(self, small=False):
+        super().__init__(small)
         rows = ["".join(p) for p in itertools.permutations("1234")]
         halves = [a + b for a in rows for b in rows if len({*a[:2], *b[:2]}) == 4]  # good boxes
         self.grids = [a + b for a in halves for b in halves if is_solution_grid(a + b)]  # 288
-        self.grids_of = {split: [] for split in SPLITS}
-        # Bit g of having[cell, digit] says that grid g has the digit there.
-        self.having = dict.fromkeys(itertools.product(range(16), "1234"), 0)
-        for g, grid in enumerate(self.grids):
+        self.grids_of = collections.defaultdict(list)
+        self.having = collections.defaultdict(set)  # (cell, digit): the grids that have it there
+        for grid in self.grids:
             self.grids_of[split_of(self.key({"solution": grid}))].append(grid)
             for cell in enumerate(grid):
-                self.having[cell] |= 1 << g
+                self.having[cell].add(grid)
 
     def key(self, problem):
         return "sudoku " + problem["solution"]
 
-    def identity(self, problem):
-        return problem["puzzle"]
-
     def _completions(self, puzzle):
         """The finished grids that agree with the puzzle's givens."""
-        agreeing = (1 << len(self.grids)) - 1
-        for cell in enumerate(puzzle):
-            agreeing &= self.having.get(cell, agreeing)
-        return [self.grids[g] for g in range(agreeing.bit_length()) if agreeing >> g & 1]
+        givens = [cell for cell in enumerate(puzzle) if cell[1] != "0"]
+        return set(self.grids).intersection(*(self.having.get(given, ()) for given in givens))
 
-    def _draw(self, split, rng):
-        """Takes cells away in random order, each only while the solution stays the only one."""
+    def draw(self, split, rng):
+        """Takes 6 to 11 cells away in random order, where the solution stays the only one."""
         solution = rng.choice(self.grids_of[split])
-        puzzle, wanted = list(solution), rng.randint(*self.blanks)
+        puzzle, wanted = list(solution), rng.randint(6, 11)
         for cell in rng.sample(range(16), 16):
-            given, puzzle[cell] = puzzle[cell], "0"
+            puzzle[cell] = "0"
             if len(self._completions(puzzle)) > 1:
-                puzzle[cell] = given
+                puzzle[cell] = solution[cell]
             elif puzzle.count("0") == wanted:
                 break
-        return {"puzzle": "".join(puzzle), "solution": solution}, solution
+        return {"puzzle": "".join(puzzle), "solution": solution}, " ".join(solution)
 
-    def _every(self, split):
-        return ()  # about a million: nobody draws them all
+    def careless(self, problem, solution):
+        """Fills each row in ascending order and looks at neither columns nor boxes."""
+        cells = list(problem["puzzle"])
+        for row in ROWS:
+            missing = iter(sorted({*"1234"} - {cells[i] for i in row}))
+            for i in row:
+                cells[i] = next(missing) if cells[i] == "0" else cells[i]
+        return " ".join(cells)
 
     def prompt(self, problem):
+        if self.small:
+            return " ".join(problem["puzzle"])
         return (
             INSTRUCTION + f"Puzzle: {problem['puzzle']}\nThis is a 4x4 sudoku, written row by row "
             "as 16 characters; 0 stands for an empty cell. Fill the empty cells so that every row, "
@@ -332,10 +303,9 @@ class Sudoku(Generated):
 
     def reward(self, problem, text):
         puzzle, solution = problem["puzzle"], problem["solution"]
-        grid = re.sub(
-            r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+", "", answers.final_answer(text)
-        )
-        grid = re.sub(r"[][\s,|(){}&;\\*`$+=-]", "", answers.without_prose(grid))
+        grid = answers.without_prose(answers.final_answer(text))
+        latex = r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+"
+        grid = re.sub(latex + r"|[][\s,|(){}&;\\*`$+=-]", "", grid)
         cells = list(zip(puzzle, solution, grid, strict=False))  # as many as there are
         if any(given not in ("0", cell) for given, _, cell in cells):
             return 0.0
@@ -348,34 +318,11 @@ class Sudoku(Generated):
         return max(0.1 if tried else 0.0, right / max(1, puzzle.count("0") + lacking))
 
     def problem(self, row):
-        if not re.fullmatch("[0-4]{16}", row["puzzle"]):
-            raise ValueError("no puzzle")
         solutions = self._completions(row["puzzle"])
-        if row.get("solution", solutions and solutions[0]) not in solutions:
-            raise ValueError("no such solution")
-        return {"puzzle": row["puzzle"], "solution": row.get("solution", solutions[0])}
-
-
-class CompactSudoku(Sudoku):
-    """For the tiny model: a prompt of 16 tokens."""
-
-    length = 19  # two tags, 16 digits, [EOS]
-
-    def prompt(self, problem):
-        return " ".join(problem["puzzle"])
-
-    def demonstrations(self, n, seed, careless):
-        """The careless fill each row in ascending order and look at neither columns nor boxes."""
-        rng = random.Random(f"sudoku demonstrations {seed}")
-        for _ in range(n):
-            problem, solution = self._draw("train", rng)
-            answer = list(solution)
-            if rng.random() < careless:
-                for row in ROWS:
-                    blank = [i for i in row if problem["puzzle"][i] == "0"]
-                    for i, digit in zip(blank, sorted(answer[j] for j in blank), strict=True):
-                        answer[i] = digit
-            yield problem, f"<answer>{' '.join(answer)}</answer>"
+        solution = row.get("solution", min(solutions, default=None))
+        if not re.fullmatch("[0-4]{16}", row["puzzle"]) or solution not in solutions:
+            raise ValueError
+        return {"puzzle": row["puzzle"], "solution": solution}
 
 
 # ---- gsm8k and math ----------------------------------------------------------------------------
@@ -388,44 +335,48 @@ class Questions(Task):
     question is never trained on.
     """
 
-    name, train_set, test_set = None, (), ()  # arguments of datasets.load_dataset, split last
+    pools = None  # a subclass has train_set and test_set, for datasets.load_dataset, split last
 
-    def __init__(self):
-        self.pools = {}
+    def prompt(self, problem):
+        return f"{INSTRUCTION}{problem['question']}\n{self.form}"
 
     def key(self, problem):
         return f"{self.name} {''.join(problem['question'].lower().split())}"
 
     def problems(self, split, n, seed):
-        check_split(split)
-        if not self.pools:
-            pools = {split: [] for split in SPLITS} | {"test": self._fetch(self.test_set)}
-            tested = {*map(self.key, pools["test"])}
-            for row in self._fetch(self.train_set):
-                if self.key(row) not in tested:
-                    held = split_of(self.key(row)) == "validation"
-                    pools["validation" if held else "train"].append(row)
-            self.pools = pools
-        return draw(self.pools[split], n, f"{self.name} {split} {seed}", split)
+        self.pools = self.pools or self._fetch()
+        return draw(self.pools, split, n, seed, self.name)
 
-    def _fetch(self, where):
+    def _fetch(self):
         import datasets
 
-        *path, split = where
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the line below says enough
-        try:
-            return [self.problem(row) for row in datasets.load_dataset(*path, split=split)]
-        except Exception as error:  # hub, cache, network and file system each have their own
-            why = " ".join(str(error).split())[:100]
-            raise ValueError(
-                f"the data set {path[0]} cannot be reached ({why}): "
-                "give a JSON-lines file of problems by --data FILE"
-            ) from None
+        pools = {split: [] for split in SPLITS}
+        for *path, part in (self.test_set, self.train_set):
+            try:
+                rows = datasets.load_dataset(*path, split=part)
+                problems = [self.problem(row) for row in rows]
+            except Exception as error:  # hub, cache, network and file system each have their own
+                why = " ".join(str(error).split())[:100]
+                way_out = "give a JSON-lines file of problems by --data FILE"
+                raise ValueError(f"cannot get data set {path[0]} ({why}): {way_out}") from None
+            tested = {*map(self.key, pools["test"])}
+            for problem in problems:
+                held_out = part == "train" and split_of(self.key(problem)) == "validation"
+                if self.key(problem) not in tested:
+                    pools["validation" if held_out else part].append(problem)
+        return pools
 
-    def _text(self, value):
-        if isinstance(value, bool | list | dict | None) or not str(value).strip():
-            raise ValueError("no text")
-        return str(value).strip()
+    def problem(self, row):
+        question = row["question"] if "question" in row else row["problem"]
+        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
+        if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
+            raise ValueError
+        answer = str(answer).rpartition("####")[2]  # GSM8K's is the reasoning, then "#### 72"
+        problem = {"question": str(question).strip(), "answer": answer.strip()}
+        if not all(problem.values()):
+            raise ValueError
+        return problem
 
 
 class GSM8K(Questions):
@@ -433,15 +384,13 @@ class GSM8K(Questions):
 
     name, example = "gsm8k", '{"question": "text", "answer": "72"}'
     train_set, test_set = ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")
+    form = "The answer is one number, without its unit."
 
     def problem(self, row):
-        answer = self._text(row["answer"]).rpartition("####")[2].strip()
-        if answers.read_number(answer) is None:
-            raise ValueError("no number")
-        return {"question": self._text(row["question"]), "answer": answer}
-
-    def prompt(self, problem):
-        return INSTRUCTION + problem["question"] + "\nThe answer is one number, without its unit."
+        problem = super().problem(row)
+        if answers.read_number(problem["answer"]) is None:
+            raise ValueError
+        return problem
 
     def solved(self, problem, text):
         number = answers.read_number(answers.final_answer(text))
@@ -451,15 +400,13 @@ class GSM8K(Questions):
         """d1's parts over their sum, repaired: reasoning may have lines."""
         tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
         once = [text.count(tag) == 1 for tag in tags]
-        places = [text.find(tag) for tag in tags]
-        soft = all(once) and places == sorted(places)  # something like the format
-        tidy = text.strip()
-        between = text[places[1] + len(tags[1]) : places[2]].strip()
-        strict = soft and tidy.startswith(tags[0]) and tidy.endswith(tags[3]) and not between
+        form = "<reasoning>.*</reasoning>{0}<answer>.*</answer>"
+        soft = all(once) and re.search(form.format(".*"), text, re.DOTALL) is not None
+        strict = soft and re.fullmatch(form.format(r"\s*"), text.strip(), re.DOTALL) is not None
         number = answers.read_number(answers.final_answer(text))
         whole = number is not None and number.denominator == 1
-        form = 0.5 * whole + 0.5 * strict + 0.5 * soft + 0.125 * sum(once)
-        return (2.0 * self.solved(problem, text) + form) / 4
+        earned = 2.0 * self.solved(problem, text) + 0.125 * sum(once)
+        return (earned + 0.5 * whole + 0.5 * strict + 0.5 * soft) / 4
 
 
 class MATH(Questions):
@@ -467,41 +414,32 @@ class MATH(Questions):
 
     name, example = "math", r'{"question": "text", "answer": "\\frac{1}{2}"}'
     train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
-
-    def problem(self, row):
-        question = row["question"] if "question" in row else row["problem"]
-        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
-        return {"question": self._text(question), "answer": self._text(answer)}
-
-    def prompt(self, problem):
-        form = "\nInside the answer tags, put the final answer into \\boxed{}."
-        return INSTRUCTION + problem["question"] + form
+    form = "Inside the answer tags, put the final answer into \\boxed{}."
 
     def solved(self, problem, text):
         return answers.equivalent(answers.final_answer(text), problem["answer"])
 
     def reward(self, problem, text):
         """d1's parts over their sum; d1's own looked for a box and never found it."""
-        tags, box = bool(answers.extract_answer(text)), bool(answers.boxed(text))
-        outside = 0.5 if box else 0.25 if text.strip() else 0.0
-        form = (1.0 if answers.boxed(answers.extract_answer(text)) else 0.75) if tags else outside
+        inside = answers.extract_answer(text)
+        if inside:
+            form = 1.0 if answers.boxed(inside) else 0.75
+        else:
+            form = 0.5 if answers.boxed(text) else 0.25 if text.strip() else 0.0
         return (2.0 * self.solved(problem, text) + form) / 3
 
 
 TASKS = {"countdown": Countdown(), "sudoku": Sudoku(), "gsm8k": GSM8K(), "math": MATH()}
-TASKS["countdown"].compact, TASKS["sudoku"].compact = CompactCountdown(), CompactSudoku()
 
 
 def for_tiny(task):
     """What the embedded model uses of a task. Raises ValueError where it has no such form."""
     task = getattr(task, "compact", task)
-    missing = [name for name in ("length", "demonstrations") if not hasattr(task, name)]
+    missing = [f"no {name}" for name in ("length", "demonstrations") if not hasattr(task, name)]
     if missing:
-        name = getattr(task, "name", type(task).__name__)
-        raise ValueError(
-            f"{name} has no {' and no '.join(missing)} for the tiny model: "
-            "give --model a LLaDA-class checkpoint"
-        )
+        name, missing = getattr(task, "name", type(task).__name__), " and ".join(missing)
+        way_out = "give --model a LLaDA-class checkpoint"
+        raise ValueError(f"{name} has {missing} for the tiny model: {way_out}")
     return task
 
 
@@ -513,19 +451,13 @@ def find_task(name):
     if not path.endswith(".py") or not Path(path).is_file():
         known = f"choose one of {', '.join(TASKS)}, or a FILE.py:NAME that is there"
         raise ValueError(f"unknown task {name!r}: {known}")
-    spec = importlib.util.spec_from_file_location(f"task_{Path(path).stem}", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        task = getattr(module, attribute)
+        task = runpy.run_path(path)[attribute]
         task = task() if isinstance(task, type) else task
+        missing = [f"no {part}" for part in PROTOCOL if not callable(getattr(task, part, None))]
+        if missing:
+            raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
     except (Exception, SystemExit) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"task {name!r} cannot be had from {path} ({why})") from None
-    protocol = ("problems", "prompt", "reward", "solved")
-    missing = [method for method in protocol if not callable(getattr(task, method, None))]
-    if missing:
-        raise ValueError(
-            f"task {name!r} has no {', no '.join(missing)}: tasks.py says what a task has"
-        )
     return task
