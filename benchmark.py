@@ -138,9 +138,8 @@ def main(arguments=None):
     print(f"{'shape':6}{'method':10}" + "".join(f"{key:>13}" for key in COLUMNS))
     for name in [options.shape] if options.shape else [*SHAPES][: 2 + torch.cuda.is_available()]:
         for row in compare([run_apart(name, method) for method in METHODS]):
-            cells = "".join(
-                f"{row[key]:13.3f}" if row.get(key) is not None else " " * 13 for key in COLUMNS
-            )
+            known = {key: f"{row[key]:.3f}" for key in COLUMNS if row.get(key) is not None}
+            cells = "".join(f"{known.get(key, ''):>13}" for key in COLUMNS)
             print(f"{name:6}{row['method']:10}" + row.get("failed", cells))
 
 
