@@ -78,7 +78,8 @@ def measure(shape, method):
     """One row of the table, in this process."""
     sizes, P, per_step, settings = shape
     G, device = settings.group_size, "cuda" if torch.cuda.is_available() else "cpu"
-    policy = make_policy(sizes, getattr(torch, settings.dtype, torch.float32), device)
+    dtype = getattr(torch, settings.dtype, torch.float32)  # float32: "auto" too
+    policy = make_policy(sizes, dtype, device)
     generator = torch.Generator(device).manual_seed(0)
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
     prompts = prompts.to(device)  # (B, P)

@@ -151,7 +151,7 @@ def parse(parser, arguments):
     if not options.task:
         raise ValueError(f"{path} is no run, which would know its task: give a --task")
     if options.length < 0 or min(options.problems, options.batch_size) < 1:
-        raise ValueError("problems and batch_size are at least 1, length 0")
+        raise ValueError("problems and batch_size are at least 1, length at least 0")
     is_new = options.data and Path(options.data) != Path(parser.get_default("data"))
     options.split = options.split or ("all" if is_new else "test")
     return options

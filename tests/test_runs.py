@@ -1,7 +1,5 @@
 """Run folders: files are replaced whole, and what a kill leaves half-done is seen to."""
 
-import json
-
 import pytest
 
 import runs
@@ -38,4 +36,4 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
         with pytest.raises(ValueError, match=name):
             runs.read_json(tmp_path / name)
     runs.write_json(tmp_path / "good.json", {"seed": 1})
-    assert runs.read_json(tmp_path / "good.json") == json.loads('{"seed": 1}')
+    assert runs.read_json(tmp_path / "good.json") == {"seed": 1}

@@ -180,7 +180,7 @@ def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves,
 @pytest.fixture(autouse=True)
 def every_completion_earns_something(request, monkeypatch):
     """The base here solves nothing: where learning is looked at, pay by the text's length."""
-    words = "each_mode resumed lora exported inner_updates checkpoint_in equals".split()
+    words = ["each_mode", "resumed", "lora", "exported", "inner_updates", "checkpoint_in", "equals"]
     if any(word in request.node.name for word in words):
         pay = lambda self, problem, text: len(text) % 7 / 6  # noqa: E731
         monkeypatch.setattr(type(TASKS["countdown"]), "reward", pay)
