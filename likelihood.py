@@ -146,7 +146,7 @@ def cache_kl(policy, rollout, states_at_once=64):
 
 def example():
     """One completion of "2 + 3 =", unmasked in three steps, scored in three ways."""
-    words = "_ 2 3 + = 5 so .".split()  # _ is [MASK]
+    words = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
     ids, steps = torch.tensor([[1, 3, 2, 4, 6, 5, 7]]), torch.tensor([[2, 1, 3]])
     policy = SimpleNamespace(mask_id=0)  # a toy: the more tokens it sees, the surer it is
     policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)

@@ -27,6 +27,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import models
+import splits
 import tasks
 import tiny
 from diffusion_policy import DiffusionPolicy
@@ -149,8 +150,8 @@ def prepare(settings, run_dir, resume, export):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
     task, compact = tasks.find_task(settings.task), is_compact(settings.model)
-    task = tasks.for_tiny(task) if compact else task
-    task = tasks.FromFile(task, settings.data) if settings.data else task
+    task = tiny.for_tiny(task) if compact else task
+    task = splits.FromFile(task, settings.data) if settings.data else task
     problems = task.problems(settings.eval_split, settings.eval_problems, 0)  # before the weights
     settings.length = settings.length or (task.length if compact else 0)
     if not settings.length:

@@ -31,45 +31,15 @@ import random
 import re
 import runpy
 import sys
-import zlib
 from pathlib import Path
 
 import answers
+from splits import SPLITS, draw, seeded, split_of
 
-SPLITS = ("train", "validation", "test")
-PROTOCOL = ("problems", "prompt", "reward", "solved")  # what a task has to have
 INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
 )
-
-
-def split_of(key):
-    """Which split a key belongs to, by its checksum: 20% test, 10% validation, 70% train.
-
-    It depends on no seed, order or number of draws. Settings are tuned on "validation".
-    """
-    bucket = zlib.crc32(key.encode(errors="surrogatepass")) % 10  # 0 to 9
-    return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
-
-
-def seeded(source, split, seed):
-    """The random numbers of a draw. Raises ValueError for an unknown split."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    return random.Random(f"{source} {split} {seed}")
-
-
-def draw(pools, split, n, seed, source):
-    """n problems of a split's pool, none twice; only training goes round again to have as many."""
-    rng, pool, drawn = seeded(source, split, seed), pools[split], []
-    if not pool:
-        total = sum(map(len, pools.values()))
-        why = f"of its {total} problems none is for {split}, by the checksums of their keys"
-        raise ValueError(f"{source} holds too little: {why}")
-    while len(drawn) < n and (split == "train" or not drawn):
-        drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
-    return drawn
 
 
 class Task:
@@ -91,23 +61,6 @@ class Task:
         if not problems:
             raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
         return problems
-
-
-class FromFile:
-    """A task whose problems come from a file, split by the checksums of their keys."""
-
-    def __init__(self, task, path):
-        if not hasattr(task, "load"):
-            raise ValueError(f"--data {path}: this task has no load(path) to read a file with")
-        self.task, self.path, self.pools = task, path, {split: [] for split in SPLITS}
-        for problem in task.load(path):
-            self.pools[split_of(getattr(task, "key", task.prompt)(problem))].append(problem)
-
-    def __getattr__(self, name):  # all but the problems is the task's own
-        return getattr(self.task, name)
-
-    def problems(self, split, n, seed):
-        return draw(self.pools, split, n, seed, self.path)
 
 
 class Generated(Task):
@@ -142,9 +95,6 @@ class Generated(Task):
             if rng.random() < careless:
                 text = self.careless(problem, text)
             yield problem, f"<answer>{text}</answer>"
-
-
-# ---- countdown ---------------------------------------------------------------------------------
 
 
 class Countdown(Generated):
@@ -230,12 +180,12 @@ class Countdown(Generated):
 ROWS = [range(row, row + 4) for row in (0, 4, 8, 12)]
 COLUMNS = [range(column, 16, 4) for column in range(4)]
 BOXES = [[corner, corner + 1, corner + 4, corner + 5] for corner in (0, 2, 8, 10)]
+UNITS = [*ROWS, *COLUMNS, *BOXES]
 
 
 def is_solution_grid(grid):
     """Whether 16 characters are a finished grid: 1 to 4 once in every row, column and box."""
-    units = (*ROWS, *COLUMNS, *BOXES)
-    return len(grid) == 16 and all({grid[i] for i in unit} == set("1234") for unit in units)
+    return len(grid) == 16 and all({grid[i] for i in unit} == {*"1234"} for unit in UNITS)
 
 
 class Sudoku(Generated):
@@ -323,9 +273,6 @@ class Sudoku(Generated):
         if not re.fullmatch("[0-4]{16}", row["puzzle"]) or solution not in solutions:
             raise ValueError
         return {"puzzle": row["puzzle"], "solution": solution}
-
-
-# ---- gsm8k and math ----------------------------------------------------------------------------
 
 
 class Questions(Task):
@@ -432,17 +379,6 @@ class MATH(Questions):
 TASKS = {"countdown": Countdown(), "sudoku": Sudoku(), "gsm8k": GSM8K(), "math": MATH()}
 
 
-def for_tiny(task):
-    """What the embedded model uses of a task. Raises ValueError where it has no such form."""
-    task = getattr(task, "compact", task)
-    missing = [f"no {name}" for name in ("length", "demonstrations") if not hasattr(task, name)]
-    if missing:
-        name, missing = getattr(task, "name", type(task).__name__), " and ".join(missing)
-        way_out = "give --model a LLaDA-class checkpoint"
-        raise ValueError(f"{name} has {missing} for the tiny model: {way_out}")
-    return task
-
-
 def find_task(name):
     """The task of a name: one of TASKS, or FILE.py:NAME. Raises ValueError."""
     if name in TASKS:
@@ -454,7 +390,8 @@ def find_task(name):
     try:
         task = runpy.run_path(path)[attribute]
         task = task() if isinstance(task, type) else task
-        missing = [f"no {part}" for part in PROTOCOL if not callable(getattr(task, part, None))]
+        parts = ("problems", "prompt", "reward", "solved")
+        missing = [f"no {part}" for part in parts if not callable(getattr(task, part, None))]
         if missing:
             raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
     except (Exception, SystemExit) as error:

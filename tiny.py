@@ -120,6 +120,17 @@ def _optimizers(denoiser, recipe):
     return [muon, adam, LambdaLR(muon, factor), LambdaLR(adam, factor)]
 
 
+def for_tiny(task):
+    """What the embedded model uses of a task. Raises ValueError where it has no such form."""
+    task = getattr(task, "compact", task)
+    missing = [f"no {name}" for name in ("length", "demonstrations") if not hasattr(task, name)]
+    if missing:
+        name, missing = getattr(task, "name", type(task).__name__), " and ".join(missing)
+        way_out = "give --model a LLaDA-class checkpoint"
+        raise ValueError(f"{name} has {missing} for the tiny model: {way_out}")
+    return task
+
+
 def base(task, careless, recipe, cache_dir, device="cpu"):
     """The folder of a base model for a task, made the first time and kept under a hash.
 

@@ -45,10 +45,7 @@ def flag(default, help, low=-inf, high=inf, choices=()):
 
 @dataclass
 class Settings:
-    """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change.
-
-    Raises ValueError for settings that cannot work.
-    """
+    """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change."""
 
     task: str = flag("countdown", f"{', '.join(tasks.TASKS)}, or your own: FILE.py:NAME")
     model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
@@ -122,8 +119,8 @@ class Settings:
 
 
 # Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
-# dense (cells, not grids): they bear a higher rate and ask for a lower gamma and a higher price of
-# speed. LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
+# dense (cells): they bear a higher rate and ask for a lower gamma and a higher price of speed.
+# LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": dict(
         prompts_per_step=16, gamma_0=0.01, speed_weight=0.35, learning_rate=2e-4, warm_steps=400,

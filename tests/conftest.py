@@ -1,4 +1,6 @@
-"""One thread for every test: the models are tiny, and two threads that wait for each other are slower than one."""
+"""One thread for every test: the models are tiny, and two threads that wait for each other are
+slower than one.
+"""
 
 import torch
 

@@ -1,59 +1,86 @@
-"""The benchmark's own arithmetic, on a shape that takes a second."""
+"""The benchmark on a shape that takes no time: the naive loop's tokens, and the table."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
-from benchmark import SHAPES, make_policy, measure, print_table, whole_step, with_ratios
 
-SMALL = SHAPES["tiny"] | {"prompts": 2, "group": 2, "naive_rows": 4, "micro_batch": 4, "rank": 2}
+import benchmark
+
+*SIZES, SETTINGS = benchmark.SHAPES["tiny"]
+SMALL = (*SIZES, replace(SETTINGS, prompts_per_step=2, group_size=3, inner_updates=2))
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return {
-        method: measure(SMALL, method, "cpu") for method in ("naive", "ours", "dual", "learning")
-    }
-
-
-def test_the_operations_counted_are_two_for_every_weight_and_position_and_those_of_attention():
-    policy = make_policy(SMALL, "cpu")
-    weights = sum(
-        p.numel()
-        for name, p in policy.denoiser.named_parameters()
-        if "layers." in name and p.ndim == 2
-    )
-    config = policy.denoiser.config
-    with torch.no_grad():
-        policy.hidden(torch.randint(3, 9, (3, 11)))
-    attention = 4 * 3 * 11 * 11 * config.hidden_size * config.num_hidden_layers
-    assert policy.flop == 2 * 3 * 11 * weights + attention
-    policy.flop = 0
-    with torch.no_grad():
-        policy.surety(torch.randn(5, config.hidden_size), "eb")
-    assert policy.flop == 2 * 5 * config.vocab_size * config.hidden_size
+    return {method: benchmark.measure(SMALL, method) for method in benchmark.METHODS}
 
 
 def test_the_naive_loop_and_ours_draw_the_same_tokens(rows):
-    table = with_ratios([dict(rows["naive"]), dict(rows["ours"])], same_order=True)
-    assert table[1]["same_tokens"] == 1.0 and table[1]["speed_ratio"] > 0
-    assert rows["dual"]["tflop"] < rows["ours"]["tflop"] < rows["naive"]["tflop"]
+    assert rows["naive"]["tokens"] == rows["ours"]["tokens"]
+    drawn = {token for row in rows["ours"]["tokens"] for token in row}
+    assert len(rows["ours"]["tokens"]) == 6 and len(drawn) > 10 and 1 not in drawn  # no mask left
 
 
-def test_a_stand_in_counts_what_the_model_itself_would(rows):
-    for method in ("naive", "ours", "dual"):
-        counted = measure(SMALL, method, "cpu", count_only=True)
-        assert (
-            counted["tflop"] == pytest.approx(rows[method]["tflop"])
-            and counted["failed"] == "not measured"
-        )
+def test_they_do_so_too_where_a_step_unmasks_several(rows):
+    sizes, prompt, _, settings = SMALL
+    three = (sizes, prompt, 3, replace(settings, length=12, block_length=6))
+    naive, ours = (benchmark.measure(three, method)["tokens"] for method in ("naive", "ours"))
+    assert naive == ours and {len(row) for row in ours} == {12}
 
 
-def test_a_step_is_a_rollout_and_its_learning_and_the_table_says_what_was_not_measured(
-    rows, capsys
-):
-    step = whole_step([rows["dual"], rows["learning"]])
-    assert step["seconds"] == pytest.approx(rows["dual"]["seconds"] + rows["learning"]["seconds"])
-    failed = whole_step([rows["dual"], {"method": "learning", "failed": "out of memory"}])
-    assert failed["failed"] == "out of memory" and "tflop" not in failed
-    print_table([{"shape": "tiny"} | step, {"shape": "tiny"} | failed])
-    lines = capsys.readouterr().out.splitlines()
-    assert "MFU" in lines[0] and "out of memory" in lines[3]
+def test_each_row_says_how_long_it_took_and_with_how_much_memory(rows):
+    for method, row in rows.items():
+        assert row["method"] == method and row["seconds"] > 0 and row["peak_gib"] > 0
+        assert ("tokens_per_s" in row) == (method != "learning")
+    speed = rows["dual"]["tokens_per_s"] * rows["dual"]["seconds"]
+    assert speed == pytest.approx(6 * 10)
+
+
+def test_a_rollout_is_compared_with_the_naive_one():
+    naive = {"method": "naive", "tokens_per_s": 2.0, "tokens": [[3, 4], [5, 6]]}
+    dual = {"method": "dual", "tokens_per_s": 5.0, "tokens": [[3, 4], [5, 9]]}
+    others = [{"method": "ours", "failed": "out of memory"}, {"method": "learning", "seconds": 1}]
+    table = benchmark.compare([dict(naive), dict(dual), *others])
+    assert table[1] == {"method": "dual", "tokens_per_s": 5.0, "x_naive": 2.5, "same_tokens": 0.75}
+    assert table[2:] == others and "x_naive" not in table[0]
+    failed = {"method": "naive", "failed": "out of memory"}
+    assert "x_naive" not in benchmark.compare([failed, dict(dual)])[1]
+
+
+def test_the_table_has_a_line_for_every_row_and_says_why_one_failed(rows, monkeypatch, capsys):
+    copies = {method: dict(row) for method, row in rows.items()}
+    copies["prefix"] = {"method": "prefix", "failed": "out of memory"}
+    monkeypatch.setattr(benchmark, "run_apart", lambda name, method: copies[method])
+    benchmark.main(["--shape", "mid"])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["mid", m] for m in benchmark.METHODS]
+    assert len(header) == len(lines[0]) and header.split()[2:] == list(benchmark.COLUMNS)
+    assert lines[1].split()[5] == "1.000" and lines[2].endswith("out of memory")
+
+
+def test_one_row_is_a_process_of_its_own_that_prints_json():
+    command = [sys.executable, benchmark.__file__, "--shape", "tiny", "--method", "ours"]
+    folder, env = Path(benchmark.__file__).parent, os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["method"] == "ours" and len(row["tokens"]) == 256
+
+
+def test_a_row_that_fails_says_why_in_its_last_line(tmp_path, monkeypatch):
+    (tmp_path / "fails.py").write_text("raise MemoryError('no room')")
+    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "fails.py"))
+    row = benchmark.run_apart("tiny", "ours")
+    assert row == {"method": "ours", "failed": "MemoryError: no room"}
+
+
+def test_bad_flags_get_one_line(capsys):
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main(["--method", "slow"])
+    message = capsys.readouterr().err
+    assert exit.value.code == 2 and "naive" in message and message.count("\n") == 1

@@ -11,7 +11,8 @@ from diffusion_policy import DiffusionPolicy
 from models import load_denoiser
 from runs import create_run, save_checkpoint, write_json
 from sampler import Decoder, ThresholdHead
-from tasks import TASKS, FromFile
+from splits import FromFile
+from tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,8 @@ def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons()
 def test_problems_of_a_cluster_count_together():
     solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
     apart = evaluate.share_interval(solved, clusters)
-    together = evaluate.share_interval(
-        solved * 16, clusters * 16
-    )  # sixteen copies tell nothing new
-    assert together == apart
+    together = evaluate.share_interval(solved * 16, clusters * 16)
+    assert together == apart  # sixteen copies tell nothing new
     naive = evaluate.share_interval(solved * 16, list(map(str, range(960))))
     assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
 
@@ -134,10 +133,8 @@ def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, 
 
 def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path, measured):
     task = TASKS["countdown"].compact
-    path, numbers = (
-        tmp_path / "data.jsonl",
-        [[a, b, c] for a in range(1, 5) for b in (6, 7) for c in (8, 9)],
-    )
+    path = tmp_path / "data.jsonl"
+    numbers = [[a, b, c] for a in range(1, 5) for b in (6, 7) for c in (8, 9)]
     rows = [{"numbers": x, "target": y} for x in numbers for y in (3, 5, 9)]
     rows += [row | {"numbers": row["numbers"][::-1]} for row in rows]  # near-duplicates
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -225,9 +222,8 @@ def test_a_folder_without_a_threshold_head_asks_for_a_number(run_dir, tmp_path, 
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path / "base"), "--task", "countdown"])
     assert "--level" in capsys.readouterr().err
-    evaluate.main(
-        [str(tmp_path / "base"), "--task", "countdown", "--level", "0.1", "--problems", "2"]
-    )
+    flags = "--task countdown --level 0.1 --problems 2"
+    evaluate.main([str(tmp_path / "base"), *flags.split()])
     assert '"level": 0.1' in capsys.readouterr().out
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path), "--task", "countdown"])

@@ -86,8 +86,9 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
     if script == "evaluate.py":
         words += ["--problems", "4"]
     elif "--resume" not in words:
-        words += "--steps 2 --prompts_per_step 2 --group_size 2 --eval_problems 4".split()
-        words += "--inner_updates 2".split()
+        for name in ("steps", "prompts_per_step", "group_size", "inner_updates"):
+            words += [f"--{name}", "2"]
+        words += ["--eval_problems", "4"]
         tiny = ["--model", "tiny", "--warm_steps", "2", "--cache_dir", str(folder / "cache")]
         words += ["--lora_rank", "2"] if llada else tiny
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from answers import arithmetic
-from tasks import TASKS, FromFile, find_task, for_tiny, is_solution_grid, split_of
+from splits import FromFile, split_of
+from tasks import TASKS, find_task, is_solution_grid
+from tiny import for_tiny
 
 COUNTDOWN, SUDOKU, GSM8K, MATH = TASKS.values()
 GENERATED = {

@@ -1,4 +1,7 @@
-"""The training loop, its files and its manners. Every run here is a real one, with a base model of three warm-up steps."""
+"""The training loop, its files and its manners.
+
+Every run here is a real one, with a base model of three warm-up steps.
+"""
 
 import copy
 import dataclasses
@@ -14,9 +17,9 @@ from safetensors.torch import load_file
 import runs
 import train
 from diffusion_policy import DiffusionPolicy
-from likelihood import draw_boundaries, draw_hidden_prompt
+from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
 from models import load_denoiser
-from runs import METRICS, load_policy, read_lines, replacing, settle
+from runs import METRICS, load_policy, read_lines
 from sampler import Decoder, ThresholdHead
 from tasks import TASKS
 from train import Settings, update_denoiser
@@ -38,23 +41,17 @@ def no_pictures(request, monkeypatch):
 
 @pytest.fixture
 def run(tmp_path, cache):
-    """run(name, flag=value, ...) trains into tmp_path/name, small unless flags say otherwise, and returns (exit code, folder)."""
+    """run(name, flag=value, ...) trains into tmp_path/name. -> (exit code, folder)
 
-    def start(name, **flags):
-        small = dict(
-            model="tiny",
-            steps=2,
-            prompts_per_step=2,
-            group_size=3,
-            warm_steps=3,
-            warm_batch=8,
-            eval_problems=4,
-            cache_dir=cache,
-        )
-        if flags.get("resume"):
-            small = {}
-        arguments = [] if not flags.pop("resume", False) else ["--resume"]
-        for key, value in (small | {"run_dir": tmp_path / name} | flags).items():
+    It is a small run unless flags say otherwise.
+    """
+    small = dict(model="tiny", steps=2, prompts_per_step=2, group_size=3, eval_problems=4)
+    small |= dict(warm_steps=3, warm_batch=8, cache_dir=cache)
+
+    def start(name, resume=False, **flags):
+        arguments = ["--resume"] if resume else []
+        flags = ({} if resume else small) | {"run_dir": tmp_path / name} | flags
+        for key, value in flags.items():
             arguments += [f"--{key}", str(value)]
         return train.main(arguments), tmp_path / name
 
@@ -62,27 +59,32 @@ def run(tmp_path, cache):
 
 
 def metrics_of(folder):
-    return [
-        {key: value for key, value in row.items() if key not in TIMES}
-        for row in read_lines(folder / "metrics.jsonl")
-    ]
+    """The rows of metrics.jsonl without what differs from run to run."""
+    rows = read_lines(folder / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
 
 
 def weights_of(folder):
     return load_denoiser(str(folder / "checkpoint"))[0].state_dict()
 
 
-# ---- the update --------------------------------------------------------------------------------------------------------
+def base_in(cache):
+    """The base model that these runs start from."""
+    return load_denoiser(str(next(cache.glob("countdown*"))))[0]
+
+
+# ---- the update ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def batch():
-    """A tiny policy with a rollout of 12 rows, advantages and the stage boundaries of two inner updates."""
-    denoiser, tokenizer = load_denoiser("tiny", seed=3)
-    policy, task = (
-        DiffusionPolicy(denoiser, tokenizer, ThresholdHead(128)),
-        TASKS["countdown"].compact,
-    )
+    """A tiny policy, a rollout of 12 rows, advantages, the stages of two inner updates."""
+    policy = DiffusionPolicy(*load_denoiser("tiny", seed=3), ThresholdHead(128))
+    task = TASKS["countdown"].compact
     generator = torch.Generator().manual_seed(0)
     ids, mask = policy.encode([task.prompt(problem) for problem in task.problems("train", 12, 0)])
     rollout = policy.rollout(ids, mask, 10, Decoder("eb", 3.0), generator)
@@ -94,18 +96,14 @@ def batch():
 
 
 def updated(batch, reference=None, **settings):
-    """The denoiser's weights after one update_denoiser with plain SGD (Adam would hide the gradient's size), and its metrics."""
+    """The denoiser's weights after one update_denoiser, and its metrics.
+
+    By plain SGD: Adam would hide the gradient's size.
+    """
     policy, rollout, advantage, stages = copy.deepcopy(batch)
     optimizer = torch.optim.SGD(policy.denoiser.parameters(), lr=0.1)
-    metrics = update_denoiser(
-        policy,
-        reference,
-        optimizer,
-        rollout,
-        stages,
-        advantage,
-        Settings(grad_clip=1e9, **settings),
-    )
+    how = (rollout, stages, advantage, Settings(grad_clip=1e9, **settings))
+    metrics = update_denoiser(policy, reference, optimizer, *how)
     return torch.nn.utils.parameters_to_vector(policy.denoiser.parameters()), metrics
 
 
@@ -122,51 +120,66 @@ def test_the_micro_batch_size_changes_nothing(batch, kl_beta):
 
 def test_the_first_inner_update_has_ratio_one_and_a_gradient(batch):
     _, metrics = updated(batch[:3] + (batch[3][:1],))
-    assert (
-        metrics["ratio_mean"] == 1.0
-        and metrics["clip_share"] == 0.0
-        and metrics["grad_norm"] > 0.01
-    )
+    assert metrics["ratio_mean"] == 1.0 and metrics["clip_share"] == 0.0
+    assert metrics["grad_norm"] > 0.01
 
 
 def test_the_second_inner_update_is_compared_with_the_policy_before_the_first(batch):
-    _, metrics = updated(
-        batch
-    )  # means over two updates, so the second one's ratio is off 1 by twice what is seen
+    _, metrics = updated(batch)  # means of two: the second's ratio is off 1 by twice what is seen
     assert metrics["ratio_mean"] != 1.0 and abs(metrics["ratio_mean"] - 1) < 0.5
 
 
-# ---- the run -----------------------------------------------------------------------------------------------------------
+def test_speed_multiplies_the_reward(run, monkeypatch):
+    pay = lambda self, problem, text: len(text) % 7 / 6  # noqa: E731  the base here solves nothing
+    monkeypatch.setattr(type(TASKS["countdown"].compact), "reward", pay)
+    _, folder = run("a", steps=1, prompts_per_step=1, group_size=4, speed_weight=0.4)
+    shown = read_lines(folder / "samples.jsonl")  # all four of the step
+    expected = [row["reward"] * (1 - 0.4 * row["nfe"] / 10) for row in shown]
+    assert metrics_of(folder)[0]["speed_reward_mean"] == pytest.approx(sum(expected) / 4)
+
+
+def test_hidden_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
+    policy, rollout, advantage, stages = copy.deepcopy(batch)
+    every_step = torch.arange(1, int(rollout.nfe.max())).expand(12, -1)
+    stages = [(every_step, hidden, seed) for _, hidden, seed in stages]
+    assert all(hidden.any() for _, hidden, _ in stages)
+    optimizer = torch.optim.SGD(policy.denoiser.parameters(), lr=0.1)
+    settings = Settings(is_cap=0.0)
+    metrics = update_denoiser(policy, None, optimizer, rollout, stages[:1], advantage, settings)
+    assert metrics["surrogate_kl"] == pytest.approx(0, abs=1e-5)  # the exact likelihood, unhidden
+    assert metrics["unit_weight_error"] < 1e-5 and metrics["ratio_mean"] == 1.0
+    with torch.no_grad():
+        hiding = surrogate_logp(batch[0], rollout, every_step, stages[0][1])
+    assert (rollout.behaviour_logp - hiding)[rollout.token_mask].mean() > 0.01  # it would be seen
+
+
+def test_old_and_new_policy_are_scored_under_the_same_dropout(run):
+    flags = LORA | {"lora_dropout": 0.3, "inner_updates": 2, "learning_rate": 0.0, "steps": 1}
+    for size in (256, 2):
+        row = metrics_of(run(f"dropout-{size}", micro_batch_size=size, **flags)[1])[0]
+        assert row["ratio_mean"] == pytest.approx(1, abs=1e-6) and row["clip_share"] == 0.0
+
+
+# ---- the run -------------------------------------------------------------------------------------
 
 
 def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     code, folder = run("a")
     assert code == 0 and capsys.readouterr().out.splitlines()[-1] == str(folder)
-    names = {
-        "config.json",
-        "metrics.jsonl",
-        "samples.jsonl",
-        "eval.json",
-        "curves.png",
-        "environment.txt",
-        "checkpoint",
-    }
+    names = {"config.json", "metrics.jsonl", "samples.jsonl", "eval.json", "curves.png"}
+    names |= {"environment.txt", "checkpoint"}
     assert {path.name for path in folder.iterdir()} == names
     rows = read_lines(folder / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2] and all(
-        list(row) == list(METRICS) for row in rows
-    )
-    config = json.loads((folder / "config.json").read_text())
-    assert (
-        list(config) == [field.name for field in dataclasses.fields(Settings)]
-        and config["model"] == "tiny"
-    )
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(list(row) == list(METRICS) for row in rows)
+    config = config_of(folder)
+    assert list(config) == [field.name for field in dataclasses.fields(Settings)]
+    assert config["model"] == "tiny"
     contract = {"name", "decoder", "level", "solved", "solved_low", "solved_high", "reward", "nfe"}
     contract |= {"tokens_per_call", "problems", "clusters", "seed"}
     evaluation = json.loads((folder / "eval.json").read_text())
-    assert [row["name"] for row in evaluation] == ["before", "after", "after"] and all(
-        contract <= set(row) for row in evaluation
-    )
+    assert [row["name"] for row in evaluation] == ["before", "after", "after"]
+    assert all(contract <= set(row) for row in evaluation)
     assert [row["level"] for row in evaluation] == [0.1, "learned", 0.1]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     sample = read_lines(folder / "samples.jsonl")[0]
@@ -175,7 +188,7 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
 
 def test_config_json_alone_repeats_the_run(run):
     _, first = run("a", seed=5, inner_updates=2, temperature=0.9)
-    config = json.loads((first / "config.json").read_text())
+    config = config_of(first)
     del config["run_dir"]
     _, second = run("b", **config)
     assert metrics_of(first) == metrics_of(second)
@@ -189,9 +202,7 @@ def test_config_json_alone_repeats_the_run(run):
 )
 def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves, head_moves):
     _, folder = run("a", train=mode)
-    base = load_denoiser(
-        str(next(path for path in cache.iterdir() if path.name.startswith("countdown")))
-    )[0].state_dict()
+    base = base_in(cache).state_dict()
     moved = any(not torch.equal(base[name], value) for name, value in weights_of(folder).items())
     head = load_file(folder / "checkpoint" / "threshold_head.safetensors")
     assert (moved, bool(head["linear.weight"].any())) == (model_moves, head_moves)
@@ -199,22 +210,11 @@ def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves,
 
 @pytest.fixture(autouse=True)
 def every_completion_earns_something(request, monkeypatch):
-    """The base here solves nothing, so where learning itself is looked at, pay by the text's length instead."""
-    if any(
-        word in request.node.name
-        for word in (
-            "each_mode",
-            "resumed",
-            "lora",
-            "exported",
-            "inner_updates",
-            "checkpoint_in",
-            "equals",
-        )
-    ):
-        monkeypatch.setattr(
-            type(TASKS["countdown"]), "reward", lambda self, problem, text: len(text) % 7 / 6
-        )
+    """The base here solves nothing: where learning is looked at, pay by the text's length."""
+    words = ["each_mode", "resumed", "lora", "exported", "inner_updates", "checkpoint_in", "equals"]
+    if any(word in request.node.name for word in words):
+        pay = lambda self, problem, text: len(text) % 7 / 6  # noqa: E731
+        monkeypatch.setattr(type(TASKS["countdown"]), "reward", pay)
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 3])  # not saved yet, just saved, and in between
@@ -236,13 +236,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsy
     monkeypatch.setattr(runs, "log_step", log_step)
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(folder) == metrics_of(whole)
-    assert all(
-        torch.equal(value, weights_of(whole)[name]) for name, value in weights_of(folder).items()
-    )
-    scores = [
-        [(row["solved"], row["nfe"]) for row in json.loads((f / "eval.json").read_text())]
-        for f in (folder, whole)
-    ]
+    weights = weights_of(whole)
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(folder).items())
+    rows = [json.loads((f / "eval.json").read_text()) for f in (folder, whole)]
+    scores = [[(row["solved"], row["nfe"]) for row in part] for part in rows]
     assert scores[0] == scores[1]
 
 
@@ -265,33 +262,10 @@ def test_a_longer_run_may_be_asked_for_when_resuming(run):
     assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "checkpoint"
-    for content in ("first", "second"):
-        with replacing(path) as aside:
-            aside.mkdir()
-            (aside / "file").write_text(content)
-    with pytest.raises(RuntimeError), replacing(path) as aside:
-        aside.mkdir()
-        (aside / "file").write_text("third, half-writ")
-        raise RuntimeError("out of disk")
-    assert (path / "file").read_text() == "second"
-    path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
-    settle(path)
-    assert (path / "file").read_text() == "second"
-    (tmp_path / "checkpoint.old").mkdir()  # a kill after them, before the old one was gone
-    (tmp_path / "checkpoint.old" / "file").write_text("first")
-    with replacing(path) as aside:
-        aside.mkdir()
-    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint"]
-
-
 def test_the_base_model_is_made_once(run, cache, monkeypatch):
     run("a")
-    monkeypatch.setattr(
-        "tiny.warm_start",
-        lambda *_: pytest.fail("a second run must find the first one's base model"),
-    )
+    fail = "a second run must find the first one's base model"
+    monkeypatch.setattr("tiny.warm_start", lambda *_: pytest.fail(fail))
     assert run("b", seed=1)[0] == 0
 
 
@@ -302,7 +276,7 @@ def test_another_demonstration_mix_is_another_base_model(run, cache):
     assert len(set(cache.iterdir()) - known) == 1
 
 
-# ---- adapters, caches, real checkpoints ---------------------------------------------------------------------------------
+# ---- adapters, caches, real checkpoints ----------------------------------------------------------
 
 
 LORA = {"lora_rank": 4, "lora_dropout": 0.3, "learning_rate": 1e-2}
@@ -312,20 +286,15 @@ def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run, 
     code, folder = run("a", train="policy", **LORA)
     assert code == 0
     files = {path.name for path in (folder / "checkpoint").iterdir()}
-    assert {
-        "adapter_model.safetensors",
-        "adapter_config.json",
-    } <= files and "model.safetensors" not in files
+    assert {"adapter_model.safetensors", "adapter_config.json"} <= files
+    assert "model.safetensors" not in files
     trained = load_policy(folder)
     assert not any(p.requires_grad for p in trained.denoiser.parameters())  # loaded to evaluate
-    base = load_denoiser(
-        str(next(path for path in cache.iterdir() if path.name.startswith("countdown")))
-    )[0]
+    base = DiffusionPolicy(base_in(cache), trained.tokenizer)
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(
-        trained.without_adapter().hidden(ids), DiffusionPolicy(base, trained.tokenizer).hidden(ids)
-    )
-    assert not torch.allclose(trained.hidden(ids), trained.without_adapter().hidden(ids), atol=1e-4)
+    without = trained.without_adapter().hidden(ids)
+    assert torch.equal(without, base.hidden(ids))
+    assert not torch.allclose(trained.hidden(ids), without, atol=1e-4)
 
 
 def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
@@ -339,56 +308,42 @@ def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
 def test_the_reference_of_a_lora_run_is_the_base_model_that_it_starts_as(run):
     _, folder = run("a", kl_beta=0.1, **LORA | {"lora_dropout": 0.0})
     first, second = (row["reference_kl"] for row in metrics_of(folder))
-    assert (
-        first == 0.0 and second > 1e-6
-    )  # the first update of each step, so a reference that learns too would give 0 again
+    # That of each step's first update: a reference that learns too would give 0 again.
+    assert first == 0.0 and second > 1e-6
 
 
 def test_lora_dropout_is_on_while_learning(run):
-    with_, without = (
-        metrics_of(run(str(p), **LORA | {"lora_dropout": p})[1])[0] for p in (0.5, 0.0)
-    )
-    assert (
-        with_["grad_norm"] != without["grad_norm"]
-        and with_["reward_mean"] == without["reward_mean"]
-    )
+    folders = (run(str(p), **LORA | {"lora_dropout": p})[1] for p in (0.5, 0.0))
+    with_, without = (metrics_of(folder)[0] for folder in folders)
+    assert with_["grad_norm"] != without["grad_norm"]
+    assert with_["reward_mean"] == without["reward_mean"]
 
 
 def test_with_two_inner_updates_checkpointing_and_micro_batches_change_nothing_but_memory(run):
     flags = {"inner_updates": 2, "steps": 3, "seed": 2}
     _, plain = run("plain", **flags)
     _, frugal = run("frugal", gradient_checkpointing=True, micro_batch_size=2, **flags)
-    for a, b in zip(metrics_of(plain), metrics_of(frugal), strict=True):
-        assert {k: v for k, v in a.items() if v is not None} == pytest.approx(
-            {k: v for k, v in b.items() if v is not None}, rel=1e-2, abs=1e-4
-        )
+    for rows in zip(metrics_of(plain), metrics_of(frugal), strict=True):
+        a, b = ({k: v for k, v in row.items() if v is not None} for row in rows)
+        assert a == pytest.approx(b, rel=1e-2, abs=1e-4)
 
 
 def test_what_only_costs_memory_may_be_lowered_when_resuming(run):
     _, folder = run("a", block_length=5, cache="dual")
     assert run("a", resume=True, steps=3, micro_batch_size=2, cache="none")[0] == 0
-    config = json.loads((folder / "config.json").read_text())
+    config = config_of(folder)
     assert (config["micro_batch_size"], config["cache"]) == (2, "none")
 
 
 def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
     write_checkpoint(tmp_path / "hub", "llada")
-    flags = {
-        "model": tmp_path / "hub",
-        "length": 4,
-        "block_length": 4,
-        "lora_rank": 2,
-        "dtype": "bfloat16",
-        "inner_updates": 1,
-    }
-    _, folder = run("a", steps=1, prompts_per_step=1, group_size=2, eval_problems=1, **flags)
-    settings = Settings(**json.loads((folder / "config.json").read_text()))
+    flags = dict(model=tmp_path / "hub", length=4, block_length=4, lora_rank=2, dtype="bfloat16")
+    flags |= dict(inner_updates=1, steps=1, prompts_per_step=1, group_size=2, eval_problems=1)
+    _, folder = run("a", **flags)
+    settings = Settings(**config_of(folder))
     resumed = runs.prepare(settings, folder, resume=True, export="")[0].denoiser
-    dtypes = {
-        trained: {p.dtype for p in resumed.parameters() if p.requires_grad == trained}
-        for trained in (True, False)
-    }
-    assert dtypes == {True: {torch.float32}, False: {torch.bfloat16}}
+    dtypes = {(p.requires_grad, p.dtype) for p in resumed.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 
 
 @pytest.mark.parametrize("flags", [{}, LORA], ids=["full", "lora"])
@@ -399,44 +354,33 @@ def test_an_exported_model_is_the_trained_one_without_an_adapter(run, tmp_path, 
     torch.testing.assert_close(exported.hidden(ids), trained.hidden(ids), rtol=1e-4, atol=1e-5)
     assert not hasattr(exported.denoiser, "disable_adapter")
     evaluation = (folder / "eval.json").read_text()
-    assert (
-        run("a", resume=True, export=tmp_path / "again")[0] == 0
-    )  # a finished run is only exported, not measured again
-    assert (folder / "eval.json").read_text() == evaluation and (
-        tmp_path / "again" / "config.json"
-    ).exists()
+    # A finished run is only exported, not measured again.
+    assert run("a", resume=True, export=tmp_path / "again")[0] == 0
+    assert (folder / "eval.json").read_text() == evaluation
+    assert (tmp_path / "again" / "config.json").exists()
     capsys.readouterr()
-    assert (
-        run("a", resume=True, export=tmp_path / "out")[0] == 2 and "out" in capsys.readouterr().err
-    )
+    assert run("a", resume=True, export=tmp_path / "out")[0] == 2
+    assert "out" in capsys.readouterr().err
 
 
 def test_what_a_block_cache_costs_is_logged(run):
-    rows = {
-        cache: metrics_of(run(cache, cache=cache, block_length=5)[1])
-        for cache in ("none", "prefix", "dual")
-    }
+    names = ("none", "prefix", "dual")
+    rows = {name: metrics_of(run(name, cache=name, block_length=5)[1]) for name in names}
     assert all(row["cache_kl"] is None for row in rows["none"])
     assert all(abs(row["cache_kl"]) > 1e-4 for name in ("prefix", "dual") for row in rows[name])
 
 
 def test_a_prefill_begins_every_completion(run):
     _, folder = run("a", prefill="<answer>( 3")
-    assert all(
-        row["text"].startswith("<answer>( 3") for row in read_lines(folder / "samples.jsonl")
-    )
+    samples = read_lines(folder / "samples.jsonl")
+    assert all(row["text"].startswith("<answer>( 3") for row in samples)
 
 
 def test_problems_may_come_from_a_file(run, tmp_path):
     file = tmp_path / "problems.jsonl"
-    file.write_text(
-        "".join(
-            json.dumps(problem) + "\n"
-            for problem in TASKS["countdown"].compact.problems("train", 60, 0)
-        )
-    )
+    known = TASKS["countdown"].compact.problems("train", 60, 0)
+    file.write_text("".join(json.dumps(problem) + "\n" for problem in known))
     _, folder = run("a", data=file)
-    known = [json.loads(line) for line in file.read_text().splitlines()]
     assert all(row["problem"] in known for row in read_lines(folder / "samples.jsonl"))
 
 
@@ -445,29 +389,18 @@ def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_export
     run, tmp_path, family
 ):
     write_checkpoint(tmp_path / "hub", family)
-    small = {
-        "model": tmp_path / "hub",
-        "length": 16,
-        "block_length": 8,
-        "lora_rank": 2,
-        "inner_updates": 2,
-        "save_every": 1,
-    }
-    code, folder = run("a", **small)
+    small = {"length": 16, "block_length": 8, "lora_rank": 2, "inner_updates": 2, "save_every": 1}
+    code, folder = run("a", model=tmp_path / "hub", **small)
     assert code == 0
-    assert json.loads((folder / "config.json").read_text())["cache"] == "dual"  # LLaDA's recipe
-    assert (
-        run("a", resume=True, steps=3, export=tmp_path / "out")[0] == 0
-        and len(metrics_of(folder)) == 3
-    )
-    assert (tmp_path / "out" / "config.json").read_text() == (
-        tmp_path / "hub" / "config.json"
-    ).read_text()
+    assert config_of(folder)["cache"] == "dual"  # LLaDA's recipe
+    assert run("a", resume=True, steps=3, export=tmp_path / "out")[0] == 0
+    assert len(metrics_of(folder)) == 3
+    texts = [(tmp_path / name / "config.json").read_text() for name in ("out", "hub")]
+    assert texts[0] == texts[1]
     exported, trained = load_policy(tmp_path / "out"), load_policy(folder)
-    ids, mask = trained.encode(["what is 3 + 4?", "a shorter one"])
-    torch.testing.assert_close(
-        exported.hidden(ids, mask), trained.hidden(ids, mask), rtol=1e-3, atol=1e-4
-    )
+    prompts = trained.encode(["what is 3 + 4?", "a shorter one"])
+    states, expected = (policy.hidden(*prompts) for policy in (exported, trained))
+    torch.testing.assert_close(states, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
@@ -478,7 +411,7 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-# ---- bad input ---------------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -514,9 +447,8 @@ def test_bad_settings_get_one_line_and_leave_nothing_behind(
         code, folder = run("a", **flags)
     except SystemExit as error:  # argparse's way out
         code, folder = error.code, tmp_path / "a"
-    message = re.sub(
-        r"\rwarm start.*\n", "", capsys.readouterr().err
-    )  # the bar of a base model that had to be made first
+    # Without the bar of a base model that had to be made first.
+    message = re.sub(r"\rwarm start.*\n", "", capsys.readouterr().err)
     assert code == 2 and says in message and message.count("\n") == 1 and not folder.exists()
 
 
@@ -552,23 +484,14 @@ def test_resuming_what_is_no_run_is_refused(run, capsys):
     ],
 )
 def test_out_of_memory_says_which_setting_to_lower(run, capsys, monkeypatch, place, says):
-    def update_denoiser(*_):
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB"
-        )
+    def fail(*_):
+        said = "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB"
+        raise torch.OutOfMemoryError(said)
 
-    monkeypatch.setattr(
-        train,
-        place,
-        update_denoiser if place == "update_denoiser" else lambda *_: update_denoiser_elsewhere(),
-    )
+    monkeypatch.setattr(train, place, fail)
     code, folder = run("a")
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 1 and says in message and "2.00 GiB" in message and "GiB used" in message
-
-
-def update_denoiser_elsewhere():
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def test_another_runtime_error_is_not_called_out_of_memory(run, monkeypatch):
