@@ -1066,5 +1066,5 @@ def test_real_completions_have_a_reward_to_climb(completions):
     for row in completions:
         rewards[row["task"]].append(TASKS[row["task"]].reward(row["problem"], row["text"]))
     earning = {name: sum(r > 0 for r in of) / len(of) for name, of in rewards.items()}
-    assert earning["countdown"] > 0.5 and earning["sudoku"] > 0.06
+    assert earning["countdown"] > 0.5 and earning["sudoku"] > 0.15
     assert min(earning["gsm8k"], earning["math"]) > 0.9
