@@ -87,8 +87,8 @@ class DiffusionPolicy(DenoiserCalls):
                 hidden = unmasking.call()
                 if unmasking.first:
                     unmasking.read_prompt(hidden, generator)
-                positions, hidden = unmasking.select(hidden)
-                tokens, logp = self.draw(hidden, decoder.temperature, generator)
+                positions, chosen = unmasking.select(hidden)
+                tokens, logp = self.draw(chosen, decoder.temperature, generator)
                 unmasking.write_down(positions, tokens, logp)
             parts.append(unmasking.result())
         back = torch.tensor(sum(buckets, [])).argsort().to(prompt_ids.device)  # the prompts' order

@@ -50,7 +50,7 @@ def test_no_numbered_equation_or_table_of_the_paper_is_quoted():
 
 def test_the_readme_is_short_and_narrow():
     lines = re.sub(r"```.*?```", "", README, flags=re.S).splitlines()  # commands may be long
-    assert len(README.splitlines()) <= 320
+    assert len(README.splitlines()) <= 325
     assert all(len(line) <= 100 or line.startswith("|") for line in lines)
 
 
