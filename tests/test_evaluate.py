@@ -142,7 +142,7 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     write_json(tmp_path / "c" / "config.json", {"task": "countdown", "data": str(path)})
     save_checkpoint(tmp_path / "c", policy, [], 1)
     own, all_, train = (
-        measured(tmp_path / "c", f"--level 1 {flags}", task=None)[0]
+        measured(tmp_path / "c", f"--level 1 --problems 100 {flags}", task=None)[0]
         for flags in ("", "--split all", "--split train")
     )
     pools = FromFile(task, path).pools
