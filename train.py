@@ -320,6 +320,7 @@ def whole_run(settings, run_dir, resume, export):
     print_table(rows)
     if export:
         models.export(policy.denoiser, policy.tokenizer, export)
+        print(f"exported to {export}")
     print(run_dir)
 
 
