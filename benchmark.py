@@ -27,7 +27,8 @@ import runs
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries
 from sampler import Decoder
-from train import RECIPES, Settings, update_denoiser
+from settings import RECIPES, OneLineParser, Settings
+from train import update_denoiser
 
 MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
 HALF = dict(prompts_per_step=8, dtype="bfloat16")  # the naive logits of more would not fit 80 GB
@@ -130,7 +131,7 @@ def compare(rows):
 
 
 def main(arguments=None):
-    parser = runs.OneLineParser(description="Speed and memory of rollouts and of learning.")
+    parser = OneLineParser(description="Speed and memory of rollouts and of learning.")
     parser.add_argument("--shape", choices=SHAPES, help="default: all that this machine can")
     parser.add_argument("--method", choices=METHODS, help="one row, in this process, as JSON")
     options = parser.parse_args(arguments)

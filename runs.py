@@ -10,7 +10,6 @@
 Files and folders are written aside and renamed. Nothing is loaded by unrestricted pickle.
 """
 
-import argparse
 import json
 import platform
 import shutil
@@ -31,7 +30,8 @@ import splits
 import tasks
 import tiny
 from diffusion_policy import DiffusionPolicy
-from sampler import ThresholdHead
+from sampler import Decoder, ThresholdHead
+from settings import FREE, RECIPES, Settings
 
 METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
     "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
@@ -92,34 +92,11 @@ def read_lines(path):
 # ---- flags, and what a run starts from -----------------------------------------------------------
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Bad flags get one line, like all other bad input, not a page of usage."""
+def choose(given):
+    """(settings, run_dir, resume, export) from the flags given (settings.read_flags).
 
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
-
-
-def true_or_false(text):
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return text.lower() == "true"
-
-
-def parse(arguments, Settings, recipes, free):
-    """(settings, run_dir, resume, export) from flags, one for each field of Settings.
-
-    --resume keeps the run's own settings, but for the few in `free`. Raises ValueError.
+    --resume keeps the run's own settings, but for the few that are FREE. Raises ValueError.
     """
-    about = "DiFFPO: RL of a masked-diffusion model and its sampler."
-    parser = OneLineParser(description=about, argument_default=argparse.SUPPRESS)
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
-    parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
-    for f in fields(Settings):
-        said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in recipes.items() if f.name in v]
-        said = f"{f.metadata['help']} {', '.join(f.metadata['choices'])} [{', '.join(said)}]"
-        kind = true_or_false if f.type is bool else f.type
-        parser.add_argument(f"--{f.name}", type=kind, metavar=f.type.__name__.upper(), help=said)
-    given = vars(parser.parse_args(arguments))
     resume, export = given.pop("resume", False), given.pop("export", None)
     if resume and "run_dir" not in given:
         raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
@@ -127,7 +104,7 @@ def parse(arguments, Settings, recipes, free):
         saved = read_json(file := Path(given["run_dir"]) / "config.json")
         if set(saved) != {f.name for f in fields(Settings)}:
             raise ValueError(f"{file} is not of this train.py: start a new run")
-        for name in sorted(given.keys() - free):
+        for name in sorted(given.keys() - FREE):
             if saved[name] != given[name]:
                 raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
         return Settings(**saved | given), file.parent, resume, export
@@ -136,9 +113,17 @@ def parse(arguments, Settings, recipes, free):
         given["model"], why = models.default_model()
     print(f"model: {given['model']} ({why})", flush=True)
     recipe = given.get("task") if is_compact(given["model"]) else "LLaDA"
-    settings = Settings(**recipes.get(recipe, {}) | given)
+    settings = Settings(**RECIPES.get(recipe, {}) | given)
     name = f"{settings.task.rpartition(':')[2]}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"
     return settings, Path(settings.run_dir or f"runs/{name}"), resume, export
+
+
+def decoder_of(settings, **how):
+    """Entropy-bounded, as in rollouts: the learned gamma, unless the policy alone learns."""
+    level = settings.gamma_0 if settings.train == "policy" else None
+    how = {"level": level, "temperature": settings.temperature, "stop_at_eos": True} | how
+    block = settings.block_length or None
+    return Decoder("eb", block_length=block, cache=settings.cache, **how)
 
 
 def prepare(settings, run_dir, resume, export):
@@ -146,6 +131,8 @@ def prepare(settings, run_dir, resume, export):
 
     Raises ValueError or OSError for all that would otherwise fail hours later.
     """
+    decoder_of(settings)  # raises for a cache without blocks
+    ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
     for folder in filter(None, [None if resume else run_dir, export]):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")

@@ -21,8 +21,9 @@ from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
 from models import load_denoiser
 from runs import METRICS, load_policy, read_lines
 from sampler import Decoder, ThresholdHead
+from settings import Settings
 from tasks import TASKS
-from train import Settings, update_denoiser
+from train import update_denoiser
 
 TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_gib"}
 

@@ -1,0 +1,128 @@
+"""Every setting, once: its flag, its default, its limits, and the recipes of other tasks.
+
+    train.py --help     prints them, in groups
+    runs/NAME/config.json keeps them: it alone repeats the run
+
+Standard library alone: --help answers before torch is imported, which takes seconds.
+"""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from math import inf
+
+
+def flag(default, help, low=-inf, high=inf, choices=()):
+    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
+
+
+@dataclass
+class Settings:
+    """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change."""
+
+    task: str = flag("countdown", "countdown, sudoku, gsm8k, math, or your own: FILE.py:NAME")
+    model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
+    data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
+    run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
+    seed: int = flag(0, "of everything but the warm start")
+    train: str = flag("joint", "what learns", choices=("policy", "sampler", "joint"))
+    steps: int = flag(300, "RL steps, each on a fresh batch of rollouts", 1)
+    # rollout
+    prompts_per_step: int = flag(32, "P, prompts a step", 1)
+    group_size: int = flag(8, "G, completions a prompt", 2)
+    length: int = flag(0, "L, tokens a completion; 0: what tiny's form of the task needs", 0)
+    prefill: str = flag("", "how every completion is made to begin, e.g. <reasoning>")
+    temperature: float = flag(1.0, "of the tokens drawn in rollouts", 0.01)
+    block_length: int = flag(0, "tokens a block, done left to right; 0: the whole canvas", 0)
+    cache: str = flag("none", "block cache; none is exact", choices=("none", "prefix", "dual"))
+    gamma_0: float = flag(0.1, "nats; the entropy threshold that the learned one starts from")
+    # objective
+    num_stages: int = flag(2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1)
+    is_cap: float = flag(2.0, "C, cap of the importance-sampling weight; 0: no weights (d1)", 0)
+    normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
+    clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
+    inner_updates: int = flag(1, "mu, optimisation steps per batch of rollouts; d1 8 to 12", 1)
+    scale_by_std: bool = flag(True, "divide advantages by their group's std; d1 does not")
+    speed_weight: float = flag(0.25, "lambda: the reward is times 1 - lambda * NFE / L", 0, 1)
+    prompt_hide_probability: float = flag(0.0, "of a prompt token while scoring; d1 0.15", 0, 1)
+    kl_beta: float = flag(0.0, "weight of the KL to the base model; d1 0.04", 0)
+    # optimiser
+    learning_rate: float = flag(1.5e-4, "AdamW on the denoiser, constant after warm-up", 0, 1)
+    warmup_steps: int = flag(10, "steps over which the learning rate rises from 0", 0)
+    grad_clip: float = flag(1.0, "largest norm of the denoiser's gradient", 1e-6)
+    weight_decay: float = flag(0.0, "of AdamW on the denoiser; d1 0.1", 0, 1)
+    head_learning_rate: float = flag(3e-3, "Adam on the threshold head", 0, 1)
+    head_sigma: float = flag(0.5, "spread of log gamma around the head's mean: exploration", 1e-3)
+    head_clip_eps: float = flag(0.2, "PPO clip range of the threshold's ratio", 1e-6)
+    # memory
+    micro_batch_size: int = flag(256, "rows scored at once; changes no gradient", 1)
+    lora_rank: int = flag(0, "of an adapter on the layers' matrices; 0 trains every weight", 0)
+    lora_alpha: float = flag(64.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
+    lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
+    gradient_checkpointing: bool = flag(False, "less memory for a third more work")
+    dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16"))
+    # the tiny model's warm start
+    warm_steps: int = flag(500, "masked-diffusion steps before RL", 1)
+    warm_batch: int = flag(256, "demonstrations a step", 1)
+    warm_learning_rate: float = flag(3e-3, "peak of AdamW; Muon's is five times it", 0, 1)
+    careless: float = flag(0.7, "share of careless demonstrations; tasks.py says how", 0, 1)
+    warm_seed: int = flag(0, "of the base model")
+    cache_dir: str = flag("cache", "where base models are kept")
+    # measuring and saving
+    eval_problems: int = flag(1000, "held-out problems before and after", 1)
+    eval_split: str = flag("test", "tune on validation", choices=("test", "validation"))
+    save_every: int = flag(50, "steps between checkpoints", 1)
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
+            if choices and value not in choices:
+                raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
+            if low > -inf and not (low <= value <= high and value < inf):
+                limits = f"at least {low}" + (f" and at most {high}" if high < inf else "")
+                raise ValueError(f"{f.name} = {value}: it has to be {limits}")
+
+
+# Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
+# dense (cells): they bear a higher rate and ask for a lower gamma and a higher price of speed.
+# LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
+RECIPES = {
+    "sudoku": dict(
+        prompts_per_step=16, gamma_0=0.01, speed_weight=0.35, learning_rate=2e-4, warm_steps=400,
+        warm_batch=160, careless=0.5,
+    ),
+    "LLaDA": dict(
+        prompts_per_step=16, group_size=6, length=256, temperature=0.9, block_length=32,
+        cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,
+        weight_decay=0.1, micro_batch_size=12, lora_rank=128, gradient_checkpointing=True,
+        eval_problems=256,
+    ),
+}  # fmt: skip
+# What may change on --resume.
+FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Bad flags get one line, like all other bad input, not a page of usage."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
+
+
+def true_or_false(text):
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+def read_flags(arguments=None):
+    """{name: value} of the flags given, and `resume` and `export` where they are."""
+    about = "DiFFPO: RL of a masked-diffusion model and its sampler."
+    parser = OneLineParser(description=about, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
+    for f in fields(Settings):
+        said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in RECIPES.items() if f.name in v]
+        said = f"{f.metadata['help']} {', '.join(f.metadata['choices'])} [{', '.join(said)}]"
+        kind = true_or_false if f.type is bool else f.type
+        parser.add_argument(f"--{f.name}", type=kind, metavar=f.type.__name__.upper(), help=said)
+    return vars(parser.parse_args(arguments))
