@@ -18,7 +18,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import safe_open
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3MoeForCausalLM
 
-from tiny import tiny_denoiser, tiny_tokenizer
+from tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
@@ -124,18 +124,16 @@ def read_config(folder):
     return model.config_class(**extra | given, is_causal=False), kind
 
 
-def load_denoiser(name_or_path, seed=0, device="cpu", dtype=None):
+def load_denoiser(name_or_path, device="cpu", dtype=None):
     """(denoiser, tokenizer) of "tiny", of a checkpoint folder, or of a model on the hub.
 
-    `seed` is of tiny's random weights. dtype None is float32 on a CPU and for tiny, else bfloat16.
-    `denoiser.source` is the hub name, or the folder's absolute path. Raises ValueError, in one
-    line, for whatever is broken, missing, left over or not understood.
+    "tiny" is the embedded one, as shipped. dtype None is float32 on a CPU and for tiny, else
+    bfloat16. `denoiser.source` is that name, or the folder's absolute path. Raises ValueError, in
+    one line, for whatever is broken, missing, left over or not understood.
     """
-    if name_or_path == "tiny":
-        tokenizer = tiny_tokenizer()
-        return tiny_denoiser(tokenizer, seed).to(device), tokenizer
-    is_folder = Path(name_or_path).is_dir()
-    folder = Path(name_or_path) if is_folder else _download(str(name_or_path))
+    folder = BASE if name_or_path == "tiny" else Path(name_or_path)
+    is_folder = folder.is_dir() and name_or_path != "tiny"
+    folder = folder if folder.is_dir() else _download(str(name_or_path))
     config, kind = read_config(folder)
     tokenizer = _load_tokenizer(folder, config)
     small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)

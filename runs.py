@@ -138,6 +138,11 @@ def prepare(settings, run_dir, resume, export):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
     task, compact = tasks.find_task(settings.task), is_compact(settings.model)
     task = tiny.for_tiny(task) if compact else task
+    if settings.model == "tiny" and settings.task not in tiny.SHIPPED_TASKS.split(","):
+        raise ValueError(
+            f"the shipped base knows {tiny.SHIPPED_TASKS}; make one for this task by python tiny.py"
+            f" --task {settings.task} --out bases/my and give --model bases/my"
+        )
     task = splits.FromFile(task, settings.data) if settings.data else task
     problems = task.problems(settings.eval_split, settings.eval_problems, 0)  # before the weights
     settings.length = settings.length or (task.length if compact else 0)
@@ -145,7 +150,7 @@ def prepare(settings, run_dir, resume, export):
         raise ValueError("length = 0: this model's completions need one, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = checkpoint_of(run_dir) != run_dir
-    policy = base_policy(settings, task, device, run_dir if saved else None)
+    policy = base_policy(settings, device, run_dir if saved else None)
     if settings.lora_rank:
         how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
         policy.denoiser = policy.denoiser if saved else models.add_lora(policy.denoiser, *how)
@@ -160,18 +165,14 @@ def prepare(settings, run_dir, resume, export):
     return policy, task, problems
 
 
-def base_policy(settings, task, device, run_dir=None):
+def base_policy(settings, device, run_dir=None):
     """The policy before RL, without an adapter; with run_dir that run's, as it was saved last.
 
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
-    path = run_dir or settings.model
-    if path == "tiny":
-        recipe = (settings.warm_steps, settings.warm_batch, settings.warm_learning_rate)
-        recipe = tiny.WarmStart(*recipe, settings.warm_seed)
-        path = tiny.base(task, settings.careless, recipe, settings.cache_dir, device)
     dtype = getattr(torch, settings.dtype, None if settings.lora_rank else torch.float32)
-    policy = load_policy(path, device, dtype, trainable=run_dir is not None)
+    path, again = run_dir or settings.model, run_dir is not None
+    policy = load_policy(path, device, dtype, trainable=again)
     policy.prefill = settings.prefill
     return policy
 
@@ -307,9 +308,9 @@ def base_of(folder):
 def is_compact(name_or_path):
     """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
     folder = checkpoint_of(name_or_path)
-    file = Path(base_of(folder) or folder) / "config.json"
-    known = file.is_file() and read_json(file).get("compact_prompts")
-    return name_or_path == "tiny" or bool(known)
+    name = str(base_of(folder) or folder)
+    file = Path(name) / "config.json"
+    return name == "tiny" or bool(file.is_file() and read_json(file).get("compact_prompts"))
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False):
@@ -319,7 +320,7 @@ def load_policy(path, device="cpu", dtype=None, trainable=False):
     """
     folder = checkpoint_of(path)
     base = base_of(folder)
-    denoiser, tokenizer = models.load_denoiser(base or folder, device=device, dtype=dtype)
+    denoiser, tokenizer = models.load_denoiser(base or str(folder), device, dtype)
     if base:
         denoiser = models.load_lora(denoiser, folder, trainable)
     policy, file = DiffusionPolicy(denoiser, tokenizer), folder / "threshold_head.safetensors"

@@ -23,7 +23,7 @@ class Settings:
     model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
     data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
     run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
-    seed: int = flag(0, "of everything but the warm start")
+    seed: int = flag(0, "of everything that is drawn")
     train: str = flag("joint", "what learns", choices=("policy", "sampler", "joint"))
     steps: int = flag(300, "RL steps, each on a fresh batch of rollouts", 1)
     # rollout
@@ -60,13 +60,6 @@ class Settings:
     lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
     gradient_checkpointing: bool = flag(False, "less memory for a third more work")
     dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16"))
-    # the tiny model's warm start
-    warm_steps: int = flag(500, "masked-diffusion steps before RL", 1)
-    warm_batch: int = flag(256, "demonstrations a step", 1)
-    warm_learning_rate: float = flag(3e-3, "peak of AdamW; Muon's is five times it", 0, 1)
-    careless: float = flag(0.7, "share of careless demonstrations; tasks.py says how", 0, 1)
-    warm_seed: int = flag(0, "of the base model")
-    cache_dir: str = flag("cache", "where base models are kept")
     # measuring and saving
     eval_problems: int = flag(1000, "held-out problems before and after", 1)
     eval_split: str = flag("test", "tune on validation", choices=("test", "validation"))
@@ -87,8 +80,7 @@ class Settings:
 # LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": dict(
-        prompts_per_step=16, gamma_0=0.01, speed_weight=0.35, learning_rate=2e-4, warm_steps=400,
-        warm_batch=160, careless=0.5,
+        prompts_per_step=16, gamma_0=0.01, speed_weight=0.35, learning_rate=2e-4,
     ),
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, length=256, temperature=0.9, block_length=32,

@@ -23,14 +23,16 @@ Your own task is an instance, or a class, in a file of yours: `--task my_tasks.p
 """
 
 import collections
-import contextlib
+import functools
 import itertools
 import json
 import logging
+import operator
 import random
 import re
 import runpy
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import answers
@@ -97,6 +99,38 @@ class Generated(Task):
             yield problem, f"<answer>{text}</answer>"
 
 
+HIGHEST = 20  # of countdown's small form: 1,540 multisets
+OPERATIONS = {"+": operator.add, "*": operator.mul, "-": operator.sub, "/": operator.truediv}
+
+
+@functools.lru_cache(maxsize=4096)
+def solutions(*numbers):
+    """{target of 1 to 99: an expression of the three numbers, descending}, as a tidy person writes.
+
+    The first of each target counts: sums and products before differences and quotients, large
+    numbers before small ones, the parentheses in front where order is free.
+    """
+    found = {}
+    pairs = sorted(
+        itertools.product("+*-/", repeat=2),
+        key=lambda o: ("".join(o)).count("-") + ("".join(o)).count("/"),
+    )
+    for inner, outer in pairs:
+        for a, b, c in sorted({*itertools.permutations(numbers)}, reverse=True):
+            if inner in "+*" and a < b:
+                continue
+            pair = OPERATIONS[inner](Fraction(a), b)
+            ways = {f"( {a} {inner} {b} ) {outer} {c}": (pair, c)}
+            if outer in "-/":
+                ways[f"{c} {outer} ( {a} {inner} {b} )"] = (Fraction(c), pair)
+            for text, (left, right) in ways.items():
+                if outer != "/" or right:
+                    value = OPERATIONS[outer](left, right)
+                    if value.denominator == 1 and 1 <= value <= 99:
+                        found.setdefault(int(value), text)
+    return found
+
+
 class Countdown(Generated):
     """Reach the target with all the given numbers. Problem: {"numbers": [a, b, c], "target": t}.
 
@@ -112,27 +146,13 @@ class Countdown(Generated):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
     def draw(self, split, rng):
-        """The expression is written as a tidy person does.
-
-        Where order is free, the larger number comes first and the parentheses in front.
-        """
-        highest = 12 if self.small else 99  # 364 multisets, or as in d1's setting
+        """Three numbers, and one of the targets that they reach."""
         while True:
-            numbers, value = [rng.randint(1, highest) for _ in range(3)], None
-            if split_of(self.key({"numbers": numbers})) != split:
-                continue
-            while value is None:  # again where it divides by zero
-                a, b, c = rng.sample(numbers, 3)
-                inner, outer = rng.choice("+-*/"), rng.choice("+-*/")
-                if inner in "+*":
-                    a, b = max(a, b), min(a, b)
-                in_front = outer in "+*" or rng.random() < 0.5
-                pair = f"( {a} {inner} {b} )"
-                text = f"{pair} {outer} {c}" if in_front else f"{c} {outer} {pair}"
-                with contextlib.suppress(ZeroDivisionError):
-                    value = answers.arithmetic(text)
-            if value.denominator == 1 and 1 <= value <= 99:
-                return {"numbers": numbers, "target": int(value)}, text
+            numbers = [rng.randint(1, HIGHEST if self.small else 99) for _ in range(3)]
+            if split_of(self.key({"numbers": numbers})) == split:
+                reached = solutions(*sorted(numbers, reverse=True))
+                target = rng.choice(sorted(reached))
+                return {"numbers": numbers, "target": target}, reached[target]
 
     def careless(self, problem, expression):
         """Forgets the inverse operations and writes + for - and * for /."""
@@ -141,7 +161,7 @@ class Countdown(Generated):
     def prompt(self, problem):
         numbers, target = map(str, problem["numbers"]), problem["target"]
         if self.small:
-            return f"{' '.join(numbers)} = {target}"
+            return f"{' '.join(sorted(numbers, key=int, reverse=True))} = {target}"
         return (
             INSTRUCTION + f"Numbers: {', '.join(numbers)}\nTarget: {target}\n"
             "Write an arithmetic expression whose value is the target. Use every number exactly "

@@ -178,7 +178,7 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     if settings.kl_beta:  # the adapter switched off is the base model
         reference = policy.without_adapter()
         if not settings.lora_rank:
-            reference = runs.base_policy(settings, task, policy.denoiser.device)
+            reference = runs.base_policy(settings, policy.denoiser.device)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}

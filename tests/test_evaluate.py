@@ -5,10 +5,10 @@ import random
 
 import pytest
 import torch
+from toy import random_tiny
 
 import evaluate
 from diffusion_policy import DiffusionPolicy
-from models import load_denoiser
 from runs import create_run, save_checkpoint, write_json
 from sampler import Decoder, ThresholdHead
 from splits import FromFile
@@ -17,7 +17,7 @@ from tasks import TASKS
 
 @pytest.fixture(scope="module")
 def policy():
-    return DiffusionPolicy(*load_denoiser("tiny"), ThresholdHead(128))
+    return DiffusionPolicy(*random_tiny(), ThresholdHead(104))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(run_dir, tmp_path, capsys, flag
 
 
 def test_a_folder_without_a_threshold_head_asks_for_a_number(run_dir, tmp_path, capsys):
-    for part in load_denoiser("tiny"):
+    for part in random_tiny():
         part.save_pretrained(tmp_path / "base")
     with pytest.raises(SystemExit):
         evaluate.main([str(tmp_path / "base"), "--task", "countdown"])

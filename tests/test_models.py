@@ -7,6 +7,7 @@ import pytest
 import torch
 from checkpoints import HIDDEN, LAYERS, reference_logits, write_checkpoint
 from safetensors.torch import load_file, save_file
+from toy import random_tiny
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -33,7 +34,7 @@ FAMILIES = ["llada", "llada-gqa", "llada-tied", "llada-moe", "dream", "dream-slo
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load_denoiser("tiny")
+    return random_tiny()
 
 
 @pytest.fixture

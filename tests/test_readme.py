@@ -12,6 +12,7 @@ from checkpoints import write_checkpoint
 
 import evaluate
 import runs
+import tiny
 import train
 from models import LLADA
 
@@ -20,7 +21,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
-COMMANDS = re.findall(r"python (?:train|evaluate)\.py[^;&\n]*", BLOCKS)  # of loops, the body
+COMMANDS = re.findall(r"python (?:train|evaluate|tiny)\.py[^;&\n]*", BLOCKS)  # of loops, the body
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])` \|$", README, re.M)
 
@@ -74,7 +75,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch):
     _, script, *words = shlex.split(COMMANDS[number].replace("$seed", "0"))
-    ours = ("runs/", "my_task")
+    ours = ("runs/", "bases/", "my_task")
     words = [str(folder / word) if word.startswith(ours) else word for word in words]
     llada = LLADA in words  # a small random one in its place, and problems from a file
     of_llada = llada or str(folder / "runs/llada") in words
@@ -83,14 +84,16 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         words += ["--length", "16", "--block_length", "8"]
         if llada and "countdown" not in words:
             words += ["--data", str(folder / "problems.jsonl")]
-    if script == "evaluate.py":
+    if script == "tiny.py":
+        words += ["--steps", "2", "--habit_steps", "1", "--batch", "2"]
+    elif script == "evaluate.py":
         words += ["--problems", "4"]
     elif "--resume" not in words:
         for name in ("steps", "prompts_per_step", "group_size", "inner_updates"):
             words += [f"--{name}", "2"]
         words += ["--eval_problems", "4"]
-        tiny = ["--model", "tiny", "--warm_steps", "2", "--cache_dir", str(folder / "cache")]
-        words += ["--lora_rank", "2"] if llada else tiny
+        base = [] if "--model" in words else ["--model", "tiny"]
+        words += ["--lora_rank", "2"] if llada else base
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
     if number == 0:  # the one that everybody types, in a process of its own
         command = [sys.executable, script, *words]
@@ -98,7 +101,8 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         assert result.returncode == 0, result.stderr
     else:
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
-        assert not {"train.py": train.main, "evaluate.py": evaluate.main}[script](words)
+        mains = {"train.py": train.main, "evaluate.py": evaluate.main, "tiny.py": tiny.main}
+        assert not mains[script](words)
 
 
 def test_your_own_model_learns_in_15_lines(tmp_path):

@@ -1,18 +1,15 @@
-"""The training loop, its files and its manners.
-
-Every run here is a real one, with a base model of three warm-up steps.
-"""
+"""The training loop, its files and its manners. Every run here is a real one."""
 
 import copy
 import dataclasses
 import json
-import re
 import signal
 
 import pytest
 import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file
+from toy import random_tiny
 
 import runs
 import train
@@ -28,11 +25,6 @@ from train import update_denoiser
 TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_gib"}
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
     """They take longer than all the rest of these runs; one test looks at one."""
@@ -41,13 +33,12 @@ def no_pictures(request, monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, cache):
+def run(tmp_path):
     """run(name, flag=value, ...) trains into tmp_path/name. -> (exit code, folder)
 
     It is a small run unless flags say otherwise.
     """
     small = dict(model="tiny", steps=2, prompts_per_step=2, group_size=3, eval_problems=4)
-    small |= dict(warm_steps=3, warm_batch=8, cache_dir=cache)
 
     def start(name, resume=False, **flags):
         arguments = ["--resume"] if resume else []
@@ -73,18 +64,13 @@ def weights_of(folder):
     return load_denoiser(str(folder / "checkpoint"))[0].state_dict()
 
 
-def base_in(cache):
-    """The base model that these runs start from."""
-    return load_denoiser(str(next(cache.glob("countdown*"))))[0]
-
-
 # ---- the update ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def batch():
     """A tiny policy, a rollout of 12 rows, advantages, the stages of two inner updates."""
-    policy = DiffusionPolicy(*load_denoiser("tiny", seed=3), ThresholdHead(128))
+    policy = DiffusionPolicy(*random_tiny(3), ThresholdHead(104))
     task = TASKS["countdown"].compact
     generator = torch.Generator().manual_seed(0)
     ids, mask = policy.encode([task.prompt(problem) for problem in task.problems("train", 12, 0)])
@@ -110,7 +96,7 @@ def updated(batch, reference=None, **settings):
 
 @pytest.mark.parametrize("kl_beta", [0.0, 0.1])
 def test_the_micro_batch_size_changes_nothing(batch, kl_beta):
-    reference = DiffusionPolicy(*load_denoiser("tiny", seed=4)) if kl_beta else None
+    reference = DiffusionPolicy(*random_tiny(4)) if kl_beta else None
     whole, metrics = updated(batch, reference, micro_batch_size=12, kl_beta=kl_beta)
     before = torch.nn.utils.parameters_to_vector(batch[0].denoiser.parameters())
     for size in (1, 5):
@@ -201,9 +187,9 @@ def test_config_json_alone_repeats_the_run(run):
     ("mode", "model_moves", "head_moves"),
     [("policy", True, False), ("sampler", False, True), ("joint", True, True)],
 )
-def test_each_mode_trains_just_what_its_name_says(run, cache, mode, model_moves, head_moves):
+def test_each_mode_trains_just_what_its_name_says(run, mode, model_moves, head_moves):
     _, folder = run("a", train=mode)
-    base = base_in(cache).state_dict()
+    base = load_denoiser("tiny")[0].state_dict()
     moved = any(not torch.equal(base[name], value) for name, value in weights_of(folder).items())
     head = load_file(folder / "checkpoint" / "threshold_head.safetensors")
     assert (moved, bool(head["linear.weight"].any())) == (model_moves, head_moves)
@@ -263,18 +249,13 @@ def test_a_longer_run_may_be_asked_for_when_resuming(run):
     assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
 
 
-def test_the_base_model_is_made_once(run, cache, monkeypatch):
-    run("a")
-    fail = "a second run must find the first one's base model"
-    monkeypatch.setattr("tiny.warm_start", lambda *_: pytest.fail(fail))
-    assert run("b", seed=1)[0] == 0
-
-
-def test_another_demonstration_mix_is_another_base_model(run, cache):
-    run("a")
-    known = set(cache.iterdir())
-    run("b", careless=0.9)
-    assert len(set(cache.iterdir()) - known) == 1
+def test_a_task_that_the_shipped_base_does_not_know_asks_for_a_base(run, tmp_path, capsys):
+    source = "from tasks import Countdown\nclass Mine(Countdown): pass\n"
+    (tmp_path / "mine.py").write_text(source)
+    code, folder = run("a", task=f"{tmp_path}/mine.py:Mine")
+    message = capsys.readouterr().err
+    assert code == 2 and message.count("\n") == 1 and not folder.exists()
+    assert f"python tiny.py --task {tmp_path}/mine.py:Mine" in message
 
 
 # ---- adapters, caches, real checkpoints ----------------------------------------------------------
@@ -283,7 +264,7 @@ def test_another_demonstration_mix_is_another_base_model(run, cache):
 LORA = {"lora_rank": 4, "lora_dropout": 0.3, "learning_rate": 1e-2}
 
 
-def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run, cache):
+def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run):
     code, folder = run("a", train="policy", **LORA)
     assert code == 0
     files = {path.name for path in (folder / "checkpoint").iterdir()}
@@ -291,7 +272,7 @@ def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run, 
     assert "model.safetensors" not in files
     trained = load_policy(folder)
     assert not any(p.requires_grad for p in trained.denoiser.parameters())  # loaded to evaluate
-    base = DiffusionPolicy(base_in(cache), trained.tokenizer)
+    base = DiffusionPolicy(load_denoiser("tiny")[0], trained.tokenizer)
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     without = trained.without_adapter().hidden(ids)
     assert torch.equal(without, base.hidden(ids))
@@ -448,8 +429,7 @@ def test_bad_settings_get_one_line_and_leave_nothing_behind(
         code, folder = run("a", **flags)
     except SystemExit as error:  # argparse's way out
         code, folder = error.code, tmp_path / "a"
-    # Without the bar of a base model that had to be made first.
-    message = re.sub(r"\rwarm start.*\n", "", capsys.readouterr().err)
+    message = capsys.readouterr().err
     assert code == 2 and says in message and message.count("\n") == 1 and not folder.exists()
 
 

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffusion_policy import DiffusionPolicy
 from sampler import ThresholdHead
+from tiny import tiny_denoiser, tiny_tokenizer
 
 MASK, EOS, A, B = range(4)
 HIDDEN = 16
@@ -39,6 +40,12 @@ def toy_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[EOS]", pad_token="[EOS]"
     )
+
+
+def random_tiny(seed=0):
+    """(denoiser, tokenizer) of the embedded model before it has learned anything."""
+    tokenizer = tiny_tokenizer()
+    return tiny_denoiser(tokenizer, seed), tokenizer
 
 
 def toy_policy(seed=34, head=False, double=False):
