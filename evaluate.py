@@ -73,6 +73,13 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
     }  # fmt: skip
 
 
+def area(rows, largest):
+    """The mean, over budgets of 1 to `largest` calls, of the best accuracy within each."""
+    budgets = [1 + i * (largest - 1) / 1000 for i in range(1001)]
+    best = [max((r["solved"] for r in rows if r["nfe"] <= b), default=0.0) for b in budgets]
+    return sum(best) / len(best)
+
+
 COLUMNS = {
     "": "{name}", "decoder": "{decoder}", "level": "{level}", "gamma": "{gamma}",
     "length": "{length}", "block": "{block_length}", "cache": "{cache}", "temp": "{temperature:g}",

@@ -25,3 +25,10 @@ def plot_curves(run_dir):
     figure.suptitle(f"{run_dir.name}, and its mean of {w} steps")
     with runs.replacing(run_dir / "curves.png") as aside:
         figure.savefig(aside, dpi=110, format="png")
+
+
+def plot_frontier(rows, path, title):
+    figure = Figure()
+    figure.subplots().scatter([row["nfe"] for row in rows], [row["solved"] for row in rows])
+    with runs.replacing(path) as aside:
+        figure.savefig(aside, format="png")

@@ -2,8 +2,9 @@
 
     runs/NAME/  config.json      the settings; they alone repeat the run
                 metrics.jsonl    one line a step            samples.jsonl  a few completions a step
-                eval.json        before against after       curves.png     the run at a glance
-                environment.txt  versions and device
+                eval.json        base against trained       curves.png     the run at a glance
+                frontier.json    both at several gammas     frontier.png   accuracy against NFE
+                completions.json three of each              environment.txt  versions and device
                 checkpoint/      model and tokenizer (save_pretrained) or adapter,
                                  threshold_head.safetensors, state.pt (optimizers, step)
 
@@ -204,21 +205,36 @@ def batch_metrics(rollout, began, rolled_out):
 
 
 def samples(problems, texts, rollout, reward):
-    """Up to four completions, as samples.jsonl keeps them."""
-    numbers = (x.tolist() for x in (reward, rollout.nfe, rollout.threshold))
-    rows = list(zip(problems, texts, *numbers, strict=True))
-    names = ("problem", "text", "reward", "nfe", "threshold")
-    return [dict(zip(names, row, strict=True)) for row in rows[:4]]
+    """The first completion of each of the first four different prompts, for samples.jsonl.
+
+    unmask_steps: the step, from 1, at which each token of the text was drawn, its end token too.
+    """
+    first = []
+    for i, problem in enumerate(problems):
+        if len(first) < 4 and all(problem != problems[j] for j in first):
+            first.append(i)
+    return [
+        {
+            "problem": problems[i], "text": texts[i], "reward": rounded(reward[i]),
+            "nfe": rollout.nfe[i].item(), "threshold": rounded(rollout.threshold[i]),
+            "unmask_steps": rollout.unmask_step[i][rollout.token_mask[i]].tolist(),
+        }
+        for i in first
+    ]  # fmt: skip
+
+
+def rounded(number):
+    """To four significant digits: enough to read."""
+    return float(f"{number.item():.4g}")
 
 
 def log_step(run_dir, bar, step, metrics, samples):
-    """A line into metrics.jsonl, completions into samples.jsonl, a few figures onto the bar."""
+    """A line into metrics.jsonl, completions into samples.jsonl, two figures onto the bar."""
     files = {"metrics": [dict.fromkeys(METRICS) | metrics], "samples": samples}
     for name, rows in files.items():
         with open(run_dir / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
-    names = ("reward", "solved", "nfe", "threshold")
-    bar.set_postfix_str(", ".join(f"{name} {metrics[f'{name}_mean']:.3f}" for name in names))
+    bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}, NFE {metrics['nfe_mean']:.2f}")
 
 
 class FinishTheStep:

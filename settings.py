@@ -7,6 +7,7 @@ Standard library alone: --help answers before torch is imported, which takes sec
 """
 
 import argparse
+import functools
 from dataclasses import dataclass, field, fields
 from math import inf
 
@@ -19,6 +20,7 @@ def flag(default, help, low=-inf, high=inf, choices=()):
 class Settings:
     """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change."""
 
+    # run
     task: str = flag("countdown", "countdown, sudoku, gsm8k, math, or your own: FILE.py:NAME")
     model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
     data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
@@ -63,6 +65,7 @@ class Settings:
     # measuring and saving
     eval_problems: int = flag(1000, "held-out problems before and after", 1)
     eval_split: str = flag("test", "tune on validation", choices=("test", "validation"))
+    frontier: bool = flag(True, "measure base and trained at five gammas too: frontier.png")
     save_every: int = flag(50, "steps between checkpoints", 1)
 
     def __post_init__(self):
@@ -86,9 +89,18 @@ RECIPES = {
         prompts_per_step=16, group_size=6, length=256, temperature=0.9, block_length=32,
         cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,
         weight_decay=0.1, micro_batch_size=12, lora_rank=128, gradient_checkpointing=True,
-        eval_problems=256,
+        eval_problems=256, frontier=False,
     ),
 }  # fmt: skip
+# The groups of --help: the first setting of each, and its name.
+GROUPS = {
+    "task": "run",
+    "prompts_per_step": "rollout",
+    "num_stages": "objective",
+    "learning_rate": "optimiser",
+    "micro_batch_size": "memory",
+    "eval_problems": "measuring and saving",
+}
 # What may change on --resume.
 FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")
 
@@ -106,15 +118,41 @@ def true_or_false(text):
     return text.lower() == "true"
 
 
+ABOUT = """\
+DiFFPO: reinforcement learning of a masked-diffusion model and of its sampler.
+
+  python train.py --task countdown                a laptop, no GPU, no download
+  python train.py --task my_task.py:MyTask        your own task
+  python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
+  python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    80 GB GPU
+
+In brackets: the default, and what sudoku's or LLaDA's recipe has in its place.
+"""
+
+
+def described(f):
+    """A field's line of --help: what it is, its choices, its defaults."""
+    said, choices = f.metadata["help"], ", ".join(f.metadata["choices"])
+    said += f": one of {choices}" if choices else ""
+    defaults = [] if f.default == "" else [str(f.default)]
+    defaults += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
+    return said + (f" [{', '.join(defaults)}]" if defaults else "")
+
+
 def read_flags(arguments=None):
     """{name: value} of the flags given, and `resume` and `export` where they are."""
-    about = "DiFFPO: RL of a masked-diffusion model and its sampler."
-    parser = OneLineParser(description=about, argument_default=argparse.SUPPRESS)
+    parser = OneLineParser(
+        usage="python train.py [--FLAG VALUE] ...", description=ABOUT, allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=functools.partial(
+            argparse.RawDescriptionHelpFormatter, width=80, max_help_position=26
+        ),
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
     for f in fields(Settings):
-        said = [str(f.default)] + [f"{k} {v[f.name]}" for k, v in RECIPES.items() if f.name in v]
-        said = f"{f.metadata['help']} {', '.join(f.metadata['choices'])} [{', '.join(said)}]"
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
         kind = true_or_false if f.type is bool else f.type
-        parser.add_argument(f"--{f.name}", type=kind, metavar=f.type.__name__.upper(), help=said)
+        name = f.type.__name__.upper()
+        group.add_argument(f"--{f.name}", type=kind, metavar=name, help=described(f))
     return vars(parser.parse_args(arguments))

@@ -23,11 +23,11 @@ Your own task is an instance, or a class, in a file of yours: `--task my_tasks.p
 """
 
 import collections
+import contextlib
 import functools
 import itertools
 import json
 import logging
-import operator
 import random
 import re
 import runpy
@@ -99,35 +99,27 @@ class Generated(Task):
             yield problem, f"<answer>{text}</answer>"
 
 
-HIGHEST = 20  # of countdown's small form: 1,540 multisets
-OPERATIONS = {"+": operator.add, "*": operator.mul, "-": operator.sub, "/": operator.truediv}
+HIGHEST = 20  # of countdown's small form: 1,540 multisets of numbers
 
 
 @functools.lru_cache(maxsize=4096)
 def solutions(*numbers):
-    """{target of 1 to 99: an expression of the three numbers, descending}, as a tidy person writes.
+    """{target of 1 to 99: the tidiest expression of three numbers that reaches it}
 
-    The first of each target counts: sums and products before differences and quotients, large
-    numbers before small ones, the parentheses in front where order is free.
+    Sums and products come before differences and quotients, larger numbers before smaller ones.
     """
-    found = {}
-    pairs = sorted(
-        itertools.product("+*-/", repeat=2),
-        key=lambda o: ("".join(o)).count("-") + ("".join(o)).count("/"),
-    )
-    for inner, outer in pairs:
-        for a, b, c in sorted({*itertools.permutations(numbers)}, reverse=True):
-            if inner in "+*" and a < b:
-                continue
-            pair = OPERATIONS[inner](Fraction(a), b)
-            ways = {f"( {a} {inner} {b} ) {outer} {c}": (pair, c)}
-            if outer in "-/":
-                ways[f"{c} {outer} ( {a} {inner} {b} )"] = (Fraction(c), pair)
-            for text, (left, right) in ways.items():
-                if outer != "/" or right:
-                    value = OPERATIONS[outer](left, right)
-                    if value.denominator == 1 and 1 <= value <= 99:
-                        found.setdefault(int(value), text)
+    found, orders = {}, sorted({*itertools.permutations(numbers)}, reverse=True)
+    pairs = sorted(itertools.product("+*-/", repeat=2), key=lambda pair: sum(map("-/".count, pair)))
+    for (inner, outer), (a, b, c) in itertools.product(pairs, orders):
+        if inner in "+*" and a < b:
+            continue
+        value, text = answers.OPERATIONS[inner](Fraction(a), b), f"( {a} {inner} {b} )"
+        ways = [(value, c, f"{text} {outer} {c}"), (Fraction(c), value, f"{c} {outer} {text}")]
+        for left, right, text in ways[: 1 + (outer in "-/")]:
+            with contextlib.suppress(ZeroDivisionError):
+                reached = answers.OPERATIONS[outer](left, right)
+                if reached.denominator == 1 and 1 <= reached <= 99:
+                    found.setdefault(int(reached), text)
     return found
 
 

@@ -169,8 +169,11 @@ class Training:
 
     def step(self):
         """One step on B fresh demonstrations. All its chance comes from (seed, step) alone."""
-        recipe, step, task = self.recipe, self.done, self.tasks[self.done % len(self.tasks)]
-        careless = recipe.careless if step >= recipe.steps else 0.0
+        recipe, step = self.recipe, self.done
+        habit = step >= recipe.steps  # learned from each task alike
+        careless = recipe.careless if habit else 0.0
+        tasks = [*dict.fromkeys(self.tasks)] if habit else self.tasks
+        task = tasks[step % len(tasks)]
         shown = task.demonstrations(recipe.batch, f"{recipe.seed} {step}", careless)
         pairs = [(task.prompt(problem), text) for problem, text in shown]
         chance = random.Random(f"{recipe.seed} {step}").getrandbits(63)

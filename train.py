@@ -21,6 +21,8 @@ import time
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
     from settings import read_flags
 
+    # A pipe gets each line at once, and an old terminal a ? for a γ that it cannot show.
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     read_flags()
 
 import torch
@@ -28,6 +30,7 @@ from tqdm import tqdm
 
 import likelihood
 import models
+import report
 import runs
 from diffpo_loss import (
     diffpo_loss,
@@ -37,8 +40,7 @@ from diffpo_loss import (
     threshold_loss,
     weight_metrics,
 )
-from evaluate import evaluate, print_table
-from pictures import plot_curves
+from pictures import plot_curves, plot_frontier
 from settings import read_flags
 
 # ---- the algorithm -------------------------------------------------------------------------------
@@ -186,12 +188,14 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
     start = runs.load_state(run_dir, optimizers)
-    bar = tqdm(range(start, settings.steps), settings.train, settings.steps, initial=start)
+    steps = range(start, settings.steps)
+    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=None)  # in a pipe
     for step in bar:
         for group in optimizers[0].param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
         metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
         runs.log_step(run_dir, bar, step + 1, metrics, samples)
+        report.tenth(run_dir, bar, step + 1)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
             runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
         if interrupt.asked:
@@ -202,26 +206,20 @@ def run_steps(settings, task, run_dir, policy, interrupt):
 
 
 def whole_run(settings, run_dir, resume, export):
-    """Before, the steps, after, and the picture."""
+    """The base measured, the steps, the trained model measured, and what came of it."""
     policy, task, problems = runs.prepare(settings, run_dir, resume, export)
-
-    def measure(name, gamma):
-        decoder = runs.decoder_of(settings, level=gamma, temperature=0.0, sample_threshold=False)
-        rows = 256 if policy.compact else settings.prompts_per_step * settings.group_size
-        return {"name": name} | evaluate(policy, task, problems, decoder, settings.length, rows)
-
-    file = run_dir / "eval.json"
+    what, file = (policy, task, problems, settings), run_dir / "eval.json"
     if not file.exists():
-        runs.write_json(file, [measure("before", settings.gamma_0)])
+        report.measure(run_dir, "base", 0, *what)
     with runs.FinishTheStep() as interrupt:
         run_steps(settings, task, run_dir, policy, interrupt)
-    rows = runs.read_json(file)
-    if not (export and resume and len(rows) > 1):  # else it was finished, and is only exported
-        learned = [] if settings.train == "policy" else [None]
-        rows = rows[:1] + [measure("after", gamma) for gamma in [*learned, settings.gamma_0]]
-        runs.write_json(file, rows)
+    if runs.read_json(file)[-1]["step"] != settings.steps:  # else it was finished, and measured
+        report.measure(run_dir, "trained", settings.steps, *what)
     plot_curves(run_dir)
-    print_table(rows)
+    if settings.frontier:
+        rows = runs.read_json(run_dir / "frontier.json")
+        plot_frontier(rows, run_dir / "frontier.png", run_dir.name)
+    report.tell(run_dir, settings)
     if export:
         models.export(policy.denoiser, policy.tokenizer, export)
         print(f"exported to {export}")
@@ -240,7 +238,7 @@ def main(arguments=None):
         print("\nstopped" + (hint if kept else " before the first step: nothing was kept"))
         return 130
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         names = ("micro_batch_size", "prompts_per_step", "group_size", "length")

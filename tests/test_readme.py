@@ -92,6 +92,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         for name in ("steps", "prompts_per_step", "group_size", "inner_updates"):
             words += [f"--{name}", "2"]
         words += ["--eval_problems", "4"]
+        words += ["--frontier", "false"] if number else []
         base = [] if "--model" in words else ["--model", "tiny"]
         words += ["--lora_rank", "2"] if llada else base
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]

@@ -1,6 +1,9 @@
 """Run folders: files are replaced whole, and what a kill leaves half-done is seen to."""
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 import runs
 
@@ -42,3 +45,18 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
             runs.read_json(tmp_path / name)
     runs.write_json(tmp_path / "good.json", {"seed": 1})
     assert runs.read_json(tmp_path / "good.json") == {"seed": 1}
+
+
+def test_samples_are_of_different_prompts_and_say_when_each_token_came():
+    problems = [{"n": n} for n in (1, 1, 2, 2, 1, 3, 4, 5)]
+    steps = torch.tensor([[2, 1, 3]]) + torch.arange(8).view(8, 1)
+    rollout = SimpleNamespace(
+        nfe=steps.amax(1), threshold=torch.full((8,), 0.123456), unmask_step=steps,
+        token_mask=torch.tensor([[True, True, False]]).expand(8, 3),
+    )  # fmt: skip
+    kept = runs.samples(problems, list("abcdefgh"), rollout, torch.full((8,), 0.1))
+    assert [row["problem"]["n"] for row in kept] == [1, 2, 3, 4]
+    assert [row["text"] for row in kept] == ["a", "c", "f", "g"]
+    assert [row["unmask_steps"] for row in kept] == [[2, 1], [4, 3], [7, 6], [8, 7]]
+    assert [row["nfe"] for row in kept] == [3, 5, 8, 9]
+    assert all((row["reward"], row["threshold"]) == (0.1, 0.1235) for row in kept)

@@ -11,9 +11,11 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file
 from toy import random_tiny
 
+import report
 import runs
 import train
 from diffusion_policy import DiffusionPolicy
+from evaluate import evaluate
 from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
 from models import load_denoiser
 from runs import METRICS, load_policy, read_lines
@@ -27,9 +29,10 @@ TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_
 
 @pytest.fixture(autouse=True)
 def no_pictures(request, monkeypatch):
-    """They take longer than all the rest of these runs; one test looks at one."""
+    """They take longer than all the rest of these runs; one test looks at them."""
     if request.node.name != "test_a_run_leaves_all_its_files_and_names_its_folder_last":
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+        monkeypatch.setattr(train, "plot_frontier", lambda rows, path, title: None)
 
 
 @pytest.fixture
@@ -39,6 +42,7 @@ def run(tmp_path):
     It is a small run unless flags say otherwise.
     """
     small = dict(model="tiny", steps=2, prompts_per_step=2, group_size=3, eval_problems=4)
+    small |= dict(frontier=False)
 
     def start(name, resume=False, **flags):
         arguments = ["--resume"] if resume else []
@@ -119,10 +123,14 @@ def test_the_second_inner_update_is_compared_with_the_policy_before_the_first(ba
 def test_speed_multiplies_the_reward(run, monkeypatch):
     pay = lambda self, problem, text: len(text) % 7 / 6  # noqa: E731  the base here solves nothing
     monkeypatch.setattr(type(TASKS["countdown"].compact), "reward", pay)
+    seen = []
+    monkeypatch.setattr(
+        runs, "samples", lambda _, texts, rollout, reward: seen.append((rollout, reward)) or []
+    )
     _, folder = run("a", steps=1, prompts_per_step=1, group_size=4, speed_weight=0.4)
-    shown = read_lines(folder / "samples.jsonl")  # all four of the step
-    expected = [row["reward"] * (1 - 0.4 * row["nfe"] / 10) for row in shown]
-    assert metrics_of(folder)[0]["speed_reward_mean"] == pytest.approx(sum(expected) / 4)
+    ((rollout, reward),) = seen
+    expected = (reward * (1 - 0.4 * rollout.nfe / 10)).mean().item()
+    assert metrics_of(folder)[0]["speed_reward_mean"] == pytest.approx(expected) != 0
 
 
 def test_hidden_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
@@ -151,10 +159,10 @@ def test_old_and_new_policy_are_scored_under_the_same_dropout(run):
 
 
 def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
-    code, folder = run("a")
+    code, folder = run("a", frontier=True)
     assert code == 0 and capsys.readouterr().out.splitlines()[-1] == str(folder)
     names = {"config.json", "metrics.jsonl", "samples.jsonl", "eval.json", "curves.png"}
-    names |= {"environment.txt", "checkpoint"}
+    names |= {"frontier.json", "frontier.png", "completions.json", "environment.txt", "checkpoint"}
     assert {path.name for path in folder.iterdir()} == names
     rows = read_lines(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
@@ -165,12 +173,62 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     contract = {"name", "decoder", "level", "solved", "solved_low", "solved_high", "reward", "nfe"}
     contract |= {"tokens_per_call", "problems", "clusters", "seed"}
     evaluation = json.loads((folder / "eval.json").read_text())
-    assert [row["name"] for row in evaluation] == ["before", "after", "after"]
+    names = ["base", "trained", "trained at the starting γ"]
+    assert [row["name"] for row in evaluation] == names
     assert all(contract <= set(row) for row in evaluation)
     assert [row["level"] for row in evaluation] == [0.1, "learned", 0.1]
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "frontier"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     sample = read_lines(folder / "samples.jsonl")[0]
     assert sample["reward"] == TASKS["countdown"].reward(sample["problem"], sample["text"])
+
+
+def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, capsys):
+    measured = []
+
+    def counted(policy, task, problems, decoder, *rest):
+        measured.append(decoder.level)
+        if len(measured) == 8:  # killed while the trained model is measured
+            raise KeyboardInterrupt
+        return evaluate(policy, task, problems, decoder, *rest)
+
+    monkeypatch.setattr(report, "evaluate", counted)
+    gammas = [0.1, 0.01, 0.03, 0.3, 1.0]
+    code, folder = run("a", frontier=True)
+    assert code == 130 and measured == [*gammas, None, 0.1, 0.01]
+    known = {path: path.read_text() for path in folder.glob("*.json")}
+    assert len(runs.read_json(folder / "frontier.json")) == 5
+    assert run("a", resume=True)[0] == 0 and measured[8:] == [None, *gammas]
+    rows = runs.read_json(folder / "frontier.json")
+    assert [(row["name"], row["step"]) for row in rows] == [("base", 0)] * 5 + [("trained", 2)] * 6
+    for path, text in known.items():  # what the base did is as it was
+        now = runs.read_json(path)
+        assert (
+            now == json.loads(text) if path.name == "config.json" else text[:-3] in path.read_text()
+        )
+    table = runs.read_json(folder / "eval.json")
+    assert [row | {"name": ""} for row in table] == [rows[i] | {"name": ""} for i in (0, 5, 6)]
+    capsys.readouterr()
+    assert run("a", resume=True)[0] == 0 and len(measured) == 14  # it was finished: told again
+    assert "Accuracy: " in capsys.readouterr().out
+    assert run("a", resume=True, steps=3)[0] == 0 and measured[14:] == [None, *gammas]
+
+
+def test_completions_are_the_base_models_and_the_trained_ones(run):
+    _, folder = run("a", learning_rate=1e-2, steps=3)
+    trained, base = (
+        load_policy(folder),
+        DiffusionPolicy(*load_denoiser("tiny")),
+    )
+    rows, task = runs.read_json(folder / "completions.json"), TASKS["countdown"].compact
+    problems = task.problems("test", 4, 0)[:3]
+    assert [row["problem"] for row in rows] == problems * 2
+    for policy, level, part in ((base, 0.1, rows[:3]), (trained, None, rows[3:])):
+        decoder = Decoder("eb", level, None, 0.0, stop_at_eos=True, sample_threshold=False)
+        rollout = policy.rollout(*policy.encode([*map(task.prompt, problems)], 10), 10, decoder)
+        assert [row["text"] for row in part] == policy.decode(rollout)
+        assert [row["nfe"] for row in part] == rollout.nfe.tolist()
+        assert all(row["solved"] == task.solved(row["problem"], row["text"]) for row in part)
 
 
 def test_config_json_alone_repeats_the_run(run):
@@ -431,6 +489,20 @@ def test_bad_settings_get_one_line_and_leave_nothing_behind(
         code, folder = error.code, tmp_path / "a"
     message = capsys.readouterr().err
     assert code == 2 and says in message and message.count("\n") == 1 and not folder.exists()
+
+
+def test_what_a_task_cannot_read_is_one_line_and_the_run_can_go_on(run, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no answer\nto be read")
+
+    run("made")  # the base
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "evaluate", fail)
+        capsys.readouterr()
+        code, folder = run("a")
+    assert code == 2 and capsys.readouterr().err == "train.py: no answer to be read\n"
+    assert not (folder / "eval.json").exists()
+    assert run("a", resume=True)[0] == 0 and len(runs.read_json(folder / "eval.json")) == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
