@@ -6,8 +6,10 @@ free in the value: each reader knows a short grammar, and what that does not kno
 
 import logging
 import re
+from contextlib import suppress
 from fractions import Fraction
-from itertools import accumulate
+from functools import lru_cache
+from itertools import accumulate, permutations, product
 from math import prod
 from operator import add, mul, sub, truediv
 
@@ -130,6 +132,27 @@ def arithmetic(text, numbers=None):
         else:
             waiting.append(token)
     return values[0]
+
+
+@lru_cache(maxsize=4096)
+def solutions(*numbers):
+    """{target of 1 to 99: the tidiest expression of three numbers that reaches it}
+
+    Sums and products come before differences and quotients, larger numbers before smaller ones.
+    """
+    found, orders = {}, sorted({*permutations(numbers)}, reverse=True)
+    pairs = sorted(product("+*-/", repeat=2), key=lambda pair: sum(map("-/".count, pair)))
+    for (inner, outer), (a, b, c) in product(pairs, orders):
+        if inner in "+*" and a < b:
+            continue
+        value, text = OPERATIONS[inner](Fraction(a), b), f"( {a} {inner} {b} )"
+        ways = [(value, c, f"{text} {outer} {c}"), (Fraction(c), value, f"{c} {outer} {text}")]
+        for left, right, text in ways[: 1 + (outer in "-/")]:
+            with suppress(ZeroDivisionError):
+                reached = OPERATIONS[outer](left, right)
+                if reached.denominator == 1 and 1 <= reached <= 99:
+                    found.setdefault(int(reached), text)
+    return found
 
 
 NUMBER = re.compile(

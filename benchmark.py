@@ -33,7 +33,7 @@ from train import update_denoiser
 MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
 HALF = dict(prompts_per_step=8, dtype="bfloat16")  # the naive logits of more would not fit 80 GB
 SHAPES = {  # (V, D, MLP, layers, heads), prompt tokens, tokens a step, settings
-    "tiny": ((116, 128, 384, 4, 4), 5, 1, Settings(length=10, block_length=5, lora_rank=8)),
+    "tiny": ((112, 104, 312, 6, 4), 5, 1, Settings(length=10, block_length=5, lora_rank=8)),
     "mid": ((126464, 256, 768, 4, 4), 64, 2, Settings(**RECIPES["LLaDA"] | MID)),
     "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Settings(**RECIPES["LLaDA"] | HALF)),
 }

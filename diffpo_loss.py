@@ -124,7 +124,8 @@ def threshold_loss(logp_new, logp_old, advantage, clip_eps):
 def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1):
     """What the importance weights do: their size, how many are capped, what sample they leave.
 
-    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats.
+    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats. `is_capped_share` counts
+    weights that the cap lowers by more than rounding: with C = 1 many are 1 already.
     `ess_share` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
     number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per
     token, in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of
@@ -137,7 +138,7 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1
     return {
         "is_weight_mean": used.mean().item(),
         "is_weight_max": log_weight.exp().max().item(),
-        "is_capped_share": (log_weight.exp() > cap).double().mean().item() if cap else 0.0,
+        "is_capped_share": (log_weight.exp() > 1.001 * cap).double().mean().item() if cap else 0.0,
         "ess_share": (used.sum().square() / used.square().sum() / len(used)).item(),
         "surrogate_kl": -log_weight.mean().item(),
         "unit_weight_error": unit.square().mean().sqrt().item(),

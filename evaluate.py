@@ -1,10 +1,10 @@
 """Accuracy against NFE, for any checkpoint and any decoder.
 
     python evaluate.py runs/NAME                                   the learned threshold, greedy
-    python evaluate.py runs/NAME --level learned 0.01 0.1 1        beside fixed ones
     python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
-    python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1 --block_length 32
-    python evaluate.py runs/NAME --data problems.jsonl             your own problems
+    python evaluate.py runs/A runs/B --frontier                    all rules and levels, a picture
+    python evaluate.py runs/NAME --trace 3                         completions, call by call
+    python evaluate.py --help                                      more of them
 
 NFE is the number of denoiser calls that a completion took. A run is measured as it was trained, on
 problems held out from it, unless flags say otherwise. (Held out: no multiset of numbers, no
@@ -12,19 +12,36 @@ solution grid of training. A grid's twin with other digits may be.) Each level p
 """
 
 import json
+import os
+import platform
 import sys
 import time
 from collections import Counter
+from math import exp
 from pathlib import Path
+from textwrap import fill
+from types import SimpleNamespace
+
+from options import DEFAULTS, OF_RUN, read_flags
+
+if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
+    read_flags()
 
 import torch
 
+import pictures
 import runs
 import splits
 import tasks
 import tiny
+import traces
 from sampler import Decoder
-from settings import OneLineParser
+
+LEVELS = {  # of --frontier
+    "eb": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
+    "top_k": (1, 2, 3, 4, 6, 8),
+    "confidence": (0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
+}
 
 
 def share_interval(solved, clusters, draws=2000):
@@ -68,118 +85,226 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
         "nfe": nfe.mean().item(), "tokens_per_call": (tokens.sum() / nfe.sum()).item(),
         "threshold_mean": mean if decoder.rule == "eb" else None,
         "threshold_std": std if decoder.rule == "eb" else None,
-        "seconds": time.perf_counter() - began, "device": str(device),
+        "seconds": time.perf_counter() - began, "device": device_name(device),
         "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
     }  # fmt: skip
 
 
 def area(rows, largest):
-    """The mean, over budgets of 1 to `largest` calls, of the best accuracy within each."""
-    budgets = [1 + i * (largest - 1) / 1000 for i in range(1001)]
-    best = [max((r["solved"] for r in rows if r["nfe"] <= b), default=0.0) for b in budgets]
-    return sum(best) / len(best)
+    """The area under a frontier: how much is solved, over all budgets of calls. In [0, 1].
+
+    A budget b reaches the best solved share of the rows with nfe <= b, and 0 where b is below all
+    of them. The area is the mean of that over b from 1 to `largest`, the largest NFE of all rows
+    that are compared. Steps have exact integrals: nothing is sampled.
+    """
+    if largest <= 1:
+        return max((row["solved"] for row in rows if row["nfe"] <= 1), default=0.0)
+    total, best, since = 0.0, 0.0, 1.0
+    for row in sorted(rows, key=lambda row: row["nfe"]):
+        if row["nfe"] >= largest:
+            break
+        total += best * (row["nfe"] - since)
+        best, since = max(best, row["solved"]), row["nfe"]
+    return (total + best * (largest - since)) / (largest - 1)
 
 
-COLUMNS = {
-    "": "{name}", "decoder": "{decoder}", "level": "{level}", "gamma": "{gamma}",
-    "length": "{length}", "block": "{block_length}", "cache": "{cache}", "temp": "{temperature:g}",
-    "problems": "{problems}", "clusters": "{clusters}", "solved": "{solved:.1%}",
-    "95%, by cluster": "{solved_low:.1%} to {solved_high:.1%}", "reward": "{reward:.3f}",
-    "NFE": "{nfe:.2f}", "tokens/call": "{tokens_per_call:.2f}", "seconds": "{seconds:.1f}",
+def aup(rows, best):
+    """Accuracy under parallelism, AUP: the score of Qian et al. (2026, d3LLM), written anew.
+
+    Points (rho, y) by rho, the tokens a call; y is the solved share in percent. Points with
+    y < y_1 - 5 are dropped, where y_1 is that of the smallest rho. W punishes what falls behind
+    the best share of all compared rows, `best`. Unlike `area` it grows with tokens per call.
+
+        AUP = rho_1 y_1 + sum over i > 1 of (rho_i - rho_{i-1}) (y_i W_i + y_{i-1} W_{i-1}) / 2
+        W_i = min(exp(-3 (1 - y_i / y_max)), 1)
+    """
+    points = sorted((row["tokens_per_call"], 100 * row["solved"]) for row in rows)
+    points = [(rho, y) for rho, y in points if y >= points[0][1] - 5]
+    weighed = [y * min(exp(3 * (y / (100 * best) - 1)), 1) if best else 0.0 for _, y in points]
+    total = points[0][0] * points[0][1]
+    for i in range(1, len(points)):
+        total += (points[i][0] - points[i - 1][0]) * (weighed[i] + weighed[i - 1]) / 2
+    return total
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+SCORES = {
+    "solved": "{solved:.1%}", "95% interval": "{solved_low:.1%} to {solved_high:.1%}",
+    "reward": "{reward:.3f}", "NFE": "{nfe:.2f}", "tokens/call": "{tokens_per_call:.2f}",
 }  # fmt: skip
 
 
 def print_table(rows):
-    """The rows of `evaluate`, as a table. The interval is share_interval's."""
-    table = [list(COLUMNS)]
+    """The rows of `evaluate`, as a table: what they share above it. The interval is
+    share_interval's.
+    """
+    settings = ("name", "task", *pictures.SHARED)
+    differ = [name for name in settings if len({row.get(name) for row in rows}) > 1]
+    columns = {name: f"{{{name}}}" for name in differ} | {"level": "{level}"}
+    if any(row["decoder"] == "eb" for row in rows):
+        columns["gamma"] = "{gamma}"
+    columns |= SCORES
+    table = [["" if name == "name" else name for name in columns]]
     for row in rows:
         gamma = "{threshold_mean:.3f} ± {threshold_std:.3f}" if row["decoder"] == "eb" else ""
         row = row | {"gamma": gamma.format(**row)}
-        table.append([form.format(**row) for form in COLUMNS.values()])
+        table.append([form.format(**row) for form in columns.values()])
+    name = "" if "name" in differ else f"{rows[0]['name']}: "
+    print(fill(f"{name}{pictures.conditions(rows)}", 80))
+    print_columns(table)
+
+
+def print_columns(table):
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
-        print("  ".join(map(str.rjust, line, widths)))
+        print("  ".join(map(str.rjust, line, widths)).rstrip())
 
 
-def number_or_learned(text):
-    return None if text == "learned" else float(text)
+# ---- what is asked for ---------------------------------------------------------------------------
 
 
-FLAGS = (  # name, default, help
-    ("task", "", f"{', '.join(tasks.TASKS)} or FILE.py:NAME; default the run's"),
-    ("decoder", "eb", "eb, confidence or top_k"),
-    ("block_length", 0, "tokens a block; 0: the whole canvas; default the run's, or 0"),
-    ("cache", "none", "block cache: none, prefix or dual; default the run's, or none"),
-    ("length", 0, "tokens a completion; default the run's, the task's own, or 256"),
-    ("prefill", "", "how completions are made to begin; default the run's, or empty"),
-    ("batch_size", 64, "problems at once; fewer need less memory"),
-    ("temperature", 0.0, "0 is greedy"),
-    ("problems", 1000, "how many"),
-    ("split", "", "train, validation, test, or all of a file; default test, a new file all"),
-    ("data", "", "a JSON-lines file of problems; default the run's, if it had one"),
-    ("seed", 0, "of the problems, and of the draws where temperature is above 0"),
-)
-OF_RUN = ("task", "block_length", "cache", "length", "prefill", "data")  # their default: the run's
+def device_name(device):
+    """The model of the GPU, or of the CPU with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        model = platform.processor() or platform.machine()
+    n = torch.get_num_threads()
+    return f"{model}, {n} thread{'s' * (n > 1)}"
 
 
-def parse(parser, arguments):
-    """The flags, with what the run's config.json says where one is not given. Raises ValueError."""
-    parser.add_argument("path", help="a run folder, a checkpoint folder, or a hub name")
-    for name, default, text in FLAGS:
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
-    help = "learned, or gamma, tau or k; several give several rows"
-    parser.add_argument("--level", nargs="+", type=number_or_learned, default=[None], help=help)
-    path = Path(parser.parse_args(arguments).path)
+def options_for(path, given):
+    """The flags for one path, with what its config.json says where none is given. ValueError."""
+    path, saved = Path(path), {}
     if runs.checkpoint_of(path) != path:
-        trained = runs.read_json(path / "config.json")
-        parser.set_defaults(**{name: trained[name] for name in OF_RUN if name in trained})
-    options = parser.parse_args(arguments)
+        saved = runs.read_json(path / "config.json")
+    trained = {name: saved[name] for name in OF_RUN if name in saved}
+    options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
     if not options.task:
         raise ValueError(f"{path} is no run, which would know its task: give a --task")
-    if options.length < 0 or min(options.problems, options.batch_size) < 1:
-        raise ValueError("problems and batch_size are at least 1, length at least 0")
-    is_new = options.data and Path(options.data) != Path(parser.get_default("data"))
+    if options.task != trained.get("task", options.task):
+        raise ValueError(f"{path} was trained on {trained['task']}: leave out --task")
+    is_new = options.data and Path(options.data) != Path(trained.get("data", ""))
     options.split = options.split or ("all" if is_new else "test")
+    options.folder = path if saved else Path()
+    options.how = (options.block_length or None, options.temperature, options.cache, True, False)
+    options.decoders = [Decoder(options.decoder, level, *options.how) for level in options.level]
     return options
 
 
 def prepare(options):
-    """(policy, task, problems, decoders) for the flags. Raises ValueError."""
-    how = (options.block_length or None, options.temperature, options.cache, True, False)
-    decoders = [Decoder(options.decoder, level, *how) for level in options.level]
+    """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
     task, compact = tasks.find_task(options.task), runs.is_compact(options.path)
     task = tiny.for_tiny(task) if compact else task
     task = splits.FromFile(task, options.data) if options.data else task
     if options.data and options.split == "all":
         problems = sum(task.pools.values(), [])
     else:
-        problems = task.problems(options.split, options.problems, options.seed)
+        problems = task.problems(options.split, options.trace or options.problems, options.seed)
     options.length = options.length or (task.length if compact else 256)
     policy = runs.load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
     policy.prefill = options.prefill
-    if policy.threshold_head is None and options.decoder == "eb" and None in options.level:
+    return policy, task, problems[: options.trace or None]
+
+
+def decoders_for(options, has_head):
+    """The decoders to measure. Raises ValueError for a learned threshold that is not there."""
+    if options.frontier:
+        found = [(rule, level) for rule, levels in LEVELS.items() for level in levels]
+        found = [x for x in found if x[0] != "top_k" or x[1] == 1 or x[1] < options.length]
+        return [Decoder(*x, *options.how) for x in found + [("eb", None)] * has_head]
+    if not has_head and options.decoder == "eb" and None in options.level:
         raise ValueError(f"{options.path} has no learned threshold: give --level a number")
-    return policy, task, problems, decoders
+    return options.decoders
+
+
+def revision(path, denoiser):
+    """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
+    state, hub = runs.checkpoint_of(path) / "state.pt", getattr(denoiser, "hub_folder", None)
+    if state.is_file():
+        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
+    return hub.name if hub and hub.parent.name == "snapshots" else None
+
+
+def show_traces(options, policy, task, problems, decoder):
+    """--trace: the first completions, printed, as a page and as an animation."""
+    how = (decoder, options.length, options.seed)
+    found = [traces.record(policy, task, problem, *how) for problem in problems]
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for trace in found:
+        print(traces.printed(trace, colour))
+    longest = max(range(len(found)), key=lambda i: len(found[i].read))
+    stages = traces.two_stages(policy, task, problems[longest], *how)
+    print("\nwritten:", *traces.write(found, stages, options.folder, options.path.name))
+
+
+def show_frontiers(rows, folder):
+    """--frontier: the picture, the rows with their line's area and AUP, and a table of these."""
+    largest, best = max(row["nfe"] for row in rows), max(row["solved"] for row in rows)
+    table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
+    for (name, rule), line in pictures.curves_of(rows).items():
+        scores = {"area": area(line, largest), "aup": aup(line, best)}
+        for row in line:
+            row |= scores
+        top = max(line, key=lambda row: row["solved"])
+        scores = (f"{scores['area']:.3f}", f"{scores['aup']:.1f}")
+        table.append([name, rule, str(len(line)), *scores, f"{top['solved']:.1%}"])
+        table[-1].append(f"{top['nfe']:.2f}")
+    files = folder / "frontiers.png", folder / "frontiers.jsonl"
+    pictures.plot_frontier(rows, files[0], f"{rows[0]['task']}: accuracy against calls")
+    with runs.replacing(files[1]) as aside:
+        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    print(fill(pictures.conditions(rows), 80))
+    print_columns(table)
+    print(f"area: mean solved share over budgets of 1 to {largest:.2f} calls")
+    print("written:", *files)
+
+
+def measure(options, name):
+    """The rows of one checkpoint, each printed as JSON; or its traces, and no rows."""
+    policy, task, problems = prepare(options)
+    decoders, rows = decoders_for(options, policy.threshold_head is not None), []
+    if options.trace:
+        show_traces(options, policy, task, problems, decoders[0])
+        return rows
+    about = {"name": name, "task": options.task, "data": options.data, "split": options.split}
+    about["checkpoint"] = str(options.path)
+    about["revision"] = revision(options.path, policy.denoiser)
+    how = (options.length, options.batch_size, options.seed)
+    for decoder in decoders:
+        rows.append(about | evaluate(policy, task, problems, decoder, *how))
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def main(arguments=None):
-    rows, parser = [], OneLineParser(description="Accuracy against NFE of a checkpoint.")
+    given, rows = read_flags(arguments), []
     try:
-        options = parse(parser, arguments)
-        policy, task, problems, decoders = prepare(options)
-        about = {"name": Path(options.path).name, "task": options.task}
-        about |= {"data": options.data, "split": options.split}
-        how = (options.length, options.batch_size, options.seed)
-        for decoder in decoders:
-            rows.append(about | evaluate(policy, task, problems, decoder, *how))
-            print(json.dumps(rows[-1]), flush=True)
-    except ValueError as error:
-        parser.exit(2, f"evaluate.py: {error}\n")
+        asked = [options_for(path, given) for path in given["paths"]]
+        same = dict.fromkeys(f"{options.task} {options.data}".strip() for options in asked)
+        if asked[0].frontier and len(same) > 1:
+            raise ValueError(f"--frontier compares runs of one task, not of {' and '.join(same)}")
+        names = [options.path.name for options in asked]
+        names = names if len(set(names)) == len(names) else given["paths"]
+        for options, name in zip(asked, names, strict=True):
+            rows += measure(options, name)
+        if asked[0].frontier:
+            show_frontiers(rows, asked[0].folder)
+        elif rows:
+            print_table(rows)
+    except (ValueError, OSError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        said = runs.out_of_memory(error, f"--batch_size ({options.batch_size})")
-        parser.exit(1, f"evaluate.py: {said}\n")
-    print_table(rows)
+        size = f"--batch_size ({given.get('batch_size', DEFAULTS['batch_size'])})"
+        print(f"evaluate.py: {runs.out_of_memory(error, size)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # an old terminal gets a ? for a γ
     sys.exit(main())

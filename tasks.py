@@ -23,8 +23,6 @@ Your own task is an instance, or a class, in a file of yours: `--task my_tasks.p
 """
 
 import collections
-import contextlib
-import functools
 import itertools
 import json
 import logging
@@ -32,7 +30,6 @@ import random
 import re
 import runpy
 import sys
-from fractions import Fraction
 from pathlib import Path
 
 import answers
@@ -99,30 +96,6 @@ class Generated(Task):
             yield problem, f"<answer>{text}</answer>"
 
 
-HIGHEST = 20  # of countdown's small form: 1,540 multisets of numbers
-
-
-@functools.lru_cache(maxsize=4096)
-def solutions(*numbers):
-    """{target of 1 to 99: the tidiest expression of three numbers that reaches it}
-
-    Sums and products come before differences and quotients, larger numbers before smaller ones.
-    """
-    found, orders = {}, sorted({*itertools.permutations(numbers)}, reverse=True)
-    pairs = sorted(itertools.product("+*-/", repeat=2), key=lambda pair: sum(map("-/".count, pair)))
-    for (inner, outer), (a, b, c) in itertools.product(pairs, orders):
-        if inner in "+*" and a < b:
-            continue
-        value, text = answers.OPERATIONS[inner](Fraction(a), b), f"( {a} {inner} {b} )"
-        ways = [(value, c, f"{text} {outer} {c}"), (Fraction(c), value, f"{c} {outer} {text}")]
-        for left, right, text in ways[: 1 + (outer in "-/")]:
-            with contextlib.suppress(ZeroDivisionError):
-                reached = answers.OPERATIONS[outer](left, right)
-                if reached.denominator == 1 and 1 <= reached <= 99:
-                    found.setdefault(int(reached), text)
-    return found
-
-
 class Countdown(Generated):
     """Reach the target with all the given numbers. Problem: {"numbers": [a, b, c], "target": t}.
 
@@ -138,11 +111,11 @@ class Countdown(Generated):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
     def draw(self, split, rng):
-        """Three numbers, and one of the targets that they reach."""
+        """Three numbers (small: of 1,540 multisets), and one of the targets that they reach."""
         while True:
-            numbers = [rng.randint(1, HIGHEST if self.small else 99) for _ in range(3)]
+            numbers = [rng.randint(1, 20 if self.small else 99) for _ in range(3)]
             if split_of(self.key({"numbers": numbers})) == split:
-                reached = solutions(*sorted(numbers, reverse=True))
+                reached = answers.solutions(*sorted(numbers, reverse=True))
                 target = rng.choice(sorted(reached))
                 return {"numbers": numbers, "target": target}, reached[target]
 

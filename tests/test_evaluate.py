@@ -1,7 +1,13 @@
 """Evaluation: the numbers against others got by hand, every decoder, data files, manners."""
 
 import json
+import math
+import os
 import random
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +30,7 @@ def policy():
 def run_dir(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
     create_run(folder)
-    write_json(folder / "config.json", {})
+    write_json(folder / "config.json", {"task": "countdown"})
     save_checkpoint(folder, policy, [], 1)
     return folder
 
@@ -83,13 +89,42 @@ def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, name, 
         assert row["clusters"] == len({task.key(problem) for problem in problems})
 
 
+def points(*triples):
+    """Rows of a frontier: (nfe, solved, tokens a call) each."""
+    names = ("nfe", "solved", "tokens_per_call")
+    return [dict(zip(names, triple, strict=True)) for triple in triples]
+
+
+def test_the_area_is_the_mean_of_the_best_within_each_budget():
+    # budgets 1 to 2: nothing; 2 to 4: 0.2; 4 to 5: 0.5, and the worse, dearer point adds nothing
+    rows = points((4, 0.5, 0), (2, 0.2, 0), (5, 0.3, 0))
+    assert evaluate.area(rows, 5) == pytest.approx((2 * 0.2 + 1 * 0.5) / 4)
+    assert evaluate.area(rows, 9) == pytest.approx((2 * 0.2 + 5 * 0.5) / 8)
+    assert evaluate.area(rows, 3) == pytest.approx(0.2 / 2)  # what costs more is not reached
+    budgets = [1 + 8 * (i + 0.5) / 8000 for i in range(8000)]
+    reached = [max([x["solved"] for x in rows if x["nfe"] <= b], default=0) for b in budgets]
+    assert evaluate.area(rows, 9) == pytest.approx(sum(reached) / 8000)
+    assert evaluate.area(points((1, 0.7, 0)), 1) == 0.7 and evaluate.area([], 1) == 0
+    assert evaluate.area(points((1, 1.0, 0)), 6) == 1  # all solved in one call
+
+
+def test_aup_is_the_formula_worked_by_hand():
+    rows = points((5, 0.40, 2), (10, 0.38, 1), (2, 0.20, 5))  # the last is over 5 points worse
+    below = 38 * math.exp(-3 * 0.05)  # W(38) with y_max 40
+    assert evaluate.aup(rows, 0.40) == pytest.approx(1 * 38 + (2 - 1) * (40 + below) / 2)
+    worse = 40 * math.exp(-1.5) + 38 * math.exp(-3 * 42 / 80)  # where another run reaches 80
+    assert evaluate.aup(rows, 0.80) == pytest.approx(38 + worse / 2)
+    assert evaluate.aup(points((3, 0.5, 4)), 0.5) == 200 and evaluate.aup(rows[:1], 0.4) == 80
+    assert evaluate.aup(points((3, 0, 4), (2, 0, 5)), 0) == 0  # nothing is solved at all
+
+
 @pytest.fixture
 def measured(capsys):
     """measured(folder, "--flag value ...") -> the rows that evaluate.py prints as JSON."""
 
-    def run(folder, flags, task="countdown"):
+    def run(folder, flags):
         capsys.readouterr()
-        evaluate.main([str(folder), *(["--task", task] if task else []), *flags.split()])
+        evaluate.main([str(folder), *flags.split()])
         lines = capsys.readouterr().out.splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -97,23 +132,36 @@ def measured(capsys):
 
 
 def test_top_k_takes_as_many_calls_as_the_length_over_k(run_dir, measured):
-    rows = measured(run_dir, "--decoder top_k --level 1 4 --problems 3", task="sudoku")
+    flags = "--task sudoku --decoder top_k --level 1 4 --problems 3"
+    rows = measured(run_dir / "checkpoint", flags)
     assert [row["level"] for row in rows] == [1.0, 4.0]
     assert rows[0]["nfe"] <= 19 and rows[1]["nfe"] <= 5  # fewer where a row stops at [EOS]
 
 
-def test_every_sampler_setting_stands_beside_the_score(run_dir, capsys):
-    flags = "--task countdown --problems 3 --temperature 0.5 --block_length 5 --seed 4"
+def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_shared(
+    run_dir, capsys
+):
+    flags = "--problems 3 --temperature 0.5 --block_length 5 --seed 4 --level learned 0.2"
     evaluate.main([str(run_dir), *flags.split()])
-    *json_lines, header, table = capsys.readouterr().out.splitlines()
+    *said, header, learned, fixed = capsys.readouterr().out.splitlines()
+    json_lines, shared = said[:2], said[2:]
     row = json.loads(json_lines[0])
-    expected = dict(decoder="eb", level="learned", block_length=5, length=10, temperature=0.5)
-    expected |= dict(seed=4, problems=3, split="test", cache="none")
+    expected = dict(name="a", decoder="eb", level="learned", block_length=5, length=10)
+    expected |= dict(
+        temperature=0.5, seed=4, problems=3, split="test", cache="none", task="countdown"
+    )
+    expected |= dict(checkpoint=str(run_dir), revision=1, dtype="float32")
     assert expected.items() <= row.items() and row["threshold_mean"] == pytest.approx(0.1)
-    assert (row["device"], row["dtype"]) == ("cpu", "float32")
-    columns = {"solved", "95%, by cluster", "NFE", "tokens/call", "seconds", "block", "temp"}
-    assert columns <= {cell.strip() for cell in header.split("  ")}
-    assert "learned" in table
+    assert row["device"] == evaluate.device_name(torch.device("cpu")) != "cpu"
+    assert row["device"].endswith(", 1 thread")
+    said = "temperature 0.5, length 10, blocks of 5, no cache, 3 problems in"
+    assert " ".join(shared) == f"a: countdown, eb, {said} {row['clusters']} clusters"
+    columns = ["level", "gamma", "solved", "95% interval", "reward", "NFE", "tokens/call"]
+    assert re.split("  +", header.strip()) == columns
+    cells = [re.split("  +", line.strip()) for line in (learned, fixed)]
+    assert [line[:2] for line in cells] == [["learned", "0.100 ± 0.000"], ["0.2", "0.200 ± 0.000"]]
+    assert cells[0][-2] == f"{row['nfe']:.2f}"
+    assert all(len(line) <= 80 for line in (*shared, header, learned, fixed))
 
 
 def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, tmp_path, measured):
@@ -124,9 +172,9 @@ def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, 
     for flags, expected in (
         ("", (12, 4, "<answer>", "dual", "countdown")),
         ("--length 9 --block_length 0 --cache none", (9, 9, "<answer>", "none", "countdown")),
-        ("--task sudoku --length 19", (19, 4, "<answer>", "dual", "sudoku")),
+        ("--task countdown --length 11", (11, 4, "<answer>", "dual", "countdown")),
     ):
-        row = measured(tmp_path / "b", f"--problems 2 {flags}", task=None)[0]
+        row = measured(tmp_path / "b", f"--problems 2 {flags}")[0]
         found = (row["length"], row["block_length"], row["prefill"], row["cache"], row["task"])
         assert found == expected
 
@@ -142,7 +190,7 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     write_json(tmp_path / "c" / "config.json", {"task": "countdown", "data": str(path)})
     save_checkpoint(tmp_path / "c", policy, [], 1)
     own, all_, train = (
-        measured(tmp_path / "c", f"--level 1 --problems 100 {flags}", task=None)[0]
+        measured(tmp_path / "c", f"--level 1 --problems 100 {flags}")[0]
         for flags in ("", "--split all", "--split train")
     )
     pools = FromFile(task, path).pools
@@ -163,7 +211,7 @@ def test_out_of_memory_says_which_setting_to_lower(run_dir, capsys, monkeypatch)
 
     monkeypatch.setattr(DiffusionPolicy, "rollout", fail)
     with pytest.raises(SystemExit) as exit:
-        evaluate.main([str(run_dir), "--task", "countdown", "--problems", "2", "--batch_size", "7"])
+        evaluate.main([str(run_dir), "--problems", "2", "--batch_size", "7"])
     message = capsys.readouterr().err
     assert exit.value.code == 1 and message.count("\n") == 1
     assert "--batch_size (7)" in message and "2.00 GiB" in message
@@ -191,7 +239,7 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ("--task chess", "countdown"),
+        ("--task sudoku", "was trained on countdown: leave out --task"),
         ("--decoder beam", "eb"),
         ("--level many", "learned"),
         ("--level -1", "not -1"),
@@ -200,6 +248,9 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
         ("--decoder top_k", "only eb"),
         ("--problems 0", "at least 1"),
         ("--split all", "test"),
+        ("--trace 0", "at least 1"),
+        ("--level 1 --frontier", "leave out --level"),
+        ("--frontier --trace 2", "leave out --trace"),
         ("--data nowhere.jsonl", "nowhere.jsonl"),
         ("--data EMPTY", "no problems"),
         ("--data FIELDS", "line 1"),
@@ -209,9 +260,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(run_dir, tmp_path, capsys, flag
     (tmp_path / "EMPTY").write_text("")
     (tmp_path / "FIELDS").write_text('{"numbers": [1, 2]}\n')
     flags = [str(tmp_path / flag) if flag.isupper() else flag for flag in flags.split()]
-    task = [] if "--task" in flags else ["--task", "countdown"]
     with pytest.raises(SystemExit) as exit:
-        evaluate.main([str(run_dir), *task, *flags])
+        evaluate.main([str(run_dir), *flags])
     message = capsys.readouterr().err
     assert exit.value.code == 2 and says in message and message.count("\n") == 1
 
@@ -225,6 +275,74 @@ def test_a_folder_without_a_threshold_head_asks_for_a_number(run_dir, tmp_path, 
     flags = "--task countdown --level 0.1 --problems 2"
     evaluate.main([str(tmp_path / "base"), *flags.split()])
     assert '"level": 0.1' in capsys.readouterr().out
+    for flags, says in ((["--task", "countdown"], "no checkpoint"), ([], "give a --task")):
+        with pytest.raises(SystemExit):
+            evaluate.main([str(tmp_path), *flags])
+        assert says in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        evaluate.main([str(tmp_path), "--task", "countdown"])
-    assert "no checkpoint" in capsys.readouterr().err
+        evaluate.main([str(tmp_path / "base"), "--task", "chess"])
+    assert "choose one of countdown" in capsys.readouterr().err
+
+
+def test_traces_are_printed_and_drawn_into_the_runs_folder(run_dir, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    task, files = TASKS["countdown"].compact, ("trace.html", "trace.gif", "two_stages.png")
+    first, second = map(task.prompt, task.problems("test", 2, 7))
+    evaluate.main([str(run_dir), "--trace", "2", "--seed", "7", "--level", "20"])
+    said = capsys.readouterr().out
+    assert said.count("\nprompt  ") == 2 and said.index(first) < said.index(second)
+    assert "\x1b" not in said and said.strip().endswith(str(run_dir / "two_stages.png"))
+    page = (run_dir / "trace.html").read_text(encoding="utf-8")
+    assert page.index(first) < page.index(second) and page.count("<section>") == 2
+    assert all((run_dir / name).exists() for name in files) and not list(tmp_path.iterdir())
+    how = ["--task", "countdown", "--decoder", "top_k", "--level", "10", "--trace", "1"]
+    evaluate.main([str(run_dir / "checkpoint"), *how])  # no run: into the current folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+    assert "10 tokens in 1 call, " in capsys.readouterr().out
+
+
+def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
+    policy, run_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "LEVELS", {"eb": (0.1, 3), "top_k": (1, 5, 10)})
+    right = lambda self, problem, text: len(text) % 2 == 0  # noqa: E731 (it solves nothing else)
+    monkeypatch.setattr(type(TASKS["countdown"]), "solved", right)
+    for name, task in (("other", "countdown"), ("third", "sudoku")):
+        create_run(tmp_path / name)
+        write_json(tmp_path / name / "config.json", {"task": task})
+        save_checkpoint(tmp_path / name, policy, [], 1)
+    evaluate.main([str(run_dir), str(tmp_path / "other"), "--frontier", "--problems", "6"])
+    said = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in (run_dir / "frontiers.jsonl").read_text().splitlines()]
+    found = [(row["name"], row["decoder"], row["level"]) for row in rows]
+    levels = [("eb", 0.1), ("eb", 3), ("top_k", 1), ("top_k", 5), ("eb", "learned")]
+    assert found == [(name, *level) for name in ("a", "other") for level in levels]
+    measured = [row for line in said if line.startswith("{") and (row := json.loads(line))]
+    assert [row["nfe"] for row in measured] == [row["nfe"] for row in rows]
+    largest = max(row["nfe"] for row in rows)
+    for row in rows:
+        line = [x for x in rows if x["name"] == row["name"] and x["decoder"] == row["decoder"]]
+        line = [x for x in line if (x["level"] == "learned") == (row["level"] == "learned")]
+        assert row["area"] == evaluate.area(line, largest)
+        assert row["aup"] == evaluate.aup(line, max(x["solved"] for x in rows))
+    table = said[len(measured) :]
+    assert len(table) == 1 + 1 + 2 * 3 + 2 and all(len(line) <= 80 for line in table[:-1])
+    (line,) = [x.split() for x in table if x.split()[:2] == ["other", "top_k"]]
+    assert float(line[3]) == pytest.approx(rows[8]["area"], abs=1e-3)
+    assert table[-1].split()[1:] == [str(run_dir / f"frontiers.{x}") for x in ("png", "jsonl")]
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main([str(run_dir), str(tmp_path / "third"), "--frontier"])
+    assert exit.value.code == 2 and "not of countdown and sudoku" in capsys.readouterr().err
+
+
+def test_help_answers_before_torch_is_imported_and_fits_80_columns():
+    code = "import runpy, sys; sys.argv = ['evaluate.py', '--help']\ntry:\n"
+    code += "    runpy.run_path('evaluate.py', run_name='__main__')\n"
+    code += "finally:\n    print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+    root = Path(evaluate.__file__).parent
+    how = dict(capture_output=True, text=True, cwd=root, env={**os.environ, "COLUMNS": "80"})
+    done = subprocess.run([sys.executable, "-c", code], **how)
+    *lines, last = done.stdout.splitlines()
+    assert done.returncode == 0 and last == "False False" and not done.stderr
+    assert max(map(len, lines)) <= 80 and "python evaluate.py runs/NAME --trace 3" in done.stdout
+    assert all(f"--{name}" in done.stdout for name in evaluate.DEFAULTS)

@@ -516,7 +516,7 @@ def test_an_adapter_on_a_hub_model_names_it(tmp_path, monkeypatch):
 def test_a_missing_lora_target_is_named():
     denoiser = tiny_denoiser(tiny_tokenizer())
     del denoiser.model.layers[2].mlp.up_proj
-    with pytest.raises(ValueError, match="up_proj in 3 of 4 layers"):
+    with pytest.raises(ValueError, match="up_proj in 5 of 6 layers"):
         add_lora(denoiser, 2, 4, 0.0)
     with pytest.raises(ValueError, match="LoRA target not found"):
         add_lora(

@@ -1,0 +1,71 @@
+"""What evaluate.py can be asked, and its examples.
+
+Standard library alone: --help answers before torch is imported, which takes seconds.
+"""
+
+import argparse
+
+from settings import OneLineParser
+
+EXAMPLES = """
+  python evaluate.py runs/NAME                        the learned gamma, greedy
+  python evaluate.py runs/NAME --level learned 0.1    beside a fixed one
+  python evaluate.py runs/NAME --decoder top_k --level 1 2 4
+  python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
+  python evaluate.py runs/NAME --data FILE.jsonl      your own problems
+  python evaluate.py runs/NAME --trace 3              completions, call by call
+  python evaluate.py runs/A runs/B --frontier         accuracy against calls
+
+A run is measured as it was trained, on problems held out from it.
+"""
+FLAGS = {  # name: (default, help); the run's own come before these defaults
+    "task": ("", "countdown, sudoku, gsm8k, math, or FILE.py:NAME [the run's]"),
+    "decoder": ("eb", "eb, confidence or top_k"),
+    "block_length": (0, "tokens a block; 0: the whole canvas [the run's, or 0]"),
+    "cache": ("none", "block cache: none, prefix or dual [the run's, or none]"),
+    "length": (0, "tokens a completion [the run's, the task's own, or 256]"),
+    "prefill": ("", "how completions are made to begin [the run's, or empty]"),
+    "batch_size": (64, "problems at once; fewer need less memory"),
+    "temperature": (0.0, "0 is greedy"),
+    "problems": (1000, "how many"),
+    "split": ("", "train, validation, test, or all of a file [test; a new file all]"),
+    "data": ("", "a JSON-lines file of problems [the run's, if it had one]"),
+    "seed": (0, "of the problems, and of the draws where temperature is above 0"),
+    "level": ([None], "learned, or gamma, tau or k; several give several rows [learned]"),
+    "trace": (0, "show N completions call by call; writes trace.html, trace.gif"),
+    "frontier": (False, "accuracy against calls for all rules; writes frontiers.png"),
+}
+DEFAULTS = {name: default for name, (default, _) in FLAGS.items()}
+OF_RUN = ("task", "block_length", "cache", "length", "prefill", "data")  # their default: the run's
+
+
+def number_or_learned(text):
+    return None if text == "learned" else float(text)
+
+
+def read_flags(arguments=None):
+    """{name: value} of the flags given, and `paths`. Bad ones end the program, with code 2."""
+    about = "Accuracy against NFE (denoiser calls a completion), of any checkpoint."
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "usage": "%(prog)s RUN [flags]"}
+    how |= {"epilog": "examples:" + EXAMPLES, "argument_default": argparse.SUPPRESS}
+    parser = OneLineParser(description=about, **how)
+    parser.add_argument(
+        "paths", nargs="+", metavar="RUN", help="a run's folder, a checkpoint's, or a hub name"
+    )
+    for name, (default, text) in FLAGS.items():
+        text += f" [{default}]" if default and "[" not in text else ""
+        kind = {"type": type(default), "metavar": type(default).__name__.upper(), "help": text}
+        if name == "level":
+            kind |= {"type": number_or_learned, "nargs": "+", "metavar": "X"}
+        if name == "frontier":
+            kind = {"action": "store_true", "help": text}
+        parser.add_argument(f"--{name}", **kind)
+    given = vars(parser.parse_args(arguments))
+    low = {"problems": 1, "batch_size": 1, "length": 0, "block_length": 0, "trace": 1}
+    for name, least in low.items():
+        if given.get(name, least) < least:
+            parser.error(f"{name} is at least {least}")
+    clash = {"decoder", "level", "temperature", "trace"} & given.keys()
+    if "frontier" in given and clash:
+        parser.error(f"--frontier is greedy, with levels of its own: leave out --{min(clash)}")
+    return given
