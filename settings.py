@@ -27,7 +27,7 @@ class Settings:
     run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
     seed: int = flag(0, "of everything that is drawn")
     train: str = flag("joint", "what learns", choices=("policy", "sampler", "joint"))
-    steps: int = flag(80, "RL steps, each on a fresh batch of rollouts", 1)
+    steps: int = flag(120, "RL steps, each on a fresh batch of rollouts", 1)
     # rollout
     prompts_per_step: int = flag(32, "P, prompts a step", 1)
     group_size: int = flag(8, "G, completions a prompt", 2)
@@ -44,7 +44,7 @@ class Settings:
     clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
     inner_updates: int = flag(1, "mu, optimisation steps per batch of rollouts; d1 8 to 12", 1)
     scale_by_std: bool = flag(True, "divide advantages by their group's std; d1 does not")
-    speed_weight: float = flag(0.25, "lambda: the reward is times 1 - lambda * NFE / L", 0, 1)
+    speed_weight: float = flag(0.35, "lambda: the reward is times 1 - lambda * NFE / L", 0, 1)
     prompt_hide_probability: float = flag(0.0, "of a prompt token while scoring; d1 0.15", 0, 1)
     kl_beta: float = flag(0.0, "weight of the KL to the base model; d1 0.04", 0)
     # optimiser
@@ -88,7 +88,7 @@ RECIPES = {
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
         cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,
-        weight_decay=0.1, head_learning_rate=3e-3, micro_batch_size=12, lora_rank=128,
+        speed_weight=0.25, weight_decay=0.1, head_learning_rate=3e-3, micro_batch_size=12, lora_rank=128,
         lora_alpha=64, gradient_checkpointing=True, eval_problems=256, frontier=False,
     ),
 }  # fmt: skip
