@@ -257,7 +257,8 @@ def plot_two_stages(stages, path, most=12):
         x, (tail, head) = 100 + pitch * (i + 0.5) - 4, ((104, 143) if start == 0 else (234, 195))
         arrow = dict(arrowstyle="-|>", color="black", linewidth=1.6, mutation_scale=13)
         axis.annotate("", (x, head), (x, tail), arrowprops=arrow)
-    said = f"Tokens of calls 1 to {tau} are scored from $z_0$, later ones from $z_{{{tau}}}$. "
+    first = "call 1" if tau == 1 else f"calls 1 to {tau}"
+    said = f"Tokens of {first} are scored from $z_0$, later ones from $z_{{{tau}}}$. "
     said += f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
     said += "weight = as scored / as drawn; training caps it at C."
     said += f" Shown: the first {most} of {len(steps)} tokens." if len(steps) > most else ""

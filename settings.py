@@ -88,8 +88,9 @@ RECIPES = {
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
         cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,
-        speed_weight=0.25, weight_decay=0.1, head_learning_rate=3e-3, micro_batch_size=12, lora_rank=128,
-        lora_alpha=64, gradient_checkpointing=True, eval_problems=256, frontier=False,
+        speed_weight=0.25, weight_decay=0.1, head_learning_rate=3e-3, micro_batch_size=12,
+        lora_rank=128, lora_alpha=64, gradient_checkpointing=True, eval_problems=256,
+        frontier=False,
     ),
 }  # fmt: skip
 # The groups of --help: the first setting of each, and its name.
