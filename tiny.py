@@ -17,7 +17,6 @@ It is interrupted and goes on by the same command. All chance comes from seeds.
 Shapes: N demonstrations, B of them a step, P prompt tokens, L completion tokens.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -25,7 +24,7 @@ import random
 import re
 import sys
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -77,14 +76,20 @@ def _numbers_begin_as_waves(embeddings, tokenizer):
     embeddings[first : first + 100] = mixed + 0.05 * torch.randn_like(mixed)
 
 
+def told(default, help):
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass
 class Recipe:
-    steps: int = 400  # on good demonstrations
-    habit_steps: int = 100  # on mostly careless ones, at a tenth of the learning rate
-    careless: float = 0.6  # share of these
-    batch: int = 256  # B, demonstrations a step
-    learning_rate: float = 3e-3  # peak of AdamW; Muon's is five times it
-    seed: int = 0
+    """The defaults are for one's own task; SHIPPED is that of bases/tiny."""
+
+    steps: int = told(400, "of the first lesson, on good demonstrations")
+    habit_steps: int = told(100, "of the second, on mostly careless ones, at a tenth of the rate")
+    careless: float = told(0.6, "their share in the second lesson")
+    batch: int = told(256, "B, demonstrations a step")
+    learning_rate: float = told(3e-3, "peak of AdamW; Muon's is five times it")
+    seed: int = told(0, "of everything that is drawn")
 
 
 def encode(tokenizer, pairs, length):
@@ -256,12 +261,15 @@ SHIPPED_TASKS, SHIPPED_TURNS = "countdown,sudoku", "5,1"  # countdown is harder
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Makes a base for the embedded model.")
+    from settings import OneLineParser
+
+    parser = OneLineParser(description="Makes a base for the embedded model.")
     parser.add_argument("--out", required=True, type=Path, help="the folder to make")
     parser.add_argument("--task", default=SHIPPED_TASKS, help="names or FILE.py:NAME, with commas")
     parser.add_argument("--turns", help="steps of each task in turn, such as 5,1; default 1 each")
-    for field in fields(Recipe):
-        parser.add_argument(f"--{field.name}", type=field.type)
+    for f in fields(Recipe):
+        said = f"{f.metadata['help']} [{f.default}; bases/tiny {getattr(SHIPPED, f.name)}]"
+        parser.add_argument(f"--{f.name}", type=f.type, metavar=f.type.__name__.upper(), help=said)
     options = vars(parser.parse_args(arguments))
     out, task, turns = (options.pop(name) for name in ("out", "task", "turns"))
     shipped = task == SHIPPED_TASKS
