@@ -83,7 +83,7 @@ class Settings:
 # LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": dict(
-        prompts_per_step=16, steps=100, speed_weight=0.15,
+        prompts_per_step=16, steps=140, speed_weight=0.15, learning_rate=1e-3,
     ),
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
