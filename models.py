@@ -146,8 +146,9 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]  # only warned of
     if odd:
         raise ValueError(f"{folder} does not fit its configuration: {odd[0]}")
-    for p in denoiser.parameters():  # out of the file's mapping, where it may lie askew in memory:
-        p.data = p.data.clone()  # a CPU's products would be rounded otherwise than before
+    for p in denoiser.parameters():
+        if p.data_ptr() % 64:  # askew in memory, as a mapped file can be: a CPU would round its
+            p.data = p.data.clone()  # products otherwise than before the weights were saved
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
     denoiser.hub_folder = folder.resolve() if kind in FIELDS else None  # whose layout exports have
     if getattr(config, "shift_logits", False):

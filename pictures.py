@@ -33,6 +33,12 @@ def no_missing_glyphs():
         yield
 
 
+def printable(text):
+    """Control characters, escaped: a completion may hold any, and a terminal would obey."""
+    escape = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escape)
+
+
 def shorten(text, most):
     return text if len(text) <= most else text[: most - 1] + "…"
 

@@ -12,6 +12,7 @@ from textwrap import fill, wrap
 
 import runs
 from evaluate import area, evaluate
+from pictures import printable, shorten
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the frontier, in nats
 WIDTH = 80  # columns of a terminal
@@ -191,17 +192,8 @@ def completions(texts, row):
     n = len(texts) // 2
     yield f"The first {n} of {problems_in(row)}, greedy, each model at its own γ:"
     for base, trained in zip(texts[:n], texts[n:], strict=True):
-        yield cut(f"  {printable(base['asked'])}")
+        yield shorten(f"  {printable(base['asked'])}", WIDTH)
         for one in (base, trained):
             mark = "✓" if one["solved"] else "✗"
-            yield cut(f"    {one['name']:7}  {mark} NFE {one['nfe']}  {printable(one['text'])}")
-
-
-def printable(text):
-    """Control characters, escaped: a completion may hold any, and a terminal would obey."""
-    escape = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escape)
-
-
-def cut(line):
-    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+            said = f"    {one['name']:7}  {mark} NFE {one['nfe']}  {printable(one['text'])}"
+            yield shorten(said, WIDTH)

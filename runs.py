@@ -172,8 +172,7 @@ def base_policy(settings, device, run_dir=None):
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
     dtype = getattr(torch, settings.dtype, None if settings.lora_rank else torch.float32)
-    path, again = run_dir or settings.model, run_dir is not None
-    policy = load_policy(path, device, dtype, trainable=again)
+    policy = load_policy(run_dir or settings.model, device, dtype, trainable=bool(run_dir))
     policy.prefill = settings.prefill
     return policy
 

@@ -281,13 +281,10 @@ def main(arguments=None):
             raise ValueError(f"{out} is there already")
         from tasks import find_task
 
-        counts = [1] * len(names)
-        if turns:
-            if not re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", turns) or turns.count(",") + 1 != len(
-                names
-            ):
-                raise ValueError(f"turns {turns}: a number of 1 to 99 for each task, with commas")
-            counts = [int(n) for n in turns.split(",")]
+        turns = turns or ",".join("1" for _ in names)
+        if not re.fullmatch(",".join(r"[1-9]\d?" for _ in names), turns):
+            raise ValueError(f"turns {turns}: a number of 1 to 99 for each task, with commas")
+        counts = [int(n) for n in turns.split(",")]
         if min(recipe.steps, recipe.batch) < 1 or recipe.habit_steps < 0:
             raise ValueError("steps and batch are at least 1, habit_steps at least 0")
         if not 0 <= recipe.careless <= 1:

@@ -24,6 +24,7 @@ from pictures import (
     draw_number,
     no_missing_glyphs,
     plot_two_stages,
+    printable,
     shade,
     shorten,
 )
@@ -71,9 +72,8 @@ def summary(trace):
 
 
 def visible(word):
-    """A token as it can be shown: a control character would steer the terminal."""
-    word = word.strip(" ") or "␣"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in word.replace("\n", "⏎"))
+    """A token as it can be shown, a blank or an end of line too."""
+    return printable((word.strip(" ") or "␣").replace("\n", "⏎"))
 
 
 @torch.no_grad()
