@@ -36,10 +36,13 @@ BLOCKED = -1e30  # the logit of [MASK], never drawn nor scored; finite, or 0 * i
 
 
 class DenoiserCalls:
-    """A denoiser's call, and what is read off it. `adapter` False looks past a LoRA adapter."""
+    """A denoiser's call, and what is read off it. `adapter` False looks past a LoRA adapter.
+
+    `calls` counts the rows that calls have run so far: what was spent.
+    """
 
     def __init__(self, denoiser, mask_id, adapter=True):
-        self.denoiser, self.mask_id, self.adapter = denoiser, mask_id, adapter
+        self.denoiser, self.mask_id, self.adapter, self.calls = denoiser, mask_id, adapter, 0
 
     def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None):
         """One call without its last layer: ids (b, S) -> last hidden states (b, stop - start, D).
@@ -48,6 +51,7 @@ class DenoiserCalls:
         fastest kernel. With a filled cache only positions start to stop are run. Positions count
         from the first real token: left padding moves nothing, whatever positions a model has.
         """
+        self.calls += len(ids)
         shift = getattr(getattr(self.denoiser, "config", None), "shift_logits", False)
         begin = max(start - int(shift), 0)  # a shifted model reads a position one to its left
         part, positions, more = slice(begin, stop), None, {}

@@ -85,6 +85,7 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
         "nfe": nfe.mean().item(), "tokens_per_call": (tokens.sum() / nfe.sum()).item(),
         "threshold_mean": mean if decoder.rule == "eb" else None,
         "threshold_std": std if decoder.rule == "eb" else None,
+        "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
         "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
     }  # fmt: skip
@@ -277,7 +278,7 @@ def measure(options, name):
     how = (options.length, options.batch_size, options.seed)
     for decoder in decoders:
         rows.append(about | evaluate(policy, task, problems, decoder, *how))
-        print(json.dumps(rows[-1]), flush=True)
+        print(json.dumps({k: v for k, v in rows[-1].items() if k != "solved_each"}), flush=True)
     return rows
 
 

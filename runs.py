@@ -36,10 +36,11 @@ from settings import FREE, RECIPES, Settings
 
 METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
     "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
-    "threshold_std", "loss", "ratio_mean", "clip_share", "is_weight_mean", "is_weight_max",
-    "is_capped_share", "unit_weight_error", "ess_share", "surrogate_kl", "reference_kl", "cache_kl",
-    "grad_norm", "threshold_loss", "threshold_ratio", "threshold_clip_share", "seconds_rollout",
-    "seconds_update", "tokens_per_second", "peak_memory_gib",
+    "threshold_std", "denoiser_calls", "loss", "ratio_mean", "clip_share", "is_weight_mean",
+    "is_weight_max", "is_capped_share", "unit_weight_error", "ess_share", "surrogate_kl",
+    "reference_kl", "cache_kl", "grad_norm", "threshold_loss", "threshold_ratio",
+    "threshold_clip_share", "seconds_rollout", "seconds_update", "tokens_per_second",
+    "peak_memory_gib",
 )  # fmt: skip
 
 

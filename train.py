@@ -48,7 +48,7 @@ from settings import read_flags
 
 def diffpo_step(settings, task, policy, reference, optimizers, step):
     """One step of DiFFPO: the README's box. Returns (metrics, completions worth a look)."""
-    began, L, G = time.perf_counter(), settings.length, settings.group_size
+    L, G, began, policy.calls = settings.length, settings.group_size, time.perf_counter(), 0
     # All chance depends on (seed, step) alone: a resumed run draws what an unbroken one would have.
     chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
     generator = torch.Generator(policy.denoiser.device).manual_seed(chance)
@@ -94,7 +94,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    metrics |= runs.batch_metrics(rollout, began, rolled_out)
+    metrics |= runs.batch_metrics(rollout, began, rolled_out) | {"denoiser_calls": policy.calls}
     return metrics, runs.samples(problems, texts, rollout, reward)
 
 
