@@ -34,6 +34,41 @@ tune() {  # three rates a row, one seed, on validation problems
   done; done
 }
 
+# What tuning chose; rows that were not tuned have their likelihood's rate.
+declare -A RATE=(
+  [countdown/mean-field]=2e-3 [sudoku/mean-field]=1e-3
+)
+
+row() {  # FOLDER TASK ROW SEED FLAGS: a run at its row's rate
+  local folder=$1 task=$2 row=$3 seed=$4; shift 4
+  echo "$folder --task $task --seed $seed ${ROW[$row]} ${TASK[$task]} ${RATE[$task/$row]} $*"
+}
+
+grid() {  # every row, five seeds
+  for seed in 0 1 2 3 4; do for name in two-stage-w mean-field exact two-stage mean-field-w \
+      four-stage-w four-stage mean-field-policy two-stage-w-policy sampler no-price d1; do
+    for task in countdown sudoku; do row "runs/grid/$task/$name-$seed" $task $name $seed; done
+  done; done
+}
+
+large() {  # four times the prompts a step, three seeds: less noise, the same bias
+  local -A prompts=([sudoku]=64 [countdown]=128)
+  for task in sudoku countdown; do for seed in 0 1 2; do
+    for name in two-stage-w mean-field two-stage mean-field-w; do
+      row "runs/large/$task/$name-$seed" $task $name $seed --prompts_per_step ${prompts[$task]} --steps 80
+    done
+  done; done
+}
+
+caps() {  # other caps and the other normalisation, two seeds; C = 1 is the grid's
+  for seed in 0 1; do for task in countdown sudoku; do
+    for cap in 2 5 1e9; do
+      row "runs/caps/$task/cap-$cap-$seed" $task two-stage-w $seed --is_cap $cap
+    done
+    row "runs/caps/$task/text-$seed" $task two-stage-w $seed --normalise_by text
+  done; done
+}
+
 one() {  # FOLDER FLAGS
   local folder=$1 log=${1/runs/runs\/logs}; shift
   grep -qs '"trained"' "$folder/eval.json" && return

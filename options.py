@@ -1,4 +1,4 @@
-"""What evaluate.py can be asked, and its examples.
+"""What evaluate.py and claims.py can be asked, and examples.
 
 Standard library alone: --help answers before torch is imported, which takes seconds.
 """
@@ -68,4 +68,40 @@ def read_flags(arguments=None):
     clash = {"decoder", "level", "temperature", "trace"} & given.keys()
     if "frontier" in given and clash:
         parser.error(f"--frontier is greedy, with levels of its own: leave out --{min(clash)}")
+    return given
+
+
+CLAIMS = """
+  python claims.py gradient tiny --task countdown sudoku    at the base
+  python claims.py gradient runs/A --batches 48             at a run's last checkpoint
+  python claims.py surrogate tiny runs/A --task countdown   two states beside each other
+  python claims.py compare runs/A-0 runs/A-1 runs/B-0       the first run's settings first
+  python claims.py threshold runs/A
+"""
+PARTS = {
+    "gradient": "its cosine with the exact likelihood's, by stages and weights",
+    "surrogate": "KL(true || surrogate) and importance weights, by unmasking step",
+    "compare": "runs grouped by settings: curves, frontiers, paired differences",
+    "threshold": "the learned gamma by task and difficulty, against one fixed gamma",
+}
+
+
+def read_claims_flags(arguments=None):
+    """The flags of claims.py as a dict, with `what` and `paths`. Bad ones end the program."""
+    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": "examples:" + CLAIMS}
+    parser = OneLineParser(usage="%(prog)s WHAT RUN ... [flags]", **how)
+    parts = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    for name, said in PARTS.items():
+        part = parts.add_parser(name, help=said, description=said)
+        part.add_argument("paths", nargs="+", metavar="RUN", help="a run's folder, or a base's")
+        part.add_argument("--out", default=f"runs/claims-{name}", help="a folder [%(default)s]")
+        if name in ("gradient", "surrogate"):
+            part.add_argument("--task", nargs="+", default=[], help="of what is no run")
+            part.add_argument("--batches", type=int, default=24, help="of rollouts [24]")
+            part.add_argument("--prompts", type=int, help="a batch [as in training]")
+            part.add_argument("--seed", type=int, default=0, help="of the rollouts [0]")
+    given = vars(parser.parse_args(arguments))
+    for name, least in {"batches": 4, "prompts": 1}.items():
+        if (given.get(name) or least) < least:
+            parser.error(f"{name} is at least {least}")
     return given

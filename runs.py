@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -32,7 +32,7 @@ import tasks
 import tiny
 from diffusion_policy import DiffusionPolicy
 from sampler import Decoder, ThresholdHead
-from settings import FREE, RECIPES, Settings
+from settings import FREE, RECIPES, Settings, settings_of
 
 METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
     "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
@@ -103,9 +103,7 @@ def choose(given):
     if resume and "run_dir" not in given:
         raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
     if resume:
-        saved = read_json(file := Path(given["run_dir"]) / "config.json")
-        if set(saved) != {f.name for f in fields(Settings)}:
-            raise ValueError(f"{file} is not of this train.py: start a new run")
+        saved = asdict(settings_of(read_json(file := Path(given["run_dir"]) / "config.json"), file))
         for name in sorted(given.keys() - FREE):
             if saved[name] != given[name]:
                 raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")

@@ -78,6 +78,13 @@ class Settings:
                 raise ValueError(f"{f.name} = {value}: it has to be {limits}")
 
 
+def settings_of(saved, file):
+    """The Settings of a config.json's dict. Raises ValueError for one of another version."""
+    if set(saved) != {f.name for f in fields(Settings)}:
+        raise ValueError(f"{file} is not of this train.py: start a new run")
+    return Settings(**saved)
+
+
 # Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
 # dense (cells): wrong grids earn too, so a high price of speed would teach it to hurry.
 # LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
