@@ -257,8 +257,9 @@ def measure(given, out):
     which = {"gradient": (gradient, tell_gradient, charts.plot_gradients)}
     which["surrogate"] = (surrogate, tell_surrogate, charts.plot_surrogates)
     make, tell, plot = which[given["what"]]
-    found = []
-    for state in list(states_of(given["paths"], given["task"], given["prompts"])):
+    states, found = list(states_of(given["paths"], given["task"], given["prompts"])), []
+    out.mkdir(parents=True, exist_ok=True)
+    for state in states:
         found.append(make(state, given["batches"], given["seed"]))
         tell(found[-1])
         runs.write_json(out / f"{given['what']}.json", found)  # what is done is kept
@@ -270,12 +271,12 @@ def main(arguments=None):
     given = read_claims_flags(arguments)
     out, what = Path(given["out"]), given["what"]
     try:
-        out.mkdir(parents=True, exist_ok=True)
         if what == "compare":
             compare.compare(given["paths"], out)
         elif what == "threshold":
-            for path in given["paths"]:
-                thresholds.thresholds(path, out)
+            if len(given["paths"]) > 1:
+                raise ValueError("threshold looks at one run: give one folder")
+            thresholds.thresholds(given["paths"][0], out)
         else:
             measure(given, out)
     except (ValueError, OSError) as error:

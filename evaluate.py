@@ -31,9 +31,7 @@ import torch
 
 import pictures
 import runs
-import splits
-import tasks
-import tiny
+import together
 import traces
 from sampler import Decoder
 
@@ -63,31 +61,57 @@ def share_interval(solved, clusters, draws=2000):
 
 
 def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
-    """One row of results: every setting, every score. Raises ValueError for unfit problems."""
+    """One row of results: every setting, every score; of several tasks each one's scores too.
+
+    Raises ValueError for unfit problems.
+    """
     began, device, n = time.perf_counter(), policy.denoiser.device, len(problems)
-    generator, pairs, columns = torch.Generator(device).manual_seed(seed), [], []
-    for start in range(0, n, batch_size):
-        batch = problems[start : start + batch_size]
-        prompts = policy.encode([task.prompt(problem) for problem in batch], length)
-        rollout = policy.rollout(*prompts, length, decoder, generator)
-        pairs += zip(batch, policy.decode(rollout), strict=True)
-        columns.append((rollout.nfe, rollout.token_mask.sum(dim=1), rollout.threshold))
-    nfe, tokens, gamma = (torch.cat(parts).double() for parts in zip(*columns, strict=True))
-    solved, key = [task.solved(*pair) for pair in pairs], getattr(task, "key", task.prompt)
-    low, high, clusters = share_interval(solved, [key(problem) for problem in problems])
-    mean, std = gamma.mean().item(), gamma.std(unbiased=False).item()
-    return {
+    texts, *columns = outcomes(policy, task, problems, decoder, length, batch_size, seed)
+    pairs, key = list(zip(problems, texts, strict=True)), getattr(task, "key", task.prompt)
+    solved = [task.solved(*pair) for pair in pairs]
+    columns = decoder, solved, [key(problem) for problem in problems], *columns
+    row = {
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
-        "prefill": policy.prefill, "temperature": decoder.temperature, "problems": n,
-        "clusters": clusters, "seed": seed, "solved": sum(solved) / n, "solved_low": low,
-        "solved_high": high, "reward": sum(task.reward(*pair) for pair in pairs) / n,
-        "nfe": nfe.mean().item(), "tokens_per_call": (tokens.sum() / nfe.sum()).item(),
-        "threshold_mean": mean if decoder.rule == "eb" else None,
-        "threshold_std": std if decoder.rule == "eb" else None,
+        "prefill": policy.prefill, "temperature": decoder.temperature, "seed": seed,
+        **scores(range(n), *columns), "reward": sum(task.reward(*pair) for pair in pairs) / n,
         "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
         "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    for name, places in together.by_task(task, problems).items():
+        if name:
+            part = {"length": together.length_of(task, problems[places[0]], length)}
+            row.setdefault("tasks", {})[name] = part | scores(places, *columns)
+    return row
+
+
+def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
+    """Completes n problems. -> texts, and NFE, tokens and gamma, (n,) each, in their order."""
+    generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
+    order, texts, columns = [], [], []
+    for places, L in together.batches(task, problems, length, batch_size):
+        prompts = policy.encode([task.prompt(problems[i]) for i in places], L)
+        rollout = policy.rollout(*prompts, L, decoder, generator)
+        order, texts = order + places, texts + policy.decode(rollout)
+        columns.append((rollout.nfe, rollout.token_mask.sum(dim=1), rollout.threshold))
+    back = torch.tensor(order).argsort()  # tasks were completed one after the other
+    columns = (torch.cat(parts).double()[back] for parts in zip(*columns, strict=True))
+    return [texts[i] for i in back.tolist()], *columns
+
+
+def scores(places, decoder, solved, clusters, nfe, tokens, gamma):
+    """What a row says of the problems at these places, all of them or one task's."""
+    places = list(places)
+    hits, nfe, gamma = [solved[i] for i in places], nfe[places], gamma[places]
+    low, high, k = share_interval(hits, [clusters[i] for i in places])
+    mean, std = gamma.mean().item(), gamma.std(unbiased=False).item()
+    return {
+        "problems": len(places), "clusters": k, "solved": sum(hits) / len(places),
+        "solved_low": low, "solved_high": high, "nfe": nfe.mean().item(),
+        "tokens_per_call": (tokens[places].sum() / nfe.sum()).item(),
+        "threshold_mean": mean if decoder.rule == "eb" else None,
+        "threshold_std": std if decoder.rule == "eb" else None,
     }  # fmt: skip
 
 
@@ -199,9 +223,8 @@ def options_for(path, given):
 
 def prepare(options):
     """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
-    task, compact = tasks.find_task(options.task), runs.is_compact(options.path)
-    task = tiny.for_tiny(task) if compact else task
-    task = splits.FromFile(task, options.data) if options.data else task
+    compact = runs.is_compact(options.path)
+    task = together.find(options.task, compact, options.data, options.length)
     if options.data and options.split == "all":
         problems = sum(task.pools.values(), [])
     else:
@@ -233,13 +256,14 @@ def revision(path, denoiser):
 
 def show_traces(options, policy, task, problems, decoder):
     """--trace: the first completions, printed, as a page and as an animation."""
-    how = (decoder, options.length, options.seed)
-    found = [traces.record(policy, task, problem, *how) for problem in problems]
+    lengths = [together.length_of(task, problem, options.length) for problem in problems]
+    each = [(problem, decoder, L) for problem, L in zip(problems, lengths, strict=True)]
+    found = [traces.record(policy, task, *how, options.seed) for how in each]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for trace in found:
         print(traces.printed(trace, colour))
     longest = max(range(len(found)), key=lambda i: len(found[i].read))
-    stages = traces.two_stages(policy, task, problems[longest], *how)
+    stages = traces.two_stages(policy, task, *each[longest], options.seed)
     print("\nwritten:", *traces.write(found, stages, options.folder, options.path.name))
 
 

@@ -19,7 +19,7 @@ EXAMPLES = """
 A run is measured as it was trained, on problems held out from it.
 """
 FLAGS = {  # name: (default, help); the run's own come before these defaults
-    "task": ("", "countdown, sudoku, gsm8k, math, or FILE.py:NAME [the run's]"),
+    "task": ("", "countdown, sudoku, gsm8k, math, FILE.py:NAME; several: A,B [the run's]"),
     "decoder": ("eb", "eb, confidence or top_k"),
     "block_length": (0, "tokens a block; 0: the whole canvas [the run's, or 0]"),
     "cache": ("none", "block cache: none, prefix or dual [the run's, or none]"),

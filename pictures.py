@@ -118,6 +118,8 @@ def conditions(rows):
         value = values.pop()
         if not values and value is not None:
             whole = key == "block_length" and value == rows[0]["length"]
+            parts = rows[0].get("tasks", {}).values() if key == "length" else ()
+            value = f"up to {value}" if any(part["length"] < value for part in parts) else value
             said.append("one block" if whole else special.get(value, form.format(value)))
     return ", ".join(said).replace(", in ", " in ")
 

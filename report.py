@@ -11,7 +11,7 @@ from statistics import fmean
 from textwrap import fill, wrap
 
 import runs
-from evaluate import area, evaluate
+from evaluate import area, evaluate, outcomes
 from pictures import printable, shorten
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the frontier, in nats
@@ -45,8 +45,8 @@ def measure(run_dir, name, step, policy, task, problems, settings):
 def complete(policy, task, problems, decoder, settings):
     """A row for each problem: what the model writes. `asked` is short, unlike most prompts."""
     prompts = [task.prompt(problem) for problem in problems]
-    rollout = policy.rollout(*policy.encode(prompts, settings.length), settings.length, decoder)
-    rows = zip(problems, prompts, policy.decode(rollout), rollout.nfe.tolist(), strict=True)
+    texts, nfes, *_ = outcomes(policy, task, problems, decoder, settings.length)
+    rows = zip(problems, prompts, texts, nfes.long().tolist(), strict=True)
     for problem, prompt, text, nfe in rows:
         asked = prompt if policy.compact else "; ".join(f"{k} {v}" for k, v in problem.items())
         row = {"problem": problem, "asked": asked, "text": text, "nfe": nfe}
@@ -116,10 +116,18 @@ def calls(row):
     return round(row["nfe"], 2)
 
 
+def with_tasks(rows):
+    """The rows, and below each of a run of several tasks what it says of each task."""
+    for row in rows:
+        yield row
+        for name, part in row.get("tasks", {}).items():
+            yield row | part | {"name": f"  {shorten(name.rpartition(':')[2], 22)}"}
+
+
 def table(rows):
     """The lines of a table of rows of `evaluate`, and below it what all rows share."""
     cells = [("", "γ", "solved, %", "NFE", "tokens")]
-    for row in rows:
+    for row in with_tasks(rows):
         interval = f"{100 * row['solved_low']:.1f} to {100 * row['solved_high']:.1f}"
         scores = f"{calls(row):.2f}", f"{row['tokens_per_call']:.2f}"
         cells.append((row["name"], gamma(row), f"{percent(row):.1f} ({interval})", *scores))
@@ -129,7 +137,9 @@ def table(rows):
         yield "  ".join([name.ljust(widths[0]), *numbers])
     row = rows[0]
     block = f", blocks of {row['block_length']}" if row["block_length"] < row["length"] else ""
-    shared = f"{problems_in(row)} in {row['clusters']} clusters, greedy, {row['length']} tokens"
+    parts = row.get("tasks", {"": row}).values()
+    lengths = " or ".join(str(n) for n in sorted({part["length"] for part in parts}))
+    shared = f"{problems_in(row)} in {row['clusters']} clusters, greedy, {lengths} tokens"
     shared += f" a completion{block}. In brackets: the 95% interval, over clusters. NFE: calls a"
     yield from wrap(shared + " completion. tokens: those that a call unmasks.", WIDTH)
 

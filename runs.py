@@ -27,9 +27,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import models
-import splits
-import tasks
 import tiny
+import together
 from diffusion_policy import DiffusionPolicy
 from sampler import Decoder, ThresholdHead
 from settings import FREE, RECIPES, Settings, settings_of
@@ -114,7 +113,8 @@ def choose(given):
     print(f"model: {given['model']} ({why})", flush=True)
     recipe = given.get("task") if is_compact(given["model"]) else "LLaDA"
     settings = Settings(**RECIPES.get(recipe, {}) | given)
-    name = f"{settings.task.rpartition(':')[2]}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"
+    name = "-".join(name.rpartition(":")[2] for name in settings.task.split(","))
+    name = f"{name}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"
     return settings, Path(settings.run_dir or f"runs/{name}"), resume, export
 
 
@@ -136,14 +136,13 @@ def prepare(settings, run_dir, resume, export):
     for folder in filter(None, [None if resume else run_dir, export]):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
-    task, compact = tasks.find_task(settings.task), is_compact(settings.model)
-    task = tiny.for_tiny(task) if compact else task
-    if settings.model == "tiny" and settings.task not in tiny.SHIPPED_TASKS.split(","):
+    compact, shipped = is_compact(settings.model), tiny.SHIPPED_TASKS.split(",")
+    task = together.find(settings.task, compact, settings.data, settings.length)
+    if settings.model == "tiny" and not {*settings.task.split(",")} <= {*shipped}:
         raise ValueError(
             f"the shipped base knows {tiny.SHIPPED_TASKS}; make one for this task by python tiny.py"
             f" --task {settings.task} --out bases/my and give --model bases/my"
         )
-    task = splits.FromFile(task, settings.data) if settings.data else task
     problems = task.problems(settings.eval_split, settings.eval_problems, 0)  # before the weights
     settings.length = settings.length or (task.length if compact else 0)
     if not settings.length:

@@ -21,7 +21,7 @@ class Settings:
     """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change."""
 
     # run
-    task: str = flag("countdown", "countdown, sudoku, gsm8k, math, or your own: FILE.py:NAME")
+    task: str = flag("countdown", "countdown, sudoku, gsm8k, math, or FILE.py:NAME; several: A,B")
     model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
     data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
     run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
@@ -87,10 +87,14 @@ def settings_of(saved, file):
 
 # Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
 # dense (cells): wrong grids earn too, so a high price of speed would teach it to hurry.
+# Both together have 120 turns each, and one price of speed. That is not tuned.
 # LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
     "sudoku": dict(
         prompts_per_step=16, steps=140, speed_weight=0.15, learning_rate=1e-3,
+    ),
+    "countdown,sudoku": dict(
+        prompts_per_step=24, steps=240, speed_weight=0.25, learning_rate=1e-3,
     ),
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
@@ -130,11 +134,12 @@ ABOUT = """\
 DiFFPO: reinforcement learning of a masked-diffusion model and of its sampler.
 
   python train.py --task countdown                a laptop, no GPU, no download
+  python train.py --task countdown,sudoku         both, by one model
   python train.py --task my_task.py:MyTask        your own task
   python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
   python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    80 GB GPU
 
-In brackets: the default, and what sudoku's or LLaDA's recipe has in its place.
+In brackets: the default, and what a task's or LLaDA's recipe has in its place.
 """
 
 
@@ -144,7 +149,7 @@ def described(f):
     said += f": one of {choices}" if choices else ""
     defaults = [] if f.default == "" else [str(f.default)]
     defaults += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
-    return said + (f" [{', '.join(defaults)}]" if defaults else "")
+    return said + (f" [{'; '.join(defaults)}]" if defaults else "")
 
 
 def read_flags(arguments=None):

@@ -1,6 +1,7 @@
 """Train a masked-diffusion language model to reason better and faster.
 
     python train.py --task countdown                  a laptop, no GPU, no download
+    python train.py --task countdown,sudoku           both, by one model (together.py)
     python train.py --task my_task.py:MyTask          your own task (tasks.py says what it needs)
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct                 one 80 GB GPU
@@ -32,6 +33,7 @@ import likelihood
 import models
 import report
 import runs
+import together
 from diffpo_loss import (
     diffpo_loss,
     group_advantages,
@@ -48,7 +50,8 @@ from settings import read_flags
 
 def diffpo_step(settings, task, policy, reference, optimizers, step):
     """One step of DiFFPO: the README's box. Returns (metrics, completions worth a look)."""
-    L, G, began, policy.calls = settings.length, settings.group_size, time.perf_counter(), 0
+    task, L = together.turn(task, step, settings.length)  # several tasks take turns, a step each
+    G, began, policy.calls = settings.group_size, time.perf_counter(), 0
     # All chance depends on (seed, step) alone: a resumed run draws what an unbroken one would have.
     chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
     generator = torch.Generator(policy.denoiser.device).manual_seed(chance)
@@ -60,8 +63,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
 
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
     rollout = policy.rollout(prompt_ids, prompt_mask, L, runs.decoder_of(settings), generator, G)
-    texts = policy.decode(rollout)
-    rolled_out = time.perf_counter()
+    texts, rolled_out = policy.decode(rollout), time.perf_counter()
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]

@@ -14,6 +14,7 @@ import torch
 from toy import random_tiny
 
 import evaluate
+import together
 from diffusion_policy import DiffusionPolicy
 from runs import create_run, save_checkpoint, write_json
 from sampler import Decoder, ThresholdHead
@@ -87,6 +88,31 @@ def test_scores_are_those_of_the_rollouts_whatever_the_batch_size(policy, name, 
         assert row["tokens_per_call"] == pytest.approx(per_call)
         assert row["solved_low"] <= row["solved"] <= row["solved_high"] and row["problems"] == 7
         assert row["clusters"] == len({task.key(problem) for problem in problems})
+
+
+def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkeypatch):
+    lucky = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731 (it solves nothing else)
+    for name in ("countdown", "sudoku"):
+        monkeypatch.setattr(type(TASKS[name]), "solved", lucky)
+    task, decoder = together.find("countdown,sudoku", True), Decoder("eb", 2.0, temperature=0.0)
+    problems = task.problems("test", 9, 0)
+    row, each = evaluate.evaluate(policy, task, problems, decoder, 19, 3), [""] * 9
+    for name, part in row["tasks"].items():
+        places = [i for i, problem in enumerate(problems) if problem["task"] == name]
+        own, length = [problems[i] for i in places], TASKS[name].length
+        alone = evaluate.evaluate(policy, TASKS[name].compact, own, decoder, length, 3)
+        assert part.items() <= alone.items() and {"solved", "solved_low", "nfe"} <= part.keys()
+        for place, mark in zip(places, alone["solved_each"], strict=True):
+            each[place] = mark
+    assert row["solved_each"] == "".join(each) and {*each} == {"0", "1"}
+    parts = row["tasks"].values()
+    assert [part["problems"] for part in parts] == [5, 4] and row["solved"] == each.count("1") / 9
+    for key, by in (("nfe", "problems"), ("solved", "problems"), ("clusters", None)):
+        total = sum(part[key] * (part[by] if by else 1) for part in parts)
+        assert row[key] == pytest.approx(total / (9 if by else 1))
+    assert "length up to 19" in evaluate.pictures.conditions([row])
+    alone = evaluate.evaluate(policy, TASKS["sudoku"].compact, own, decoder, 19)
+    assert "tasks" not in alone and "length 19" in evaluate.pictures.conditions([alone])
 
 
 def points(*triples):
@@ -299,6 +325,21 @@ def test_traces_are_printed_and_drawn_into_the_runs_folder(run_dir, capsys, monk
     evaluate.main([str(run_dir / "checkpoint"), *how])  # no run: into the current folder
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
     assert "10 tokens in 1 call, " in capsys.readouterr().out
+
+
+def test_a_run_of_two_tasks_is_measured_and_traced_each_in_its_own_length(
+    policy, tmp_path, measured, capsys
+):
+    create_run(tmp_path / "both")
+    config = {"task": "countdown,sudoku", "length": 19, "data": ""}
+    write_json(tmp_path / "both" / "config.json", config)
+    save_checkpoint(tmp_path / "both", policy, [], 1)
+    row = measured(tmp_path / "both", "--decoder top_k --level 1 --problems 3")[0]
+    assert [part["length"] for part in row["tasks"].values()] == [10, 19]
+    assert row["tasks"]["countdown"]["nfe"] <= 10 and row["task"] == "countdown,sudoku"
+    evaluate.main([str(tmp_path / "both"), "--decoder", "top_k", "--level", "25", "--trace", "2"])
+    said = capsys.readouterr().out
+    assert said.index("10 tokens in 1 call,") < said.index("19 tokens in 1 call,")
 
 
 def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(

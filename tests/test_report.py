@@ -122,6 +122,22 @@ def test_the_table_fits_80_columns_and_names_each_row():
     assert "blocks of 5" in " ".join(report.table([BASE | {"block_length": 5}]))
 
 
+def test_the_table_of_several_tasks_has_each_ones_line_below_each_models():
+    part = row("", 0.3, 12.5, level="learned", length=19)
+    parts = {"countdown": row("", 0.25, 2.5, **LEARNED), "/a/b/" + "long" * 20 + ".py:Own": part}
+    for one in parts.values():
+        del one["name"], one["level"]
+    both = {"length": 19, "block_length": 19, "tasks": parts}
+    parts["/a/b/" + "long" * 20 + ".py:Own"] |= {"threshold_mean": 1.5, "threshold_std": 0.25}
+    lines = list(report.table([BASE | both, TRAINED | both]))
+    assert max(map(len, lines)) <= 80
+    names = [line[:11].rstrip() for line in lines[1:7]]
+    assert names == ["base", "  countdown", "  Own", "trained", "  countdown", "  Own"]
+    assert lines[2].split()[1:] == ["0.1", "25.0", "(23.0", "to", "27.0)", "2.50", "2.00"]
+    assert "1.500 ±0.250" in lines[6] and lines[6].split()[-2:] == ["12.50", "2.00"]
+    assert "10 or 19 tokens a completion. In" in " ".join(lines[7:])
+
+
 def test_the_frontier_is_told_by_its_areas():
     base, trained = [row("base", 0.2, 3.0)], [row("trained", 0.4, 2.0)]
     line = report.frontier(base, trained)  # nothing below 2 and 3 calls

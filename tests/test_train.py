@@ -307,6 +307,37 @@ def test_a_longer_run_may_be_asked_for_when_resuming(run):
     assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
 
 
+def test_of_two_tasks_each_step_is_the_one_that_a_run_of_its_task_would_make(run):
+    settings = dict(train="sampler", head_learning_rate=0.0, speed_weight=0.3, steps=2)
+    _, both = run("both", task="countdown,sudoku", **settings)
+    rows = metrics_of(both)
+    for i, task in enumerate(("countdown", "sudoku")):  # nothing moves: a step depends on no other
+        _, alone = run(task, task=task, **settings)
+        assert metrics_of(alone)[i] == rows[i]
+        ours = [row for row in read_lines(both / "samples.jsonl") if row["step"] == i + 1]
+        its = [row for row in read_lines(alone / "samples.jsonl") if row["step"] == i + 1]
+        assert [row["problem"].pop("task") for row in ours] == [task] * len(its) and ours == its
+    assert config_of(both)["length"] == 19
+    for row in runs.read_json(both / "eval.json"):
+        assert [part["length"] for part in row["tasks"].values()] == [10, 19]
+    shown = [row["problem"]["task"] for row in runs.read_json(both / "completions.json")]
+    assert shown == ["countdown", "sudoku", "countdown"] * 2
+
+
+def test_a_resumed_run_of_two_tasks_equals_an_unbroken_one(run, capsys):
+    flags = {"task": "countdown,sudoku", "inner_updates": 2}
+    _, whole = run("whole", steps=3, **flags)
+    _, folder = run("grown", steps=1, **flags)
+    capsys.readouterr()
+    assert run("grown", resume=True, steps=3)[0] == 0 and metrics_of(folder) == metrics_of(whole)
+    said = capsys.readouterr().out
+    assert "10 or 19 tokens a completion" in " ".join(said.split())
+    assert said.count("\n  countdown ") == said.count("\n  sudoku ") == 3  # below each model's row
+    weights = weights_of(whole)
+    assert all(torch.equal(value, weights[name]) for name, value in weights_of(folder).items())
+    assert sum(row["grad_norm"] > 0 for row in metrics_of(whole)) > 1
+
+
 def test_a_task_that_the_shipped_base_does_not_know_asks_for_a_base(run, tmp_path, capsys):
     source = "from tasks import Countdown\nclass Mine(Countdown): pass\n"
     (tmp_path / "mine.py").write_text(source)
@@ -480,6 +511,11 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
         ({"task": "gsm8k"}, "LLaDA"),
         ({"data": "no-such-file.jsonl"}, "no-such-file.jsonl"),
         ({"length": 509}, "512"),
+        ({"task": "countdown,countdown"}, "twice"),
+        ({"task": "sudoku,"}, "unknown task ''"),
+        ({"task": "sudoku,gsm8k"}, "LLaDA"),
+        ({"task": "sudoku,countdown", "data": "rows.jsonl"}, "one task"),
+        ({"task": "sudoku,countdown", "length": 12}, "--length"),
     ],
 )
 def test_bad_settings_get_one_line_and_leave_nothing_behind(

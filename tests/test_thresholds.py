@@ -1,0 +1,205 @@
+"""Gamma by task and difficulty, and its worth: each number against one got another way."""
+
+import json
+import random
+from fractions import Fraction
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from toy import random_tiny
+
+import report
+import thresholds
+import together
+from diffusion_policy import DiffusionPolicy
+from evaluate import evaluate
+from runs import create_run, save_checkpoint, write_json
+from sampler import Decoder, ThresholdHead
+from tasks import TASKS
+
+
+def fewest_inverses(numbers, target):
+    """The fewest of - and / in any expression of three numbers that has this value."""
+    does = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    does["/"] = lambda a, b: a / b if b else Fraction(10**9, 7)  # reaches nothing
+    counts = []
+    for (a, b, c), first, second in product(permutations(map(Fraction, numbers)), does, does):
+        inner = does[first](a, b)
+        if target in (does[second](inner, c), does[second](c, inner)):
+            counts.append((first in "-/") + (second in "-/"))
+    return min(counts)
+
+
+def test_difficulty_is_the_blanks_or_the_fewest_inverse_operations():
+    assert thresholds.difficulty({"numbers": [3, 4, 5], "target": 35}) == ("inverse", 0)
+    assert thresholds.difficulty({"puzzle": "0" * 7 + "123412341", "solution": ""}) == ("blanks", 7)
+    for problem in TASKS["countdown"].compact.problems("test", 30, 0):
+        expected = fewest_inverses(problem["numbers"], problem["target"])
+        assert thresholds.difficulty(problem) == ("inverse", expected)
+    unknown = ({"question": "?"}, {"numbers": [1, 2]}, {"numbers": [1, 1, 1], "target": 99})
+    unknown += ({"numbers": [1, 2, 3, 4], "target": 10},)
+    assert {thresholds.difficulty(problem) for problem in unknown} == {("", None)}
+
+
+def test_the_rank_correlation_is_spearmans():
+    rng = random.Random(0)
+    a, b = (rng.sample(range(100), 20) for _ in range(2))
+    squares = sum((sorted(a).index(x) - sorted(b).index(y)) ** 2 for x, y in zip(a, b, strict=True))
+    found = thresholds.rank_correlation(np.array(a), np.array(b))
+    assert found == pytest.approx(1 - 6 * squares / (20 * (400 - 1)))
+    assert thresholds.ranks(np.array([5, 7, 5, 9])).tolist() == [1.5, 3, 1.5, 4]
+    assert thresholds.rank_correlation(np.array([1, 1, 1]), np.array([1, 2, 3])) is None
+
+
+def test_the_variance_is_shared_out_as_by_hand():
+    values = np.array([0.0, 2.0, 4.0, 6.0, 12.0, 12.0])  # mean 6; tasks' means 3 and 12
+    names, cells = list("aaaabb"), ["a1", "a1", "a2", "a2", "b1", "b2"]  # means 1, 5, 12, 12
+    shares = thresholds.variance_shares(values, names, cells)
+    total, tasks, levels, rest = 36 + 16 + 4 + 72, 4 * 9 + 2 * 36, 2 * 4 + 2 * 4, 4 * 1
+    assert list(shares.values()) == pytest.approx([tasks / total, levels / total, rest / total])
+    assert thresholds.variance_shares(np.ones(6), names, cells) is None
+
+
+def test_the_gain_is_over_the_line_between_the_fixed_gammas_on_either_side():
+    nfe, solved = np.array([4.0, 1.0, 2.0, 3.0]), np.array([0.8, 0.2, 0.4, 0.7])  # learned: last
+    assert thresholds.gain(solved, nfe) == pytest.approx(0.7 - 0.6)  # halfway from 0.4 to 0.8
+    for calls, at_its_end in ((9.0, 0.8), (0.5, 0.2)):
+        nfe[-1] = calls
+        assert thresholds.gain(solved, nfe) == pytest.approx(0.7 - at_its_end)
+
+
+def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
+    rng, F, N = random.Random(1), 3, 60
+    clusters = [f"{i % 11}" for i in range(N)]
+    luck = {cluster: rng.random() for cluster in clusters}
+    solved = [[float(rng.random() < luck[key]) for key in clusters] for _ in range(F + 1)]
+    nfe = [[rng.randint(1, 4) + 2.0 * f for _ in clusters] for f in (0, 1, 2, 0.6)]
+    gains, names = [], sorted(set(clusters))
+    for _ in range(1500):
+        drawn = [i for key in rng.choices(names, k=11) for i in range(N) if clusters[i] == key]
+        shares, calls = ([sum(row[i] for i in drawn) / len(drawn) for row in x]
+                         for x in (solved, nfe))  # fmt: skip
+        t = (calls[3] - calls[0]) / (calls[1] - calls[0])  # the learned one is among these two
+        gains.append(shares[3] - shares[0] - min(max(t, 0), 1) * (shares[1] - shares[0]))
+    solved, nfe = np.array(solved), np.array(nfe)
+    more, low, high = thresholds.gain_interval(solved, nfe, clusters)
+    assert more == thresholds.gain(solved.mean(1), nfe.mean(1)) and low < more < high
+    assert (low, high) == pytest.approx(np.quantile(gains, (0.025, 0.975)).tolist(), abs=0.02)
+    copies = thresholds.gain_interval(np.tile(solved, 4), np.tile(nfe, 4), clusters * 4)
+    assert copies == pytest.approx((more, low, high))  # copies of a problem tell nothing new
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """Random, with a head that gives every prompt its own gamma."""
+    head = ThresholdHead(104, gamma_0=2.0)
+    torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
+    return DiffusionPolicy(*random_tiny(), head)
+
+
+@pytest.fixture
+def make_run(policy, tmp_path):
+    """make_run(setting=value, ...) -> the folder of a run of this policy."""
+
+    def make(**settings):
+        create_run(tmp_path / "a")
+        write_json(
+            tmp_path / "a" / "config.json", {"train": "joint", "eval_problems": 9} | settings
+        )
+        save_checkpoint(tmp_path / "a", policy, [], 1)
+        return tmp_path / "a"
+
+    return make
+
+
+@pytest.fixture
+def lucky(monkeypatch):
+    """A random policy solves nothing: here the length of a text decides."""
+    monkeypatch.setattr(thresholds, "FIXED", (0.5, 8.0))
+    for name in ("countdown", "sudoku"):
+        solved = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731
+        monkeypatch.setattr(type(TASKS[name]), "solved", solved)
+
+
+def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
+    make_run, policy, lucky, tmp_path, capsys
+):
+    task = together.find("countdown,sudoku", True)
+    problems = task.problems("validation", 9, 0)
+    how = dict(temperature=0.0, stop_at_eos=True, sample_threshold=False)
+    rows = [
+        evaluate(policy, task, problems, Decoder("eb", level, **how), 19)
+        for level in (0.5, 8.0, None)
+    ]
+    path = make_run(task="countdown,sudoku", length=19, eval_split="validation")
+    thresholds.thresholds(path, tmp_path / "out")
+    said = json.loads((tmp_path / "out" / "thresholds.json").read_text())
+    for point, row in zip(said["frontier"], rows, strict=True):
+        assert point["level"] == row["level"]
+        assert (point["solved"], point["nfe"]) == pytest.approx((row["solved"], row["nfe"]))
+    assert (said["problems"], said["clusters"]) == (9, rows[0]["clusters"])
+    learned = said["frontier"][-1]
+    assert said["gain_low"] <= said["gain"] <= said["gain_high"]
+    for name, part in rows[-1]["tasks"].items():
+        whole, *levels = (row for row in said["rows"] if row["task"] == name)
+        for key in ("problems", "clusters", "solved", "solved_low", "solved_high", "nfe"):
+            assert whole[key] == pytest.approx(part[key]), key
+        assert whole["gamma"] == pytest.approx(part["threshold_mean"])
+        assert whole["gamma_10"] < whole["gamma"] < whole["gamma_90"]
+        assert len(levels) > 1 and sum(row["problems"] for row in levels) == part["problems"]
+        mean = sum(row["problems"] * row["gamma"] for row in levels) / part["problems"]
+        assert mean == pytest.approx(part["threshold_mean"])
+    assert sum(said["variance_of_log_gamma"].values()) == pytest.approx(1)
+    assert (tmp_path / "out" / "thresholds.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    *lines, _, last = out.splitlines()
+    assert max(map(len, lines)) <= 80 and "thresholds.png" in out
+    assert f"At equal NFE ({learned['nfe']:.2f} calls) the learned γ solves" in " ".join(lines)
+
+
+def test_gamma_is_the_heads_median_of_each_prompt(make_run, policy, lucky):
+    found = thresholds.measure(make_run(task="countdown"))
+    task = TASKS["countdown"].compact
+    problems = task.problems("test", 9, 0)
+    assert found.names == ["countdown"] * 9 and found.clusters == [*map(task.key, problems)]
+    for problem, gamma in zip(problems, found.gamma, strict=True):
+        ids, mask = policy.encode([task.prompt(problem)])
+        canvas = torch.cat([ids, torch.full((1, 10), policy.mask_id)], dim=1)
+        with torch.no_grad():
+            states = policy.hidden(canvas, None)[:, : ids.shape[1]]
+            assert gamma == pytest.approx(policy.threshold_head(states.mean(1)).median.item(), 1e-3)
+    assert np.ptp(found.gamma) > 0.01
+
+
+def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_said_so():
+    found = thresholds.SimpleNamespace(
+        names=["own.py:Sums"] * 4, clusters=list("abcd"), difficulties=[("", None)] * 4,
+        gamma=np.full(4, 0.1), solved=np.zeros((len(thresholds.FIXED) + 1, 4)),
+        nfe=np.array([[5.0] * 4] * len(thresholds.FIXED) + [[9.0] * 4]),
+    )  # fmt: skip
+    said = thresholds.findings(found)
+    (row,) = said["rows"]
+    assert (row["task"], row["difficulty"], row["nfe"]) == ("own.py:Sums", None, 9)
+    line = list(thresholds.table(said["rows"]))[1].split()
+    assert said["rank_correlation"] == {} and line[:4] == ["Sums", "all", "4", "0.100"]
+    same, worth = thresholds.words(said)
+    assert same == "γ is the same for every prompt." and "0.0 points more" in worth
+    assert "No fixed γ takes as many calls: compared with the nearest of 5.00 to 5.00." in worth
+    assert set(report.GAMMAS) <= set(thresholds.FIXED)
+
+
+def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):
+    with pytest.raises(ValueError, match="cannot read .*nothing.config.json"):
+        thresholds.thresholds(tmp_path / "nothing", tmp_path / "out")
+    path = make_run(task="countdown", train="policy")
+    with pytest.raises(ValueError, match="learned no threshold: its --train was policy"):
+        thresholds.thresholds(path, tmp_path / "out")
+    (make_run(task="countdown") / "checkpoint").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        thresholds.thresholds(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
