@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_checkpoint
 
+import claims
 import evaluate
 import runs
 import tiny
@@ -25,7 +26,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
-COMMANDS = re.findall(r"python (?:train|evaluate|tiny)\.py[^;&\n]*", BLOCKS)  # of loops, the body
+COMMANDS = re.findall(
+    r"python (?:train|evaluate|tiny|claims)\.py[^;&\n]*", BLOCKS
+)  # of loops, the body
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])` \|$", README, re.M)
 
@@ -107,11 +110,15 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         words += ["--steps", "2", "--habit_steps", "1", "--batch", "2"]
     elif script == "evaluate.py":
         words += ["--problems", "4"]
+    elif script == "claims.py":
+        words += ["--out", str(folder / words[0])]
+        words += [] if words[0] == "compare" else ["--batches", "4", "--prompts", "3"]
     elif "--resume" not in words:
         for name in ("steps", "prompts_per_step", "group_size", "inner_updates"):
             words += [f"--{name}", "2"]
         words += ["--eval_problems", "4"]
-        words += ["--frontier", "false"] if number else []
+        compared = number == 0 or "$seed" in COMMANDS[number]
+        words += [] if compared else ["--frontier", "false"]
         base = [] if "--model" in words else ["--model", "tiny"]
         words += ["--lora_rank", "2"] if llada else base
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
@@ -122,6 +129,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
     else:
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
         mains = {"train.py": train.main, "evaluate.py": evaluate.main, "tiny.py": tiny.main}
+        mains["claims.py"] = claims.main
         assert not mains[script](words)
 
 
