@@ -60,6 +60,19 @@ large() {  # four times the prompts a step, three seeds: less noise, the same bi
   done; done
 }
 
+two() {  # both tasks in one run, five seeds
+  for seed in 0 1 2 3 4; do
+    echo "runs/two/joint-$seed --task countdown,sudoku --seed $seed --eval_problems 1000"
+  done
+}
+
+states() {  # half-way to the grid's ends, for claims.py gradient and surrogate
+  for name in two-stage-w mean-field; do
+    row runs/states/countdown/$name countdown $name 0 --steps 60
+    row runs/states/sudoku/$name sudoku $name 0 --steps 70
+  done
+}
+
 caps() {  # other caps and the other normalisation, two seeds; C = 1 is the grid's
   for seed in 0 1; do for task in countdown sudoku; do
     for cap in 2 5 1e9; do

@@ -5,7 +5,8 @@
 First: does the head tell prompts apart? On a run's held-out problems, completed greedily, gamma is
 listed by task and by difficulty: the blanks of a sudoku, the inverse operations (- and /) in
 countdown's tidiest expression. Then: does it help? One gamma for all problems is the rival. At as
-many calls, between the two fixed gammas on either side, how much would it solve?
+many calls, between the two fixed gammas on either side, how much would it solve? Within one task
+of several the rival is a gamma of that task's own.
 
 Shapes: N problems, F fixed gammas, K clusters of problems.
 """
@@ -154,7 +155,7 @@ def summary(found, name, level, places):
 
 def findings(found):
     """All that is said of a run, as JSON can hold it."""
-    rows, correlations, kinds = [], {}, {}
+    rows, correlations, kinds, gains = [], {}, {}, {}
     for name in dict.fromkeys(found.names):
         own = [i for i, other in enumerate(found.names) if other == name]
         levels = {}
@@ -162,6 +163,8 @@ def findings(found):
             levels.setdefault(found.difficulties[i][1], []).append(i)
         kinds[name] = found.difficulties[own[0]][0] if None not in levels else ""
         rows.append(summary(found, name, None, own))
+        clusters = [found.clusters[i] for i in own]
+        gains[name] = gain_interval(found.solved[:, own], found.nfe[:, own], clusters)
         if kinds[name]:
             rows += [summary(found, name, level, levels[level]) for level in sorted(levels)]
             scale = np.array([found.difficulties[i][1] for i in own])
@@ -175,7 +178,7 @@ def findings(found):
         "rows": rows, "rank_correlation": correlations,
         "variance_of_log_gamma": variance_shares(np.log(found.gamma), found.names, cells),
         "frontier": [dict(zip(("level", "solved", "nfe"), point, strict=True)) for point in points],
-        "gain": more, "gain_low": low, "gain_high": high,
+        "gain": more, "gain_low": low, "gain_high": high, "gain_within": gains,
     }  # fmt: skip
 
 
@@ -228,6 +231,11 @@ def words(found):
         said += f" No fixed γ takes as many calls: compared with the nearest of {min(calls):.2f}"
         said += f" to {max(calls):.2f}."
     yield said
+    if len(found["gain_within"]) > 1:
+        for name, (points, low, high) in found["gain_within"].items():
+            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+            said = f"Within {short(name)}, against one fixed γ of its own: {100 * points:+.1f}"
+            yield f"{said} points ({interval})."
 
 
 def draw_thresholds(axis, rows, kinds):

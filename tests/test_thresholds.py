@@ -152,6 +152,10 @@ def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
         assert whole["gamma"] == pytest.approx(part["threshold_mean"])
         assert whole["gamma_10"] < whole["gamma"] < whole["gamma_90"]
         assert len(levels) > 1 and sum(row["problems"] for row in levels) == part["problems"]
+        shares, calls = (
+            np.array([row["tasks"][name][k] for row in rows]) for k in ("solved", "nfe")
+        )
+        assert said["gain_within"][name][0] == pytest.approx(thresholds.gain(shares, calls))
         mean = sum(row["problems"] * row["gamma"] for row in levels) / part["problems"]
         assert mean == pytest.approx(part["threshold_mean"])
     assert sum(said["variance_of_log_gamma"].values()) == pytest.approx(1)
