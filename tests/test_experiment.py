@@ -1,31 +1,73 @@
-"""experiment.sh: what it lists are runs that train.py would make, each in a folder of its own."""
+"""experiment.py: what it lists are runs that train.py would make, each in a folder of its own; a
+finished one is skipped, a stopped one goes on.
+"""
 
-import shutil
+import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
+import experiment
 from settings import RECIPES, Settings, read_flags
 
-ROOT = Path(__file__).resolve().parent.parent
 
-
-@pytest.mark.skipif(not shutil.which("bash"), reason="experiment.sh needs bash")
-def test_every_listed_run_is_one_that_train_py_would_make():
-    parts = ["tune", "grid", "large", "caps", "two", "states"]
-    command = ["bash", "experiment.sh", "list", *parts]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()]
-    assert len({folder for folder, *_ in rows}) == len(rows) > 150
-    found = {}
-    for folder, *flags in rows:
+@pytest.mark.parametrize("part", experiment.PARTS)
+def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
+    experiment.main([part, "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    folders = set()
+    for line in lines:
+        python, script, *flags = line.split()
         given = read_flags(flags)
         settings = Settings(**RECIPES.get(given["task"], {}) | given)
-        assert settings.eval_split == ("validation" if folder.startswith("runs/tune") else "test")
-        found.setdefault(folder.rpartition("-")[0], []).append(settings)
-    assert {len(found[f"runs/grid/{task}/exact"]) for task in ("countdown", "sudoku")} == {5}
-    diffpo, plain = (found[f"runs/grid/sudoku/{name}"][0] for name in ("two-stage-w", "mean-field"))
-    assert (diffpo.num_stages, diffpo.is_cap, diffpo.train) == (2, 1, "joint")
+        assert (python, script) == ("python", "train.py") and settings.frontier
+        assert settings.eval_split == ("validation" if part == "tune" else "test")
+        folders.add(settings.run_dir)
+    assert len(folders) == len(lines) >= 4
+
+
+def test_rows_differ_from_diffpo_in_what_their_names_say():
+    of = {folder: flags for folder, flags in experiment.grid()}
+    assert len(of) == len(experiment.ROWS) * 2 * 5
+
+    def settings(name):
+        given = read_flags(of[f"runs/grid/sudoku/{name}-3"])
+        return Settings(**RECIPES["sudoku"] | given)
+
+    default = Settings(**RECIPES["sudoku"])
+    diffpo, plain, exact = (settings(name) for name in ("two-stage-w", "mean-field", "exact"))
+    for name in ("num_stages", "is_cap", "train", "steps", "speed_weight", "prompts_per_step"):
+        assert getattr(diffpo, name) == getattr(default, name)
     assert (plain.num_stages, plain.is_cap, plain.train) == (1, 0, "joint")
+    assert exact.num_stages > 19  # the length: no completion takes more calls
+
+
+def test_a_run_is_made_once_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    asked = []
+
+    def run(command, **_):
+        asked.append(command[2:])
+        return subprocess.CompletedProcess(command, returncode=0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "environment.txt").write_text("killed before it had begun")
+    assert experiment.make(folder, ["--seed", "1"]).endswith(": done")
+    assert asked.pop() == ["--seed", "1", "--run_dir", str(folder)] and not folder.exists()
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "eval.json").write_text(json.dumps([{"name": "base"}]))
+    experiment.make(folder, ["--seed", "1"])
+    assert asked.pop() == ["--resume", "--run_dir", str(folder)]
+    (folder / "eval.json").write_text(json.dumps([{"name": "base"}, {"name": "trained"}]))
+    assert experiment.make(folder, []).endswith("finished before") and not asked
+
+
+def test_a_failed_run_is_told_and_the_others_are_made(tmp_path, monkeypatch, capsys):
+    pairs = [(str(tmp_path / name), [f"--{name}"]) for name in ("unknown", "wrong")]
+    monkeypatch.setitem(experiment.PARTS, "grid", lambda: pairs)
+    experiment.main(["grid", "--jobs", "2"])
+    assert capsys.readouterr().out.count("failed, ") == 2
+    logs = tmp_path.with_name(f"{tmp_path.name}.logs")
+    assert "unrecognized arguments: --wrong" in (logs / "wrong.txt").read_text()
