@@ -6,7 +6,8 @@ First: does the head tell prompts apart? On a run's held-out problems, completed
 listed by task and by difficulty: the blanks of a sudoku, the inverse operations (- and /) in
 countdown's tidiest expression. Then: does it help? One gamma for all problems is the rival. At as
 many calls, between the two fixed gammas on either side, how much would it solve? Within one task
-of several the rival is a gamma of that task's own.
+of several the rival is a gamma of that task's own. And in what the head was trained for, the reward
+times 1 - lambda * NFE / L? (That prices a call of a short completion higher.)
 
 Shapes: N problems, F fixed gammas, K clusters of problems.
 """
@@ -88,20 +89,25 @@ def gain(solved, nfe):
     return solved[-1] - np.interp(nfe[-1], nfe[:-1][order], solved[:-1][order])
 
 
-def gain_interval(solved, nfe, clusters, draws=2000):
-    """The gain and its 95% interval, by a bootstrap over clusters. solved, nfe: (F + 1, N).
+def over_best(objective, _):
+    """How much more the learned gamma earns than the best of the fixed ones. (F + 1,) means."""
+    return objective[-1] - objective[:-1].max()
+
+
+def with_interval(gain, first, second, clusters, draws=2000):
+    """A gain of means (F + 1, N) and its 95% interval, by a bootstrap over clusters.
 
     A drawn cluster brings all its problems, as each gamma solved them and with the calls that each
     took. So all gammas are compared on the same problems.
     """
     names = sorted(set(clusters))
     member = np.array([[name == other for other in clusters] for name in names], float)  # (K, N)
-    sums = np.concatenate([solved, nfe, np.ones((1, len(clusters)))]) @ member.T  # (2F + 3, K)
+    sums = np.concatenate([first, second, np.ones((1, len(clusters)))]) @ member.T  # (2F + 3, K)
     chosen = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), draws)
     drawn = chosen @ sums.T  # (draws, 2F + 3)
     halves = np.split(drawn[:, :-1] / drawn[:, -1:], 2, axis=1)
     gains = [gain(*means) for means in zip(*halves, strict=True)]
-    return gain(solved.mean(1), nfe.mean(1)), *np.quantile(gains, (0.025, 0.975)).tolist()
+    return gain(first.mean(1), second.mean(1)), *np.quantile(gains, (0.025, 0.975)).tolist()
 
 
 # ---- measuring -----------------------------------------------------------------------------------
@@ -110,8 +116,8 @@ def gain_interval(solved, nfe, clusters, draws=2000):
 def measure(path):
     """Every held-out problem at the learned gamma and at the fixed ones. Raises ValueError.
 
-    -> names (of tasks), clusters, difficulties, gamma, N of each; solved and nfe, (F + 1, N),
-    the learned gamma's last.
+    -> names (of tasks), clusters, difficulties, gamma, N of each; solved, nfe and objective,
+    (F + 1, N), the learned gamma's last.
     """
     saved = runs.read_json(Path(path) / "config.json")
     if saved.get("train") == "policy":
@@ -123,19 +129,23 @@ def measure(path):
     policy, task, problems = evaluate.prepare(options)
     (learned,) = evaluate.decoders_for(options, policy.threshold_head is not None)
     size = 256 if policy.compact else options.batch_size
-    solved, nfe = [], []
+    solved, nfe, rewards = [], [], []
     for decoder in [*(replace(learned, level=level) for level in FIXED), learned]:
         how = (policy, task, problems, decoder, options.length, size)
         texts, calls, _, gamma = evaluate.outcomes(*how)
-        pairs = zip(problems, texts, strict=True)
+        pairs = list(zip(problems, texts, strict=True))
         solved.append([bool(task.solved(*pair)) for pair in pairs])
+        rewards.append([task.reward(*pair) for pair in pairs])
         nfe.append(calls.tolist())
+    lengths = [together.length_of(task, problem, options.length) for problem in problems]
+    price = saved.get("speed_weight", 0.0) * np.array(nfe) / np.array(lengths)
     is_one, key = not isinstance(task, together.Together), getattr(task, "key", task.prompt)
     return SimpleNamespace(
         names=[options.task if is_one else problem["task"] for problem in problems],
         clusters=[key(problem) for problem in problems],
         difficulties=[difficulty(problem) for problem in problems],
         gamma=np.array(gamma.tolist()), solved=np.array(solved, float), nfe=np.array(nfe),
+        objective=np.array(rewards) * (1 - price),
     )  # fmt: skip
 
 
@@ -164,20 +174,24 @@ def findings(found):
         kinds[name] = found.difficulties[own[0]][0] if None not in levels else ""
         rows.append(summary(found, name, None, own))
         clusters = [found.clusters[i] for i in own]
-        gains[name] = gain_interval(found.solved[:, own], found.nfe[:, own], clusters)
+        gains[name] = with_interval(gain, found.solved[:, own], found.nfe[:, own], clusters)
         if kinds[name]:
             rows += [summary(found, name, level, levels[level]) for level in sorted(levels)]
             scale = np.array([found.difficulties[i][1] for i in own])
             correlations[name] = rank_correlation(found.gamma[own], scale)
     cells = list(zip(found.names, found.difficulties, strict=True))
     solved, nfe = found.solved.mean(1).tolist(), found.nfe.mean(1).tolist()
-    points = zip([*FIXED, "learned"], solved, nfe, strict=True)
-    more, low, high = gain_interval(found.solved, found.nfe, found.clusters)
+    objective = found.objective.mean(1).tolist()
+    points = zip([*FIXED, "learned"], solved, nfe, objective, strict=True)
+    keys = ("level", "solved", "nfe", "objective")
+    more, low, high = with_interval(gain, found.solved, found.nfe, found.clusters)
+    earned = with_interval(over_best, found.objective, found.nfe, found.clusters)
     return {
         "problems": len(found.names), "clusters": len(set(found.clusters)), "kinds": kinds,
         "rows": rows, "rank_correlation": correlations,
         "variance_of_log_gamma": variance_shares(np.log(found.gamma), found.names, cells),
-        "frontier": [dict(zip(("level", "solved", "nfe"), point, strict=True)) for point in points],
+        "frontier": [dict(zip(keys, point, strict=True)) for point in points],
+        "objective_gain": earned,
         "gain": more, "gain_low": low, "gain_high": high, "gain_within": gains,
     }  # fmt: skip
 
@@ -231,6 +245,13 @@ def words(found):
         said += f" No fixed γ takes as many calls: compared with the nearest of {min(calls):.2f}"
         said += f" to {max(calls):.2f}."
     yield said
+    best = max(fixed, key=lambda point: point["objective"])
+    more, low, high = found["objective_gain"]
+    said = (
+        f"In what it was trained for, reward × (1 - λ · NFE / L): {learned['objective']:.4f}; the "
+    )
+    said += f"best fixed γ, {best['level']:g}, has {best['objective']:.4f}. Difference {more:+.4f}"
+    yield f"{said} ({low:+.4f} to {high:+.4f})."
     if len(found["gain_within"]) > 1:
         for name, (points, low, high) in found["gain_within"].items():
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}"

@@ -84,10 +84,12 @@ def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
         t = (calls[3] - calls[0]) / (calls[1] - calls[0])  # the learned one is among these two
         gains.append(shares[3] - shares[0] - min(max(t, 0), 1) * (shares[1] - shares[0]))
     solved, nfe = np.array(solved), np.array(nfe)
-    more, low, high = thresholds.gain_interval(solved, nfe, clusters)
+    more, low, high = thresholds.with_interval(thresholds.gain, solved, nfe, clusters)
     assert more == thresholds.gain(solved.mean(1), nfe.mean(1)) and low < more < high
     assert (low, high) == pytest.approx(np.quantile(gains, (0.025, 0.975)).tolist(), abs=0.02)
-    copies = thresholds.gain_interval(np.tile(solved, 4), np.tile(nfe, 4), clusters * 4)
+    copies = thresholds.with_interval(
+        thresholds.gain, np.tile(solved, 4), np.tile(nfe, 4), clusters * 4
+    )
     assert copies == pytest.approx((more, low, high))  # copies of a problem tell nothing new
 
 
@@ -124,6 +126,7 @@ def lucky(monkeypatch):
     for name in ("countdown", "sudoku"):
         solved = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731
         monkeypatch.setattr(type(TASKS[name]), "solved", solved)
+        monkeypatch.setattr(type(TASKS[name]), "reward", lambda *_: 0.9)
 
 
 def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
@@ -136,12 +139,15 @@ def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
         evaluate(policy, task, problems, Decoder("eb", level, **how), 19)
         for level in (0.5, 8.0, None)
     ]
-    path = make_run(task="countdown,sudoku", length=19, eval_split="validation")
+    path = make_run(task="countdown,sudoku", length=19, eval_split="validation", speed_weight=0.5)
     thresholds.thresholds(path, tmp_path / "out")
     said = json.loads((tmp_path / "out" / "thresholds.json").read_text())
     for point, row in zip(said["frontier"], rows, strict=True):
         assert point["level"] == row["level"]
         assert (point["solved"], point["nfe"]) == pytest.approx((row["solved"], row["nfe"]))
+        parts = row["tasks"].values()
+        calls = sum(part["problems"] * part["nfe"] / part["length"] for part in parts) / 9
+        assert point["objective"] == pytest.approx(0.9 * (1 - 0.5 * calls))
     assert (said["problems"], said["clusters"]) == (9, rows[0]["clusters"])
     learned = said["frontier"][-1]
     assert said["gain_low"] <= said["gain"] <= said["gain_high"]
@@ -185,13 +191,15 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
         names=["own.py:Sums"] * 4, clusters=list("abcd"), difficulties=[("", None)] * 4,
         gamma=np.full(4, 0.1), solved=np.zeros((len(thresholds.FIXED) + 1, 4)),
         nfe=np.array([[5.0] * 4] * len(thresholds.FIXED) + [[9.0] * 4]),
+        objective=np.array([[0.2] * 4, [0.5] * 4] + [[0.1] * 4] * len(thresholds.FIXED[1:])),
     )  # fmt: skip
     said = thresholds.findings(found)
+    assert said["objective_gain"] == pytest.approx((-0.4,) * 3)  # the second fixed one's is best
     (row,) = said["rows"]
     assert (row["task"], row["difficulty"], row["nfe"]) == ("own.py:Sums", None, 9)
     line = list(thresholds.table(said["rows"]))[1].split()
     assert said["rank_correlation"] == {} and line[:4] == ["Sums", "all", "4", "0.100"]
-    same, worth = thresholds.words(said)
+    same, worth, _ = thresholds.words(said)
     assert same == "γ is the same for every prompt." and "0.0 points more" in worth
     assert "No fixed γ takes as many calls: compared with the nearest of 5.00 to 5.00." in worth
     assert set(report.GAMMAS) <= set(thresholds.FIXED)
