@@ -71,7 +71,7 @@ def plot_gradients(found, path):
 
 def errors(rows, name):
     """Bars for errorbar: (2, n) distances to the interval's ends."""
-    return [[abs(row[name] - row[f"{name}_interval"][i]) for row in rows] for i in (0, 1)]
+    return [[abs(row[name] - (row[f"{name}_interval"][i] or 0)) for row in rows] for i in (0, 1)]
 
 
 def draw_cosines(axis, rows):
@@ -101,8 +101,8 @@ def draw_batch_sizes(axis, rows, prompts):
     by, factors = key_of(rows), [2 ** (i / 4) for i in range(-12, 33)]  # an eighth to 256 times P
     for i, (key, (label, color, line, marker)) in enumerate(ESTIMATORS.items()):
         row = by[key]
-        if row["true_cosine"] != row["true_cosine"]:
-            continue  # nan: no signal was found in the noise
+        if row["true_cosine_interval"][0] is None:
+            continue  # no signal was found in the noise
         values = [row["bias_cosine"] / (1 + row["noise"] ** 2 / x) ** 0.5 for x in factors]
         wide = 2.2 if key[0] == 2 else 1.3
         axis.plot([prompts * x for x in factors], values, line, color=color, linewidth=wide)

@@ -123,10 +123,13 @@ def bootstrap_weights(n, draws=2000):
 
 
 def interval(draws):
-    """[low, high] at 95%, of the draws that exist: a signal lost in noise has no direction."""
-    draws = draws[draws.isfinite()]
-    if len(draws) < 2:
+    """[low, high] at 95%; [None, None] where more than 2.5% of the draws have a signal that noise
+    hides, which then has no direction.
+    """
+    known = draws.isfinite()
+    if known.double().mean() < 0.975:
         return [None, None]
+    draws = draws[known]
     return torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
 
 

@@ -149,7 +149,11 @@ def test_a_row_has_every_statistic_and_a_comparison_its_interval():
 
 
 def test_a_signal_that_noise_hides_has_no_direction():
-    draws = torch.tensor([math.nan, math.inf, math.nan], dtype=torch.double)
+    draws = torch.linspace(0, 1, 1001, dtype=torch.double)
+    draws[:20] = math.nan  # fewer than 2.5%
+    low, high = gradients.interval(draws)
+    assert low == pytest.approx(0.02 + 0.025 * 0.98, abs=0.002) and high == pytest.approx(0.9755)
+    draws[:30] = math.nan
     assert gradients.interval(draws) == [None, None]
 
 
