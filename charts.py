@@ -70,8 +70,11 @@ def plot_gradients(found, path):
 
 
 def errors(rows, name):
-    """Bars for errorbar: (2, n) distances to the interval's ends."""
-    return [[abs(row[name] - (row[f"{name}_interval"][i] or 0)) for row in rows] for i in (0, 1)]
+    """Bars for errorbar: (2, n) distances to the interval's ends, 0 where there is none."""
+    ends = [[row[f"{name}_interval"][i] for row in rows] for i in (0, 1)]
+    middle = [row[name] for row in rows]
+    pairs = (zip(middle, end, strict=True) for end in ends)
+    return [[0 if end is None else abs(at - end) for at, end in pair] for pair in pairs]
 
 
 def draw_cosines(axis, rows):
@@ -133,9 +136,16 @@ def plot_surrogates(found, path):
             every = [row for row in state["rows"] if row["stages"] == m]
             rows, whole = [row for row in every if row["step"]], every[0]
             x, y = ([row[key] for row in rows] for key in ("step", "kl"))
-            bars = [[abs(row["kl"] - row["kl_interval"][i]) for row in rows] for i in (0, 1)]
             how = dict(color=color, mfc="white", mec="black", markersize=5, capsize=2)
-            top.errorbar(x, y, yerr=bars, linestyle=line, marker=marker, label=f"m = {m}", **how)
+            top.errorbar(
+                x,
+                y,
+                yerr=errors(rows, "kl"),
+                linestyle=line,
+                marker=marker,
+                label=f"m = {m}",
+                **how,
+            )
             if m > 2:
                 continue
             how = dict(color=color, linestyle=line, linewidth=1.8)

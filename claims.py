@@ -233,10 +233,7 @@ def tell_surrogate(found):
     table = [["step", "tokens", *(f"KL, m = {m}" for m in gradients.STAGES), "ESS, m = 1", "m = 2"]]
     for t in sorted({row["step"] for row in rows}):
         here = {row["stages"]: row for row in rows if row["step"] == t}
-        kls = [
-            f"{row['kl']:.3f} ±{(row['kl_interval'][1] - row['kl_interval'][0]) / 2:.3f}"
-            for row in here.values()
-        ]
+        kls = [f"{row['kl']:.3f} ({in_words(row, 'kl')})" for row in here.values()]
         ess = [f"{here[m]['ess, no cap']:.0%}, C = 1: {here[m]['ess, C = 1']:.0%}" for m in (1, 2)]
         table.append([str(t) if t else "all", str(here[1]["tokens"]), *kls, *ess])
     print_columns(table)
