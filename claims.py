@@ -225,6 +225,11 @@ def slope(sums, counts, draws):
     return value, gradients.interval(fitted(draws @ sums, draws @ counts))
 
 
+def half(interval):
+    low, high = interval
+    return "" if low is None else f"±{(high - low) / 2:.3f}"
+
+
 def tell_surrogate(found):
     """The tables of one state: KL by step and stages, and what capping costs."""
     about, rows = found["about"], found["rows"]
@@ -233,7 +238,7 @@ def tell_surrogate(found):
     table = [["step", "tokens", *(f"KL, m = {m}" for m in gradients.STAGES), "ESS, m = 1", "m = 2"]]
     for t in sorted({row["step"] for row in rows}):
         here = {row["stages"]: row for row in rows if row["step"] == t}
-        kls = [f"{row['kl']:.3f} ({in_words(row, 'kl')})" for row in here.values()]
+        kls = [f"{row['kl']:.3f} {half(row['kl_interval'])}" for row in here.values()]
         ess = [f"{here[m]['ess, no cap']:.0%}, C = 1: {here[m]['ess, C = 1']:.0%}" for m in (1, 2)]
         table.append([str(t) if t else "all", str(here[1]["tokens"]), *kls, *ess])
     print_columns(table)

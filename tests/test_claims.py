@@ -139,7 +139,7 @@ def test_the_surrogates_table_is_told_kept_and_drawn(tmp_path, capsys):
     assert code == 0 and "countdown, base: 4 batches of 2 prompts x 8" in out
     found = json.loads((tmp_path / "surrogate.json").read_text())
     first = next(row for row in found[0]["rows"] if row["stages"] == 1 and row["step"] == 2)
-    assert f"{first['kl']:.3f} (" in out
+    assert f"{first['kl']:.3f} ±" in out
     assert (tmp_path / "surrogate.png").stat().st_size > 20_000
 
 
