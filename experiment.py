@@ -43,8 +43,16 @@ VALIDATION = "--eval_split validation --eval_problems 300"
 RATES = {"countdown": ("2e-3", "4e-3", "1e-3"), "sudoku": ("1e-3", "2e-3", "5e-4")}
 TUNED = ("two-stage-w", "mean-field", "exact", "two-stage", "mean-field-w", "d1", "sampler")
 OTHER_RATES = {"d1": ("5e-4", "1e-3", "2.5e-4"), "sampler": ("1e-2", "2e-2", "5e-3")}
-# What that chose, where it is not the first. Rows that were not tuned have their likelihood's.
-CHOSEN = {}
+# What that chose, where it is not the first; and whose rate the rows have that were not tuned.
+CHOSEN = {
+    ("countdown", "exact"): "1e-3", ("sudoku", "two-stage-w"): "5e-4",
+    ("sudoku", "mean-field"): "5e-4", ("sudoku", "mean-field-w"): "5e-4",
+    ("sudoku", "d1"): "1e-3", ("sudoku", "sampler"): "2e-2",
+}  # fmt: skip
+LIKE = {
+    "four-stage-w": "two-stage-w", "four-stage": "two-stage", "no-price": "two-stage-w",
+    "mean-field-policy": "mean-field", "two-stage-w-policy": "two-stage-w",
+}  # fmt: skip
 
 
 def rate(row, value):
@@ -53,8 +61,8 @@ def rate(row, value):
 
 def run(part, task, row, seed, more=""):
     """(folder, flags) of a run of a row, at the rate that tuning chose."""
-    rates = OTHER_RATES.get(row, RATES[task])
-    chosen = rate(row, CHOSEN.get((task, row), rates[0]))
+    first = OTHER_RATES.get(row, RATES[task])[0]
+    chosen = rate(row, CHOSEN.get((task, LIKE.get(row, row)), first))
     flags = f"{TASKS[task]} --seed {seed} {ROWS[row]} {chosen} {more}"
     return f"runs/{part}/{task}/{row}-{seed}", flags.split()
 

@@ -40,6 +40,7 @@ def test_rows_differ_from_diffpo_in_what_their_names_say():
         assert getattr(diffpo, name) == getattr(default, name)
     assert (plain.num_stages, plain.is_cap, plain.train) == (1, 0, "joint")
     assert exact.num_stages > 19  # the length: no completion takes more calls
+    assert settings("no-price").learning_rate == diffpo.learning_rate != exact.learning_rate
 
 
 def test_a_run_is_made_once_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
