@@ -32,7 +32,7 @@ import tasks
 import thresholds
 import tiny
 from diffpo_loss import group_advantages
-from evaluate import device_name, print_columns, revision
+from evaluate import bootstrap_weights, device_name, print_columns, revision
 from sampler import ThresholdHead
 from settings import RECIPES, Settings, settings_of
 
@@ -189,7 +189,7 @@ def by_step(step, group, log_weight, m):
     sums, counts = torch.zeros(2, groups, T, dtype=torch.double)
     sums.index_put_((group, step), -log_weight, accumulate=True)
     counts.index_put_((group, step), torch.ones_like(log_weight), accumulate=True)
-    draws = gradients.bootstrap_weights(groups, 1000)  # (draws, groups)
+    draws = bootstrap_weights(groups, 1000)  # (draws, groups)
     totals, sizes = draws @ sums, draws @ counts  # (draws, T)
     rows = []
     for t in range(T):

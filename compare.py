@@ -27,7 +27,7 @@ import runs
 import splits
 import tasks
 import tiny
-from evaluate import area, print_columns
+from evaluate import area, bootstrap_weights, print_columns
 from report import GAMMAS, WIDTH
 from settings import Settings
 
@@ -157,9 +157,8 @@ def areas(shares, nfe, largest):
 
 def score(found, clusters, largest, draws=2000):
     """Fills `scores` and `drawn` of all runs, by the same draws; NFE stays as it is. ValueError."""
-    k, generator = int(clusters.max()) + 1, torch.Generator().manual_seed(0)
-    chosen, one = torch.randint(k, (draws, k), generator=generator), torch.ones(draws, k)
-    times = torch.zeros(draws, k).scatter_add_(1, chosen, one).double().T  # (k, draws)
+    k = int(clusters.max()) + 1
+    times = bootstrap_weights(k, draws).T  # (k, draws)
     sizes = torch.bincount(clusters).double()
     for run in found:
         rows = run.points.values()

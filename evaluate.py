@@ -42,6 +42,12 @@ LEVELS = {  # of --frontier
 }
 
 
+def bootstrap_weights(n, draws=2000):
+    """How often each of n things is drawn, for each draw of n of them. -> (draws, n) double"""
+    chosen = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(0))
+    return torch.zeros(draws, n).scatter_add(1, chosen, torch.ones(draws, n)).double()
+
+
 def share_interval(solved, clusters, draws=2000):
     """The 95% interval of a share by a bootstrap over clusters: (low, high, number of clusters).
 
@@ -54,9 +60,8 @@ def share_interval(solved, clusters, draws=2000):
     if len(set(solved)) == 1:
         edge = 1.96**2 / (k + 1.96**2)
         return (1 - edge, 1.0, k) if solved[0] else (0.0, edge, k)
-    counts = torch.tensor([(right[key], size[key]) for key in size], dtype=torch.float)  # (k, 2)
-    chosen = torch.randint(k, (draws, k), generator=torch.Generator().manual_seed(0))
-    hits, total = counts[chosen].sum(dim=1).T  # (draws,) each
+    counts = torch.tensor([(right[key], size[key]) for key in size], dtype=torch.double)  # (k, 2)
+    hits, total = (bootstrap_weights(k, draws) @ counts).float().T  # (draws,) each
     return (*torch.quantile(hits / total, torch.tensor([0.025, 0.975])).tolist(), k)
 
 

@@ -26,6 +26,7 @@ import torch
 
 import likelihood
 from diffpo_loss import diffpo_loss, importance_weights
+from evaluate import bootstrap_weights
 
 STAGES = (1, 2, 4, 8)
 CAPS = {"no weights": 0, "C = 1": 1, "C = 2": 2, "C = 5": 5, "no cap": inf}
@@ -114,12 +115,6 @@ def statistics(gg, ge, ee, weight):
     found["noise"] = ((mean(own, weight) - signal) / signal).sqrt()
     found["true_cosine"] = found["bias_cosine"] / (1 + found["noise"].square()).sqrt()
     return found
-
-
-def bootstrap_weights(n, draws=2000):
-    """How often each of n batches is drawn. -> (draws, n) double"""
-    chosen = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(0))
-    return torch.zeros(draws, n).scatter_add(1, chosen, torch.ones(draws, n)).double()
 
 
 def interval(draws):

@@ -103,8 +103,7 @@ def with_interval(gain, first, second, clusters, draws=2000):
     names = sorted(set(clusters))
     member = np.array([[name == other for other in clusters] for name in names], float)  # (K, N)
     sums = np.concatenate([first, second, np.ones((1, len(clusters)))]) @ member.T  # (2F + 3, K)
-    chosen = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), draws)
-    drawn = chosen @ sums.T  # (draws, 2F + 3)
+    drawn = evaluate.bootstrap_weights(len(names), draws).numpy() @ sums.T  # (draws, 2F + 3)
     halves = np.split(drawn[:, :-1] / drawn[:, -1:], 2, axis=1)
     gains = [gain(*means) for means in zip(*halves, strict=True)]
     return gain(first.mean(1), second.mean(1)), *np.quantile(gains, (0.025, 0.975)).tolist()
