@@ -45,7 +45,8 @@ TUNED = ("two-stage-w", "mean-field", "exact", "two-stage", "mean-field-w", "d1"
 OTHER_RATES = {"d1": ("5e-4", "1e-3", "2.5e-4"), "sampler": ("1e-2", "2e-2", "5e-3")}
 # What that chose, where it is not the first; and whose rate the rows have that were not tuned.
 CHOSEN = {
-    ("countdown", "exact"): "1e-3", ("sudoku", "two-stage-w"): "5e-4",
+    ("countdown", "exact"): "1e-3", ("countdown", "d1"): "2.5e-4",
+    ("countdown", "sampler"): "5e-3", ("sudoku", "two-stage-w"): "5e-4",
     ("sudoku", "mean-field"): "5e-4", ("sudoku", "mean-field-w"): "5e-4",
     ("sudoku", "d1"): "1e-3", ("sudoku", "sampler"): "2e-2",
 }  # fmt: skip
