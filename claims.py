@@ -131,7 +131,7 @@ def tell_gradient(found):
         one, other = name_of(*row["of"]), name_of(*row["against"])
         print(f"{said[row['quantity']]} of {one}: {verdict(row['interval'])} {other}, by", end=" ")
         print(f"{row['difference']:+.3f} ({in_words(row)})")
-    by = {(row["stages"], row["weights"]): row for row in rows}
+    by = charts.key_of(rows)
     where = gradients.better_from(by[2, "C = 1"], by[1, "no weights"], about["prompts"])
     print(f"m = 2, C = 1 points closer to the true gradient than m = 1, no weights: {where}")
 

@@ -24,9 +24,7 @@ from matplotlib.figure import Figure
 import models
 import pictures
 import runs
-import splits
-import tasks
-import tiny
+import together
 from evaluate import area, bootstrap_weights, print_columns
 from report import GAMMAS, WIDTH
 from settings import Settings
@@ -123,9 +121,7 @@ def labels_of(groups):
 def clusters_of(run):
     """The cluster of each test problem, from 0 on: (n,). Made again as runs.prepare did."""
     made = Settings(**run.settings)
-    task = tasks.find_task(made.task)
-    task = tiny.for_tiny(task) if runs.is_compact(made.model) else task
-    task = splits.FromFile(task, made.data) if made.data else task
+    task = together.find(made.task, runs.is_compact(made.model), made.data, made.length)
     problems = task.problems(made.eval_split, made.eval_problems, 0)
     keys = [getattr(task, "key", task.prompt)(problem) for problem in problems]
     return torch.tensor([keys.index(key) for key in keys]).unique(return_inverse=True)[1]
