@@ -115,7 +115,8 @@ class DiffusionPolicy(DenoiserCalls):
             if self.tokenizer.chat_template is None:
                 raise ValueError("the tokenizer has no chat template: take the Instruct model's")
             messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-            how = {"add_generation_prompt": True, "tokenize": False}
+            # Qwen3 was trained without its thoughts; other templates do not know the word.
+            how = {"add_generation_prompt": True, "tokenize": False, "enable_thinking": False}
             texts = self.tokenizer.apply_chat_template(messages, **how)
         texts = [text + self.prefill for text in texts]
         how = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
@@ -279,9 +280,9 @@ def length_buckets(lengths, room):
 
 
 def end_token_ids(tokenizer):
-    """The tokens that end a completion: eos, and what ends a turn in the chat template.
+    """The tokens that end a completion: eos, and of a chat model what ends a turn, and padding.
 
-    LLaDA writes <|eot_id|>, then a flood of eos.
+    LLaDA writes <|eot_id|>, then a flood of eos; Qwen's eos ends a turn, and it pads with another.
     """
     ends, text = [tokenizer.eos_token_id], ""
     if tokenizer.chat_template is not None:
@@ -289,8 +290,9 @@ def end_token_ids(tokenizer):
         with suppress(Exception):  # a template may refuse whatever it likes
             text = tokenizer.apply_chat_template(turn, tokenize=False).rpartition("ANSWER")[2]
     after = tokenizer(text, add_special_tokens=False).input_ids if text else []
-    special = [i for i in after if i in tokenizer.added_tokens_decoder]
-    return ends + [i for i in special[:1] if i not in ends]
+    special = [i for i in after if i in tokenizer.added_tokens_decoder][:1]
+    special += [tokenizer.pad_token_id] if special else []
+    return list(dict.fromkeys(ends + special))
 
 
 class Toy(nn.Embedding):

@@ -1,23 +1,30 @@
 """LLaDA-class checkpoints: reading, adapters, export.
 
-A LLaDA *is* a Llama without the causal mask. So transformers' own classes run it with
-`is_causal=False`, and no code from a hub is ever imported. Whatever in a checkpoint is not
-understood is refused by name: a model that loads is the model that was trained.
+Transformers' own classes run them with `is_causal=False` (families.py says how), and no code from a
+hub is ever imported. Whatever is missing, left over or not understood is refused by name: a model
+that loads is the model that was trained.
 """
 
 import json
+import re
 import shutil
 import warnings
-from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import safe_open
-from transformers import LlamaForCausalLM, Qwen2ForCausalLM, Qwen3MoeForCausalLM
+from safetensors.torch import load_file
 
+from families import FAMILIES, PLAIN, WEIGHTS, one_line, read_config
 from tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
@@ -32,96 +39,9 @@ def default_model():
     return "tiny", "no GPU was found, and this one needs neither GPU nor download"
 
 
-def names(text):  # "a=b c" -> {"a": "b", "c": "c"}
-    return {word.partition("=")[0]: word.partition("=")[2] or word for word in text.split()}
-
-
-# What a family's config.json has to say: {field: its name in our configuration}.
-COMMON = "eos_token_id pad_token_id bos_token_id mask_token_id rms_norm_eps rope_theta "
-QWEN = COMMON + """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads
-    max_position_embeddings tie_word_embeddings """  # fmt: skip
-FIELDS = {
-    "llada": names(COMMON + """d_model=hidden_size n_layers=num_hidden_layers
-        n_heads=num_attention_heads n_kv_heads=num_key_value_heads mlp_hidden_size=intermediate_size
-        embedding_size=vocab_size max_sequence_length=max_position_embeddings include_bias=mlp_bias
-        include_qkv_bias=attention_bias weight_tying=tie_word_embeddings"""),
-    "llada-moe": names(QWEN + """expert_intermediate_size=moe_intermediate_size num_experts
-        num_experts_per_tok norm_topk_prob attention_bias head_dim"""),
-    "dream": names(QWEN + "intermediate_size"),
-}  # fmt: skip
-OPTIONAL = names("""bos_token_id mask_token_id n_kv_heads include_qkv_bias norm_topk_prob head_dim
-    attention_bias""")  # fmt: skip
-# Fields of which our classes implement these values alone.
-KNOWN = {name: values for values, fields in (
-    (["llama"], "block_type"), (["rms"], "layer_norm_type"), ([1, None], "moe_layer_freq"),
-    (["silu"], "activation_type hidden_act"), (["softmax"], "moe_router_score_function"),
-    ([1], "block_group_size partial_rotary_factor"), ([1, None], "routed_scaling_factor"),
-    ([0, None], "shared_expert_intermediate_size num_shared_experts"), ([False], "use_mrope"),
-    ([0.0], "attention_dropout embedding_dropout residual_dropout"),
-    ([True], "layer_norm_with_affine rope rope_full_precision qk_layernorm"),
-    ([False], "alibi attention_layer_norm input_emb_norm scale_logits use_sliding_window"),
-    ([False, None], "bias_for_layer_norm moe_router_enable_expert_bias multi_query_attention"),
-    ([None], "clip_qkv n_group rope_scaling router_num_group router_topk_group sliding_window"),
-) for name in fields.split()}  # fmt: skip
-# Fields of no consequence for what these models compute.
-IGNORED = names("""_name_or_path alibi_bias_max architectures attention_layer_norm_with_affine dtype
-    auto_map dense_intermediate_size flash_attention init_cutoff_factor init_device init_fn init_std
-    initializer_range intermediate_size max_window_layers mlp_ratio model_type output_router_logits
-    precision router_aux_loss_coef torch_dtype transformers_version use_cache vocab_size""")
-# model_type: class, what else config.json has to say, what else goes into our configuration.
-FAMILIES = {
-    "llada": (LlamaForCausalLM, ["block_type", "activation_type", "layer_norm_type", "rope"], {}),
-    "llada-moe": (Qwen3MoeForCausalLM, [], {"norm_topk_prob": False, "decoder_sparse_step": 1}),
-    "dream": (Qwen2ForCausalLM, [], {"shift_logits": True, "use_sliding_window": False}),
-    "llama": (LlamaForCausalLM,), "qwen2": (Qwen2ForCausalLM,),  # read as they are
-}  # fmt: skip
-BLOCK = names("""attn_norm=input_layernorm ff_norm=post_attention_layernorm q_proj=self_attn.q_proj
-    k_proj=self_attn.k_proj v_proj=self_attn.v_proj attn_out=self_attn.o_proj
-    ff_proj=mlp.gate_proj up_proj=mlp.up_proj ff_out=mlp.down_proj""")  # ff_proj has the SiLU
-WEIGHTS = {"llada": {rf"^model\.transformer\.{there}\.": f"{here}." for there, here in (
-    ("wte", "model.embed_tokens"), ("ln_f", "model.norm"), ("ff_out", "lm_head"),
-    *((rf"blocks\.(\d+)\.{there}", rf"model.layers.\1.{here}") for there, here in BLOCK.items()),
-)}}  # fmt: skip
+BY_NAME = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_pattern", "modules_to_save")
+PEFT = "base_model.model."  # what an adapter's weights are named by, before the module
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@contextmanager
-def one_line(what):
-    """Turns any error inside into a ValueError of one line: `what`, and what was said."""
-    try:
-        yield
-    except Exception as error:  # safetensors, tokenizers, peft and the hub each raise their own
-        raise ValueError(f"{what} ({' '.join(str(error).split())[:160]})") from None
-
-
-def read_config(folder):
-    """(our configuration, its kind, a key of FAMILIES) of a folder. Raises ValueError."""
-    file = folder / "config.json"
-    with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        kind = str(found.get("model_type")).lower()
-    kind += "-moe" if kind == "llada" and "num_experts" in found else ""
-    if kind not in FAMILIES:
-        raise ValueError(f"{file}: model_type {kind} is not known, only {', '.join(FAMILIES)}")
-    model, *more = FAMILIES[kind]
-    if not more:
-        return model.config_class.from_pretrained(folder), kind
-    fields, (needed, extra) = FIELDS[kind], more
-    if kind == "llada":
-        if found.get("mlp_hidden_size") is None and found.get("d_model"):
-            found["mlp_hidden_size"] = (found.get("mlp_ratio") or 4) * found["d_model"]
-        found["embedding_size"] = found.get("embedding_size") or found.get("vocab_size")
-    if found.get("moe_layer_freq") == [1] * (found.get("num_hidden_layers") or 0):
-        found["moe_layer_freq"] = 1
-    for key in sorted(found.keys() - {*fields, *IGNORED}):
-        if found[key] not in KNOWN.get(key, []):
-            raise ValueError(f"{file}: {key} = {found[key]!r} is not known for {kind}")
-    for key in (*fields, *needed):
-        if found.get(key) is None and key not in OPTIONAL:
-            raise ValueError(f"{file}: {key} is missing, and {kind} needs it")
-    given = {ours: found[key] for key, ours in fields.items() if found.get(key) is not None}
-    given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
-    return model.config_class(**extra | given, is_causal=False), kind
 
 
 def load_denoiser(name_or_path, device="cpu", dtype=None):
@@ -131,16 +51,15 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     bfloat16. `denoiser.source` is that name, or the folder's absolute path. Raises ValueError, in
     one line, for whatever is broken, missing, left over or not understood.
     """
-    folder = BASE if name_or_path == "tiny" else Path(name_or_path)
-    is_folder = folder.is_dir() and name_or_path != "tiny"
-    folder = folder if folder.is_dir() else _download(str(name_or_path))
-    config, kind = read_config(folder)
+    folder = _folder(name_or_path)
+    config, kind = read_config(folder, name_or_path)
     tokenizer = _load_tokenizer(folder, config)
     small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)
     options = {"dtype": dtype or (torch.float32 if small else torch.bfloat16), "config": config}
     options |= {"key_mapping": WEIGHTS.get(kind), "device_map": {"": device}}
     with one_line(f"{folder} cannot be loaded"):
-        denoiser, info = FAMILIES[kind][0].from_pretrained(
+        model = PLAIN.get(kind) or FAMILIES[kind][0]
+        denoiser, info = model.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, **options
         )
     odd = [f"{what} {list(keys)[:3]}" for what, keys in info.items() if keys]  # only warned of
@@ -149,16 +68,23 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     for p in denoiser.parameters():
         if p.data_ptr() % 64:  # askew in memory, as a mapped file can be: a CPU would round its
             p.data = p.data.clone()  # products otherwise than before the weights were saved
+    is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
-    denoiser.hub_folder = folder.resolve() if kind in FIELDS else None  # whose layout exports have
+    denoiser.renames = WEIGHTS.get(kind, {})  # {a name in its files: ours}
+    denoiser.hub_folder = (
+        folder.resolve() if kind in FAMILIES else None
+    )  # whose layout exports have
     if getattr(config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift)
     check_attention(denoiser.eval())
     return denoiser, tokenizer
 
 
-def _download(name):
-    """The folder of a hub model. A path is never asked for: a stranger could own that name."""
+def _folder(name):
+    """A model's or an adapter's. The hub is never asked for a path: a stranger could own it."""
+    folder, name = BASE if name == "tiny" else Path(name), str(name)
+    if folder.is_dir():
+        return folder
     advice = "--model FOLDER reads a local checkpoint, --model tiny needs none"
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise ValueError(f"{name!r} is no folder here and no hub name such as {LLADA}: {advice}")
@@ -223,17 +149,58 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
     """
     kinds = _lora_kinds(denoiser)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=kinds)
-    with one_line("LoRA target not found"), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with one_line("LoRA target not found"):
+        model = _adapted(denoiser, config, seed)
+    found, layers = lora_layers(model), model.config.num_hidden_layers
+    for kind in kinds:
+        if (number := sum(name.endswith(f".{kind}") for name in found)) != layers:
+            raise ValueError(f"LoRA target not found: {kind} in {number} of {layers} layers")
+    return model
+
+
+def load_lora(denoiser, name_or_path, trainable=False):
+    """The adapter of a folder or the hub, on its base model. Raises ValueError, in one line.
+
+    Others' adapters of a LLaDA name its own modules, so they are renamed as its weights are. Every
+    weight has to find its place, or the bare base would be there instead, without a word.
+    """
+    folder, renamed = _folder(name_or_path), {}
+    with one_line(f"the adapter in {name_or_path} cannot be loaded"):
+        config = _lora_config(folder, denoiser.renames)
+        for key, weight in load_file(folder / "adapter_model.safetensors").items():
+            name = key.removeprefix(PEFT)
+            for there, here in denoiser.renames.items():
+                name = re.sub(there, here, name)
+            renamed[PEFT + name] = weight
+        config.target_modules = {name.split(".lora_")[0].split(".")[-1] for name in renamed}
+        config.inference_mode = not trainable
+        model = _adapted(denoiser, config)
+        ours = get_peft_model_state_dict(model, save_embedding_layers=False)
+        if odd := sorted(ours.keys() ^ renamed.keys()):
+            raise ValueError(f"{len(odd)} weights without a counterpart, the first {odd[0]}")
+        set_peft_model_state_dict(model, renamed)
+    return model
+
+
+def _lora_config(folder, renames):
+    """An adapter's configuration. What in it would be passed over is an error."""
+    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {field.name for field in fields(LoraConfig)} - set(BY_NAME if renames else ())
+    for key, value in found.items():
+        if value and key not in known or key == "peft_type" and value != "LORA":
+            raise ValueError(f"{key} = {value!r} is not known")
+    return LoraConfig(**{key: value for key, value in found.items() if key in known})
+
+
+def _adapted(denoiser, config, seed=0):
+    config.base_model_name_or_path = None  # or peft warns of another name
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         model = get_peft_model(denoiser, config)
     config.base_model_name_or_path = getattr(denoiser, "source", None)
-    return _checked(model)
-
-
-def load_lora(denoiser, folder, trainable=False):
-    """The adapter in a folder, on its base model. Raises ValueError."""
-    with one_line(f"the adapter in {folder} cannot be loaded"):
-        return _checked(PeftModel.from_pretrained(denoiser, folder, is_trainable=trainable))
+    for module in lora_layers(model).values():
+        module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
+    return model.eval()
 
 
 def _lora_kinds(model):  # of a mixture attention alone: its experts are no Linear modules
@@ -243,16 +210,6 @@ def _lora_kinds(model):  # of a mixture attention alone: its experts are no Line
 def lora_layers(model):
     """The adapted modules, {name: module}."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-def _checked(model):
-    found, layers = lora_layers(model), model.config.num_hidden_layers
-    for kind in _lora_kinds(model):
-        if (number := sum(name.endswith(f".{kind}") for name in found)) != layers:
-            raise ValueError(f"LoRA target not found: {kind} in {number} of {layers} layers")
-    for module in found.values():
-        module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
-    return model.eval()
 
 
 def describe_lora(model):
@@ -284,3 +241,8 @@ def export(denoiser, tokenizer, folder):
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
         if path.is_file() and not weights and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
+    file, dtype = folder / "config.json", str(denoiser.dtype).removeprefix("torch.")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    said = "dtype" if "dtype" in config else "torch_dtype"
+    if config.get(said) not in (None, dtype):  # a float32 run of a bfloat16 checkpoint
+        file.write_text(json.dumps(config | {said: dtype}, indent=2) + "\n", encoding="utf-8")

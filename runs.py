@@ -136,6 +136,9 @@ def prepare(settings, run_dir, resume, export):
     for folder in filter(None, [None if resume else run_dir, export]):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
+    if base_of(checkpoint_of(settings.model)):
+        way_out = f"train.py --resume --run_dir {settings.model} --export DIR, then --model DIR"
+        raise ValueError(f"{settings.model} is an adapter, and cannot carry another: {way_out}")
     compact, shipped = is_compact(settings.model), tiny.SHIPPED_TASKS.split(",")
     task = together.find(settings.task, compact, settings.data, settings.length)
     if settings.model == "tiny" and not {*settings.task.split(",")} <= {*shipped}:
@@ -326,17 +329,21 @@ def is_compact(name_or_path):
     return name == "tiny" or bool(file.is_file() and read_json(file).get("compact_prompts"))
 
 
-def load_policy(path, device="cpu", dtype=None, trainable=False):
+def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None):
     """The policy of a run folder, a checkpoint folder or a hub name. Raises ValueError.
 
-    An adapter is put onto its base, to be trained on if `trainable`.
+    An adapter is put onto its base, to be trained on if `trainable`. `adapter`, a folder or a hub
+    name, is put onto whatever `path` is.
     """
     folder = checkpoint_of(path)
     base = base_of(folder)
+    if base and (adapter or not Path(base).is_dir() and base.count("/") != 1 and base != "tiny"):
+        raise ValueError(f"{path} is an adapter of {base}: give BASE_MODEL --adapter {path}")
     denoiser, tokenizer = models.load_denoiser(base or str(folder), device, dtype)
-    if base:
-        denoiser = models.load_lora(denoiser, folder, trainable)
-    policy, file = DiffusionPolicy(denoiser, tokenizer), folder / "threshold_head.safetensors"
+    if adapter or base:
+        denoiser = models.load_lora(denoiser, adapter or folder, trainable)
+    file = Path(adapter or folder) / "threshold_head.safetensors"
+    policy = DiffusionPolicy(denoiser, tokenizer)
     if file.exists():
         policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
         policy.threshold_head.load_state_dict(load_file(file))

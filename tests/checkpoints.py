@@ -2,7 +2,8 @@
 
 The forward pass is written from the published architectures, under the checkpoints' own weight
 names. It shares nothing with the code under test. Families: llada, llada-gqa, llada-tied,
-llada-moe, dream, and dream-slow, which has vocab.json and merges.txt but no tokenizer.json.
+llada-qkv (a bias for q, k and v), llada-bias (for every matrix), llada-moe, dream, dream-slow,
+which has vocab.json and merges.txt but no tokenizer.json, a2d-qwen3, a2d-qwen2 and a2d-llama.
 """
 
 import json
@@ -35,7 +36,16 @@ SPECIAL = {
         "<|mask|>",
         "<|im_end|>",
     ],
+    "qwen": [
+        "<|beginoftext|>",
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|mask|>",
+        "<think>",
+    ],
 }
+END = {"llada": "<|endoftext|>", "dream": "<|endoftext|>", "qwen": "<|im_end|>"}
 TEMPLATES = {
     "llada": "{% for m in messages %}{{ ('<|startoftext|>' if loop.first else '')"
     " + '<|start_header_id|>' + m['role']"
@@ -46,6 +56,17 @@ TEMPLATES = {
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
 }
+THINKING = "{% if enable_thinking is defined and not enable_thinking %}<think>-{% endif %}"
+TEMPLATES["qwen"] = TEMPLATES["dream"] + "{% if add_generation_prompt %}" + THINKING + "{% endif %}"
+
+
+def style_of(family):
+    return "llada" if family.startswith("llada") else "qwen" if "a2d" in family else "dream"
+
+
+TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2")
+QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "llada-qkv", "llada-bias")
+QK_NORM = ("llada-moe", "a2d-qwen3")
 
 
 def write_tokenizer(folder, style, slow=False):
@@ -64,7 +85,7 @@ def write_tokenizer(folder, style, slow=False):
         [AddedToken(word, special=True, normalized=False) for word in SPECIAL[style]]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+        tokenizer_object=tokenizer, eos_token=END[style], pad_token="<|endoftext|>"
     )
     fast.chat_template = TEMPLATES[style]
     fast.save_pretrained(folder)
@@ -92,11 +113,11 @@ def write_checkpoint(folder, family, **changes):
     `changes` are made to config.json; those of value None are kept, as null.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    style = "dream" if family.startswith("dream") else "llada"
+    style = style_of(family)
     ids = write_tokenizer(folder, style, slow=family == "dream-slow")
-    mask_id, end_id = ids["<|mask|>" if style == "dream" else "<|mdm_mask|>"], ids["<|endoftext|>"]
-    kv_heads = 2 if family in ("llada-gqa", "dream", "dream-slow") else HEADS
-    special = {"eos_token_id": end_id, "pad_token_id": end_id, "mask_token_id": mask_id}
+    mask_id, end_id = ids["<|mdm_mask|>" if style == "llada" else "<|mask|>"], ids["<|endoftext|>"]
+    kv_heads = 2 if style != "llada" or family == "llada-gqa" else HEADS
+    special = {"eos_token_id": ids[END[style]], "pad_token_id": end_id, "mask_token_id": mask_id}
     common = {
         "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
         "num_key_value_heads": kv_heads, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
@@ -124,6 +145,22 @@ def write_checkpoint(folder, family, **changes):
             "rope_theta": 1e6, "bos_token_id": end_id, "max_window_layers": 28,
             "sliding_window": None, "use_sliding_window": False,
         }  # fmt: skip
+    elif style == "qwen":
+        config = common | special | {
+            "model_type": family, "architectures": ["A2DLMHeadModel"],
+            "auto_map": {"AutoModelForMaskedLM": "modeling.A2DLMHeadModel"}, "rope_theta": 1e6,
+            "intermediate_size": MLP, "bos_token_id": end_id, "dtype": "bfloat16",
+            "tie_word_embeddings": family != "a2d-llama",
+        }  # fmt: skip
+        del config["torch_dtype"]  # the word that newer transformers write is dtype
+        if family != "a2d-llama":
+            config |= {
+                "layer_types": ["full_attention"] * LAYERS, "max_window_layers": 28,
+                "sliding_window": None, "use_sliding_window": False,
+            }  # fmt: skip
+        config |= {"a2d-llama": {"mlp_bias": False, "pretraining_tp": 1}}.get(family, {})
+        if family == "a2d-qwen3":
+            config |= {"head_dim": 2 * HEAD, "attention_bias": False}  # 64 wide, as Qwen3's own
     else:
         config = special | {
             "activation_type": "silu", "alibi": False, "alibi_bias_max": 8.0,
@@ -132,8 +169,9 @@ def write_checkpoint(folder, family, **changes):
             "bias_for_layer_norm": False, "block_group_size": 1,
             "auto_map": {"AutoModel": "modeling_llada.LLaDAModelLM"},
             "block_type": "llama", "d_model": HIDDEN, "embedding_dropout": 0.0,
-            "embedding_size": VOCABULARY, "flash_attention": False, "include_bias": False,
-            "include_qkv_bias": False, "init_cutoff_factor": None, "init_device": "meta",
+            "embedding_size": VOCABULARY, "flash_attention": False,
+            "include_bias": family == "llada-bias", "include_qkv_bias": family == "llada-qkv",
+            "init_cutoff_factor": None, "init_device": "meta",
             "init_fn": "mitchell", "init_std": 0.02, "input_emb_norm": False,
             "layer_norm_type": "rms", "layer_norm_with_affine": True, "max_sequence_length": 512,
             "mlp_hidden_size": MLP, "mlp_ratio": 4, "model_type": "llada",
@@ -141,10 +179,10 @@ def write_checkpoint(folder, family, **changes):
             "n_layers": LAYERS, "precision": "amp_bf16", "residual_dropout": 0.0,
             "rms_norm_eps": 1e-5, "rope": True, "rope_full_precision": True, "rope_theta": 500000.0,
             "scale_logits": False, "transformers_version": "4.46.3", "use_cache": False,
-            "vocab_size": VOCABULARY, "weight_tying": family == "llada-tied",
+            "vocab_size": VOCABULARY, "weight_tying": family in TIED,
         }  # fmt: skip
     config |= changes
-    weights = random_weights(family, kv_heads)
+    weights = random_weights(family, kv_heads, config.get("head_dim") or HEAD)
     shards = [dict(list(weights.items())[i::2]) for i in range(2)]
     names = [f"model-{i + 1:05d}-of-00002.safetensors" for i in range(2)]
     for name, shard in zip(names, shards, strict=True):
@@ -163,7 +201,7 @@ def write_checkpoint(folder, family, **changes):
     return weights, config
 
 
-def random_weights(family, kv_heads):
+def random_weights(family, kv_heads, head):
     """The weights of one family under its own names."""
     generator = torch.Generator().manual_seed(7)
 
@@ -194,7 +232,7 @@ def random_weights(family, kv_heads):
         )
         mlp, attention = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"), "self_attn."
     weights = {names["embed"]: matrix(VOCABULARY, HIDDEN), names["norm"]: 1 + 0.3 * matrix(HIDDEN)}
-    if family != "llada-tied":
+    if family not in TIED:
         weights[names["head"]] = matrix(VOCABULARY, HIDDEN)
     biases = {}
     for i in range(LAYERS):
@@ -202,15 +240,14 @@ def random_weights(family, kv_heads):
         for norm in norms:
             weights[prefix + norm] = 1 + 0.3 * matrix(HIDDEN)
         for kind, heads in (("q_proj", HEADS), ("k_proj", kv_heads), ("v_proj", kv_heads)):
-            weights[prefix + attention + kind] = matrix(heads * HEAD, HIDDEN)
-            if family.startswith("dream"):
-                biases[f"{prefix}{attention}{kind}.bias"] = matrix(heads * HEAD)
-        weights[prefix + attention + o] = matrix(HIDDEN, HIDDEN)
+            weights[prefix + attention + kind] = matrix(heads * head, HIDDEN)
+            if family in QKV_BIAS:
+                biases[f"{prefix}{attention}{kind}.bias"] = matrix(heads * head)
+        weights[prefix + attention + o] = matrix(HIDDEN, HEADS * head)
+        if family in QK_NORM:
+            for kind in ("q_norm", "k_norm"):
+                weights[f"{prefix}self_attn.{kind}"] = 1 + 0.3 * matrix(head)
         if family == "llada-moe":
-            weights[prefix + "self_attn.q_norm"], weights[prefix + "self_attn.k_norm"] = (
-                1 + 0.3 * matrix(HEAD),
-                1 + 0.3 * matrix(HEAD),
-            )
             weights[prefix + "mlp.gate"] = matrix(EXPERTS, HIDDEN)
             experts = [f"{prefix}mlp.experts.{e}." for e in range(EXPERTS)]
             shapes = {
@@ -224,6 +261,9 @@ def random_weights(family, kv_heads):
                 prefix + mlp[2]: (HIDDEN, MLP),
             }
         weights |= {name: matrix(*shape) for name, shape in shapes.items()}
+        if family == "llada-bias":
+            for name in (*shapes, prefix + attention + o):
+                biases[f"{name}.bias"] = matrix(len(weights[name]))
     return {f"{name}.weight": value for name, value in weights.items()} | biases
 
 
@@ -236,7 +276,7 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
     """
     native = family.startswith("llada") and family != "llada-moe"
     theta, eps = config["rope_theta"], config["rms_norm_eps"]
-    S = ids.shape[1]
+    S, HEAD = ids.shape[1], config.get("head_dim") or HIDDEN // HEADS
 
     def w(name, suffix="weight"):
         return weights.get(f"{name}.{suffix}")
@@ -266,7 +306,7 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
             linear(h, attention + kind).unflatten(-1, (-1, HEAD)).transpose(1, 2)
             for kind in ("q_proj", "k_proj", "v_proj")
         )
-        if family == "llada-moe":
+        if family in QK_NORM:
             q, k = norm(q, w(attention + "q_norm")), norm(k, w(attention + "k_norm"))
         q, k = rotate(q), rotate(k)
         if part is not None:
@@ -303,7 +343,8 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
             x = x + linear(silu(linear(h, prefix + gate)) * linear(h, prefix + up), prefix + down)
     x = norm(x, w("model.transformer.ln_f" if native else "model.norm"))
     head = w("model.transformer.ff_out" if native else "lm_head")
-    logits = x @ (w("model.transformer.wte") if head is None else head).T
+    embedding = w("model.transformer.wte" if native else "model.embed_tokens")
+    logits = x @ (embedding if head is None else head).T
     return (
         torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if family.startswith("dream") else logits
     )

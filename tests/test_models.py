@@ -1,19 +1,26 @@
 """Checkpoints: what is read and what is refused, adapters, export."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import HIDDEN, LAYERS, reference_logits, write_checkpoint
+from checkpoints import (
+    END,
+    HIDDEN,
+    LAYERS,
+    MLP,
+    reference_logits,
+    style_of,
+    write_checkpoint,
+)
 from safetensors.torch import load_file, save_file
 from toy import random_tiny
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 import models
@@ -29,7 +36,10 @@ from models import (
 )
 from tiny import tiny_denoiser, tiny_tokenizer
 
-FAMILIES = ["llada", "llada-gqa", "llada-tied", "llada-moe", "dream", "dream-slow"]
+FAMILIES = [
+    "llada", "llada-gqa", "llada-tied", "llada-qkv", "llada-bias", "llada-moe", "dream",
+    "dream-slow", "a2d-qwen3", "a2d-qwen2", "a2d-llama",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +102,7 @@ def test_a_model_that_left_padding_changes_is_refused(tiny, kind):
 
 
 def test_such_a_model_is_refused_when_it_is_loaded(folder, monkeypatch):
-    monkeypatch.setitem(models.FAMILIES, "llama", (NoPaddingMask,))
+    monkeypatch.setitem(models.PLAIN, "llama", NoPaddingMask)
     with pytest.raises(ValueError, match="padding"):
         load_denoiser(str(folder))
 
@@ -232,47 +242,16 @@ def test_logits_are_those_of_the_published_architecture_with_and_without_left_pa
     assert denoiser.dtype == torch.float32 and not denoiser.training
 
 
-def test_a_bidirectional_qwen2_folder_loads_as_it_was_saved_and_a_causal_one_does_not(tmp_path):
-    tokenizer = tiny_tokenizer()
-    for causal in (False, True):
-        config = Qwen2Config(
-            is_causal=causal, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            initializer_range=0.3, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        )  # fmt: skip
-        model = Qwen2ForCausalLM(config).eval()
-        for part in (model, tokenizer):
-            part.save_pretrained(tmp_path / str(causal))
-    with pytest.raises(ValueError, match="causal"):
-        load_denoiser(str(tmp_path / "True"))
-    denoiser, loaded = load_denoiser(str(tmp_path / "False"))
-    ids, mask = (x[:, :9] for x in ids_and_mask())
-    other = Qwen2ForCausalLM.from_pretrained(tmp_path / "False").eval()
-    assert torch.equal(
-        denoiser(input_ids=ids % 100, attention_mask=mask).logits,
-        other(input_ids=ids % 100, attention_mask=mask).logits,
-    )
-    assert loaded.mask_token == "[MASK]" and not getattr(denoiser.config, "shift_logits", False)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mask_end_and_padding_tokens_are_the_checkpoints_own(tmp_path, family):
     write_checkpoint(tmp_path, family)
     _, tokenizer = load_denoiser(str(tmp_path))
-    dream = family.startswith("dream")
-    assert (
-        tokenizer.mask_token == ("<|mask|>" if dream else "<|mdm_mask|>")
-        and tokenizer.mask_token_id == 260
-    )
-    assert (tokenizer.eos_token, tokenizer.pad_token, tokenizer.eos_token_id) == (
-        "<|endoftext|>",
-        "<|endoftext|>",
-        257,
-    )
-    assert tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)) == [
-        "<|endoftext|>",
-        "<|im_end|>" if dream else "<|eot_id|>",
-    ]
+    style = style_of(family)
+    mask, end = "<|mdm_mask|>" if style == "llada" else "<|mask|>", END[style]
+    assert (tokenizer.mask_token, tokenizer.mask_token_id) == (mask, 260)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == (end, "<|endoftext|>")
+    ends = {"llada": ["<|eot_id|>"], "dream": ["<|im_end|>"], "qwen": ["<|endoftext|>"]}
+    assert tokenizer.convert_ids_to_tokens(end_token_ids(tokenizer)) == [end, *ends[style]]
     assert (
         tokenizer.decode(tokenizer("Grüße, 3 + 4?", add_special_tokens=False).input_ids)
         == "Grüße, 3 + 4?"
@@ -281,95 +260,6 @@ def test_mask_end_and_padding_tokens_are_the_checkpoints_own(tmp_path, family):
 
 def test_a_tokenizer_without_a_template_ends_at_eos_alone():
     assert end_token_ids(tiny_tokenizer()) == [tiny_tokenizer().eos_token_id]
-
-
-REFUSED = [
-    ("block_type", "sequential"), ("activation_type", "swiglu"), ("layer_norm_type", "default"),
-    ("layer_norm_with_affine", False), ("rope", False), ("rope_full_precision", False),
-    ("alibi", True), ("attention_layer_norm", True), ("input_emb_norm", True),
-    ("scale_logits", True), ("bias_for_layer_norm", True), ("multi_query_attention", True),
-    ("clip_qkv", 8.0), ("block_group_size", 2), ("attention_dropout", 0.1),
-    ("embedding_dropout", 0.1), ("residual_dropout", 0.1), ("rope_scaling", {"factor": 2}),
-    ("novelty", 1),
-]  # fmt: skip
-REFUSED_MOE = [
-    ("hidden_act", "gelu"), ("qk_layernorm", False), ("moe_layer_freq", [1, 0]),
-    ("rope_scaling", {"factor": 2}), ("n_group", 4), ("attention_dropout", 0.1),
-    ("shared_expert_intermediate_size", 64), ("num_shared_experts", 1),
-    ("partial_rotary_factor", 0.5), ("routed_scaling_factor", 2.5),
-    ("moe_router_score_function", "sigmoid"), ("moe_router_enable_expert_bias", True),
-    ("novelty", 1), ("clip_qkv", 8.0), ("router_num_group", 4), ("router_topk_group", 2),
-]  # fmt: skip
-REFUSED_DREAM = [
-    ("hidden_act", "gelu"), ("attention_dropout", 0.1), ("rope_scaling", {"factor": 2}),
-    ("use_sliding_window", True), ("sliding_window", 4096), ("use_mrope", True), ("novelty", 1),
-]  # fmt: skip
-ALL_REFUSED = (
-    [("llada", *f) for f in REFUSED]
-    + [("llada-moe", *f) for f in REFUSED_MOE]
-    + [("dream", *f) for f in REFUSED_DREAM]
-)
-
-
-@pytest.mark.parametrize(("family", "name", "value"), ALL_REFUSED)
-def test_a_field_that_is_not_understood_is_refused_by_name(tmp_path, family, name, value):
-    write_checkpoint(tmp_path, family, **{name: value})
-    with pytest.raises(ValueError, match=f"{name} = ") as error:
-        load_denoiser(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_every_value_that_is_known_is_the_only_one(tmp_path):
-    """No field of the lists above was forgotten, and no family takes another value of any."""
-    assert set(models.KNOWN) <= {name for _, name, _ in ALL_REFUSED}
-    for family in ("llada", "llada-moe", "dream"):
-        write_checkpoint(tmp_path / family, family)
-        known = json.loads((tmp_path / family / "config.json").read_text())
-        for name in models.KNOWN:
-            edit_config(tmp_path / family, **known | {name: "other"})
-            with pytest.raises(ValueError, match=f"{name} = 'other'"):
-                models.read_config(tmp_path / family)
-            edit_config(tmp_path / family, **known)
-            if name not in known:
-                drop_field(tmp_path / family, name)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "block_type",
-        "rope",
-        "d_model",
-        "n_layers",
-        "rope_theta",
-        "weight_tying",
-        "include_bias",
-        "rms_norm_eps",
-    ],
-)
-def test_a_field_without_which_the_model_is_not_known_must_be_there(tmp_path, name):
-    write_checkpoint(tmp_path, "llada")
-    drop_field(tmp_path, name)
-    with pytest.raises(ValueError, match=f"{name} is missing"):
-        load_denoiser(str(tmp_path))
-
-
-def test_a_missing_mlp_size_follows_from_the_ratio(tmp_path):
-    weights, config = write_checkpoint(tmp_path, "llada")
-    wide = {}
-    for name, value in weights.items():  # the tied ff_out outside the blocks is no MLP
-        if "blocks" in name and any(kind in name for kind in ("ff_proj", "up_proj")):
-            wide[name] = value.repeat(2, 1)[:64]
-        elif "blocks" in name and "ff_out" in name:
-            wide[name] = value.repeat(1, 2)[:, :64]
-    for shard in tmp_path.glob("*.safetensors"):
-        save_file(
-            {name: wide.get(name, value).contiguous() for name, value in load_file(shard).items()},
-            shard,
-            metadata={"format": "pt"},
-        )
-    edit_config(tmp_path, mlp_hidden_size=None, mlp_ratio=2)
-    assert load_denoiser(str(tmp_path))[0].config.intermediate_size == 2 * HIDDEN
 
 
 def shards(folder):
@@ -481,6 +371,112 @@ def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path,
     assert any(p.requires_grad for p in again.parameters())
 
 
+THEIRS = {  # LLaDA's own names, and the matrices that they are: (out, in)
+    "q_proj": (HIDDEN, HIDDEN), "k_proj": (HIDDEN, HIDDEN), "v_proj": (HIDDEN, HIDDEN),
+    "attn_out": (HIDDEN, HIDDEN), "ff_proj": (MLP, HIDDEN), "up_proj": (MLP, HIDDEN),
+    "ff_out": (HIDDEN, MLP),
+}  # fmt: skip
+D1 = ["q_proj", "k_proj", "v_proj", "up_proj"]  # d1 lists Llama's names, and these four match
+
+
+def write_foreign_adapter(folder, kinds, **changes):
+    """An adapter as others' training leaves it on LLaDA's own modules. -> its weights"""
+    generator, weights = torch.Generator().manual_seed(3), {}
+    for layer in range(LAYERS):
+        for kind in kinds:
+            key = f"base_model.model.model.transformer.blocks.{layer}.{kind}"
+            for part, shape in (("A", (4, THEIRS[kind][1])), ("B", (THEIRS[kind][0], 4))):
+                matrix = 0.2 * torch.randn(shape, generator=generator)
+                weights[f"{key}.lora_{part}.weight"] = matrix
+    config = {
+        "base_model_name_or_path": "/home/someone/LLaDA-8B-Instruct", "bias": "none", "r": 4,
+        "lora_alpha": 8, "lora_dropout": 0.05, "inference_mode": True, "peft_type": "LORA",
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+        "task_type": "CAUSAL_LM", "rank_pattern": {}, "modules_to_save": None, "loftq_config": {},
+        "auto_mapping": {"base_model_class": "LLaDAModelLM", "parent_library": "modeling_llada"},
+    }  # fmt: skip
+    folder.mkdir()
+    save_file(weights, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    return weights
+
+
+@pytest.mark.parametrize("kinds", [D1, list(THEIRS)], ids=["d1's four", "all seven"])
+def test_an_adapter_on_lladas_own_modules_is_what_they_would_compute_with_it(tmp_path, kinds):
+    weights, config = write_checkpoint(tmp_path / "base", "llada")
+    lora = write_foreign_adapter(tmp_path / "adapter", kinds)
+    for key in [key for key in lora if "lora_A" in key]:  # W + alpha / r * B A
+        name = key.removeprefix("base_model.model.").replace(".lora_A", "")
+        weights[name] = weights[name] + 2 * lora[key.replace("lora_A", "lora_B")] @ lora[key]
+    ids, mask = ids_and_mask()
+    expected = reference_logits("llada", weights, config, ids, mask)
+    denoiser, _ = load_denoiser(str(tmp_path / "base"))
+    base = denoiser(input_ids=ids, attention_mask=mask).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = load_lora(denoiser, tmp_path / "adapter")
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    assert (logits - base).abs().max() > 1
+    torch.testing.assert_close(logits[mask], expected[mask], rtol=0, atol=2e-5)
+    assert describe_lora(model).startswith(f"LoRA: {len(kinds) * LAYERS} matrices ({len(kinds)} k")
+    assert not any(p.requires_grad for p in model.parameters())
+    model.save_pretrained(tmp_path / "ours", save_embedding_layers=False)  # under our names
+    again = load_lora(load_denoiser(base_of(tmp_path / "ours"))[0], tmp_path / "ours")
+    assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, logits)
+
+
+def change_weights(folder, change):
+    file = folder / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+
+
+FIRST = "base_model.model.model.transformer.blocks.0.q_proj.lora_A.weight"
+MISFITS = [
+    (lambda w: {k: v for k, v in w.items() if k != FIRST}, "1 weights without"),
+    (lambda w: w | {"base_model.model.model.stranger.lora_A.weight": w[FIRST] + 1}, "stranger"),
+    (lambda w: {k.replace("blocks", "layers"): v for k, v in w.items()}, "without a counterpart"),
+    (
+        lambda w: {k: v[:, :3].clone() if "lora_A" in k else v for k, v in w.items()},
+        "size mismatch",
+    ),
+    (lambda w: {}, "target_modules"),
+]
+
+
+@pytest.mark.parametrize(("change", "says"), MISFITS)
+def test_an_adapter_with_a_weight_too_many_or_too_few_is_refused(tmp_path, change, says):
+    write_checkpoint(tmp_path / "base", "llada")
+    write_foreign_adapter(tmp_path / "adapter", D1)
+    change_weights(tmp_path / "adapter", change)
+    with pytest.raises(ValueError, match=f"adapter cannot be loaded.*{says}") as error:
+        load_lora(load_denoiser(str(tmp_path / "base"))[0], tmp_path / "adapter")
+    assert "\n" not in str(error.value)
+
+
+ODD_ADAPTERS = {
+    "peft_type": "IA3", "modules_to_save": ["wte"], "alpha_pattern": {"blocks.0.q_proj": 4},
+    "rank_pattern": {"q_proj": 8}, "layers_pattern": "blocks", "novelty": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_ADAPTERS)
+def test_an_adapters_field_that_would_be_passed_over_is_refused_by_name(tmp_path, name):
+    write_checkpoint(tmp_path / "base", "llada")
+    write_foreign_adapter(tmp_path / "adapter", D1, **{name: ODD_ADAPTERS[name]})
+    with pytest.raises(ValueError, match=f"{name} = ") as error:
+        load_lora(load_denoiser(str(tmp_path / "base"))[0], tmp_path / "adapter")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_in_a_pickle_is_not_read(tmp_path):
+    write_checkpoint(tmp_path / "base", "llada")
+    weights = write_foreign_adapter(tmp_path / "adapter", D1)
+    torch.save(weights, tmp_path / "adapter" / "adapter_model.bin")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="adapter_model.safetensors"):
+        load_lora(load_denoiser(str(tmp_path / "base"))[0], tmp_path / "adapter")
+
+
 def base_of(adapter):
     return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
 
@@ -549,8 +545,14 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
     expected = model(input_ids=ids).logits
     export(model, tokenizer, tmp_path / "out")
     assert {key for shard in shards(tmp_path / "out") for key in load_file(shard)} == set(weights)
-    for name in ("config.json", "modeling_llada.py", "tokenizer_config.json"):
+    for name in ("modeling_llada.py", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
+    told, source = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("out", "source")
+    )
+    changed = {key for key in source if told[key] != source[key]}  # the weights are float32 now
+    assert set(told) == set(source) and changed == {"torch_dtype", "dtype"} & set(source)
+    assert told.get("torch_dtype", told.get("dtype", "float32")) == "float32"
     exported, other = load_denoiser(str(tmp_path / "out"))
     torch.testing.assert_close(exported(input_ids=ids).logits, expected, rtol=0, atol=2e-5)
     assert other("a <|mdm_mask|>").input_ids == tokenizer("a <|mdm_mask|>").input_ids
@@ -562,6 +564,14 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
             rtol=0,
             atol=2e-5,
         )
+
+
+def test_an_export_in_the_sources_dtype_has_its_config_to_the_letter(tmp_path):
+    write_checkpoint(tmp_path / "source", "llada", torch_dtype="bfloat16")
+    denoiser, tokenizer = load_denoiser(str(tmp_path / "source"), dtype=torch.bfloat16)
+    export(denoiser, tokenizer, tmp_path / "out")
+    configs = [(tmp_path / name / "config.json").read_text() for name in ("out", "source")]
+    assert configs[0] == configs[1] and '"bfloat16"' in configs[0]
 
 
 def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, monkeypatch):
