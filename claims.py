@@ -32,8 +32,9 @@ import tasks
 import thresholds
 import tiny
 from diffpo_loss import group_advantages
-from evaluate import bootstrap_weights, device_name, print_columns, revision
+from evaluate import device_name, print_columns, revision
 from sampler import ThresholdHead
+from scores import bootstrap_weights
 from settings import RECIPES, Settings, settings_of
 
 # ---- states, and their rollouts ------------------------------------------------------------------

@@ -25,8 +25,9 @@ import models
 import pictures
 import runs
 import together
-from evaluate import area, bootstrap_weights, print_columns
+from evaluate import print_columns
 from report import GAMMAS, WIDTH
+from scores import area, bootstrap_weights
 from settings import Settings
 
 SAME = ("task", "model", "data", "eval_split", "eval_problems")  # else the problems would differ
@@ -142,7 +143,7 @@ def spread(values, v=None):
 
 
 def areas(shares, nfe, largest):
-    """evaluate.area for many draws of the shares at once. (points, draws), (points) -> (draws,)"""
+    """scores.area for many draws of the shares at once. (points, draws), (points) -> (draws,)"""
     order = sorted(range(len(nfe)), key=nfe.__getitem__)
     best = shares[order].cummax(dim=0).values
     if largest <= 1:

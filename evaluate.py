@@ -16,9 +16,8 @@ import os
 import platform
 import sys
 import time
-from collections import Counter
-from math import exp
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
@@ -29,40 +28,20 @@ if __name__ == "__main__":  # --help answers here: what follows takes seconds to
 
 import torch
 
+import models
 import pictures
+import published
 import runs
 import together
 import traces
 from sampler import Decoder
+from scores import area, aup, pass_at, share_interval
 
 LEVELS = {  # of --frontier
     "eb": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
     "top_k": (1, 2, 3, 4, 6, 8),
     "confidence": (0.5, 0.7, 0.8, 0.9, 0.95, 0.99),
 }
-
-
-def bootstrap_weights(n, draws=2000):
-    """How often each of n things is drawn, for each draw of n of them. -> (draws, n) double"""
-    chosen = torch.randint(n, (draws, n), generator=torch.Generator().manual_seed(0))
-    return torch.zeros(draws, n).scatter_add(1, chosen, torch.ones(draws, n)).double()
-
-
-def share_interval(solved, clusters, draws=2000):
-    """The 95% interval of a share by a bootstrap over clusters: (low, high, number of clusters).
-
-    Problems of one cluster (a multiset of numbers, a solution grid) are solved or missed together,
-    so whole clusters are drawn. Where none or all are solved a bootstrap knows nothing: then
-    Wilson's interval, as if each cluster were one problem. solved: bools; clusters: a key each.
-    """
-    right = Counter(key for key, hit in zip(clusters, solved, strict=True) if hit)
-    size, k = Counter(clusters), len(set(clusters))
-    if len(set(solved)) == 1:
-        edge = 1.96**2 / (k + 1.96**2)
-        return (1 - edge, 1.0, k) if solved[0] else (0.0, edge, k)
-    counts = torch.tensor([(right[key], size[key]) for key in size], dtype=torch.double)  # (k, 2)
-    hits, total = (bootstrap_weights(k, draws) @ counts).float().T  # (draws,) each
-    return (*torch.quantile(hits / total, torch.tensor([0.025, 0.975])).tolist(), k)
 
 
 def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
@@ -79,15 +58,17 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
         "prefill": policy.prefill, "temperature": decoder.temperature, "seed": seed,
-        **scores(range(n), *columns), "reward": sum(task.reward(*pair) for pair in pairs) / n,
+        **scored(range(n), *columns), "reward": sum(task.reward(*pair) for pair in pairs) / n,
         "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
-        "dtype": str(policy.denoiser.dtype).removeprefix("torch."),
+        "dtype": models.dtype_of(policy.denoiser),
     }  # fmt: skip
+    if hasattr(task, "cells"):
+        row["cells"] = sum(task.cells(*pair) for pair in pairs) / n
     for name, places in together.by_task(task, problems).items():
         if name:
             part = {"length": together.length_of(task, problems[places[0]], length)}
-            row.setdefault("tasks", {})[name] = part | scores(places, *columns)
+            row.setdefault("tasks", {})[name] = part | scored(places, *columns)
     return row
 
 
@@ -105,7 +86,7 @@ def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
     return [texts[i] for i in back.tolist()], *columns
 
 
-def scores(places, decoder, solved, clusters, nfe, tokens, gamma):
+def scored(places, decoder, solved, clusters, nfe, tokens, gamma):
     """What a row says of the problems at these places, all of them or one task's."""
     places = list(places)
     hits, nfe, gamma = [solved[i] for i in places], nfe[places], gamma[places]
@@ -120,48 +101,14 @@ def scores(places, decoder, solved, clusters, nfe, tokens, gamma):
     }  # fmt: skip
 
 
-def area(rows, largest):
-    """The area under a frontier: how much is solved, over all budgets of calls. In [0, 1].
-
-    A budget b reaches the best solved share of the rows with nfe <= b, and 0 where b is below all
-    of them. The area is the mean of that over b from 1 to `largest`, the largest NFE of all rows
-    that are compared. Steps have exact integrals: nothing is sampled.
-    """
-    if largest <= 1:
-        return max((row["solved"] for row in rows if row["nfe"] <= 1), default=0.0)
-    total, best, since = 0.0, 0.0, 1.0
-    for row in sorted(rows, key=lambda row: row["nfe"]):
-        if row["nfe"] >= largest:
-            break
-        total += best * (row["nfe"] - since)
-        best, since = max(best, row["solved"]), row["nfe"]
-    return (total + best * (largest - since)) / (largest - 1)
-
-
-def aup(rows, best):
-    """Accuracy under parallelism, AUP: the score of Qian et al. (2026, d3LLM), written anew.
-
-    Points (rho, y) by rho, the tokens a call; y is the solved share in percent. Points with
-    y < y_1 - 5 are dropped, where y_1 is that of the smallest rho. W punishes what falls behind
-    the best share of all compared rows, `best`. Unlike `area` it grows with tokens per call.
-
-        AUP = rho_1 y_1 + sum over i > 1 of (rho_i - rho_{i-1}) (y_i W_i + y_{i-1} W_{i-1}) / 2
-        W_i = min(exp(-3 (1 - y_i / y_max)), 1)
-    """
-    points = sorted((row["tokens_per_call"], 100 * row["solved"]) for row in rows)
-    points = [(rho, y) for rho, y in points if y >= points[0][1] - 5]
-    weighed = [y * min(exp(3 * (y / (100 * best) - 1)), 1) if best else 0.0 for _, y in points]
-    total = points[0][0] * points[0][1]
-    for i in range(1, len(points)):
-        total += (points[i][0] - points[i - 1][0]) * (weighed[i] + weighed[i - 1]) / 2
-    return total
-
-
 # ---- the table -----------------------------------------------------------------------------------
 
-SCORES = {
-    "solved": "{solved:.1%}", "95% interval": "{solved_low:.1%} to {solved_high:.1%}",
-    "reward": "{reward:.3f}", "NFE": "{nfe:.2f}", "tokens/call": "{tokens_per_call:.2f}",
+SCORES = {  # a column stands where all rows have the score
+    "solved": ("{solved:.1%}", "solved"), "pass@N": ("{pass_at_n:.1%}", "pass_at_n"),
+    "95% interval": ("{solved_low:.1%} to {solved_high:.1%}", "solved"),
+    "cells": ("{cells:.1%}", "cells"), "reward": ("{reward:.3f}", "reward"),
+    "NFE": ("{nfe:.2f}", "nfe"), "tokens/call": ("{tokens_per_call:.2f}", "nfe"),
+    "AUP": ("{aup:.1f}", "aup"),
 }  # fmt: skip
 
 
@@ -169,12 +116,15 @@ def print_table(rows):
     """The rows of `evaluate`, as a table: what they share above it. The interval is
     share_interval's.
     """
-    settings = ("name", "task", *pictures.SHARED)
+    settings = ("name", "adapter", *pictures.SHARED)
     differ = [name for name in settings if len({row.get(name) for row in rows}) > 1]
     columns = {name: f"{{{name}}}" for name in differ} | {"level": "{level}"}
     if any(row["decoder"] == "eb" for row in rows):
         columns["gamma"] = "{gamma}"
-    columns |= SCORES
+    n = rows[0].get("samples")
+    for name, (form, key) in SCORES.items():
+        if all(key in row for row in rows):
+            columns[f"pass@{n}" if name == "pass@N" else name] = form
     table = [["" if name == "name" else name for name in columns]]
     for row in rows:
         gamma = "{threshold_mean:.3f} ± {threshold_std:.3f}" if row["decoder"] == "eb" else ""
@@ -213,14 +163,19 @@ def options_for(path, given):
     if runs.checkpoint_of(path) != path:
         saved = runs.read_json(path / "config.json")
     trained = {name: saved[name] for name in OF_RUN if name in saved}
+    trained["length"] = [saved.get("length", 0)]
     options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
     if not options.task:
         raise ValueError(f"{path} is no run, which would know its task: give a --task")
     if options.task != trained.get("task", options.task):
         raise ValueError(f"{path} was trained on {trained['task']}: leave out --task")
+    if len(options.length) > 1 and (options.frontier or options.trace):
+        raise ValueError("--frontier and --trace take one --length at a time")
     is_new = options.data and Path(options.data) != Path(trained.get("data", ""))
     options.split = options.split or ("all" if is_new else "test")
+    options.is_trained_on_own = bool(saved and is_new and not trained.get("data"))
     options.folder = path if saved else Path()
+    options.lengths, options.length = options.length, options.length[0]
     options.how = (options.block_length or None, options.temperature, options.cache, True, False)
     options.decoders = [Decoder(options.decoder, level, *options.how) for level in options.level]
     return options
@@ -230,12 +185,19 @@ def prepare(options):
     """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
     compact = runs.is_compact(options.path)
     task = together.find(options.task, compact, options.data, options.length)
+    if compact and options.prompt:
+        raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
+    task = published.asked(task, options.prompt, options.shots)
     if options.data and options.split == "all":
         problems = sum(task.pools.values(), [])
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
-    options.length = options.length or (task.length if compact else 256)
-    policy = runs.load_policy(options.path, "cuda" if torch.cuda.is_available() else "cpu")
+    if options.is_trained_on_own:
+        published.warn_of_training(options, together.find(options.task, compact), problems)
+    options.lengths = [L or (task.length if compact else 256) for L in options.lengths]
+    options.length = options.lengths[0]
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", models.DTYPES[options.dtype]
+    policy = runs.load_policy(options.path, device, dtype, adapter=options.adapter)
     policy.prefill = options.prefill
     return policy, task, problems[: options.trace or None]
 
@@ -297,23 +259,40 @@ def show_frontiers(rows, folder):
 def measure(options, name):
     """The rows of one checkpoint, each printed as JSON; or its traces, and no rows."""
     policy, task, problems = prepare(options)
-    decoders, rows = decoders_for(options, policy.threshold_head is not None), []
+    rows, has_head = [], policy.threshold_head is not None
     if options.trace:
-        show_traces(options, policy, task, problems, decoders[0])
+        show_traces(options, policy, task, problems, decoders_for(options, has_head)[0])
         return rows
+    n, problems = options.samples, [p for p in problems for _ in range(options.samples)]
     about = {"name": name, "task": options.task, "data": options.data, "split": options.split}
+    about |= {name: getattr(options, name) for name in ("adapter", "prompt", "shots", "samples")}
     about["checkpoint"] = str(options.path)
     about["revision"] = revision(options.path, policy.denoiser)
-    how = (options.length, options.batch_size, options.seed)
-    for decoder in decoders:
-        rows.append(about | evaluate(policy, task, problems, decoder, *how))
-        print(json.dumps({k: v for k, v in rows[-1].items() if k != "solved_each"}), flush=True)
+    for length in options.lengths:
+        options.length, how = length, (length, options.batch_size, options.seed)
+        for decoder in decoders_for(options, has_head):
+            row = about | evaluate(policy, task, problems, decoder, *how)
+            if n > 1:
+                each = row["solved_each"]
+                right = [each[i : i + n].count("1") for i in range(0, len(each), n)]
+                passed = {k: fmean(pass_at(x, n, k) for x in right) for k in range(1, n + 1)}
+                row |= {"problems": len(right), "pass_at": passed, "pass_at_n": passed[n]}
+            rows.append(row)
+            print(json.dumps({k: v for k, v in row.items() if k != "solved_each"}), flush=True)
+    for length in options.lengths:
+        line = [row for row in rows if row["length"] == length]
+        if len(line) > 1:
+            score = aup(line, max(row["solved"] for row in line))
+            for row in line:
+                row["aup"] = score
     return rows
 
 
 def main(arguments=None):
     given, rows = read_flags(arguments), []
     try:
+        if "completions" in given:
+            return print_columns(published.table(given["completions"]))
         asked = [options_for(path, given) for path in given["paths"]]
         same = dict.fromkeys(f"{options.task} {options.data}".strip() for options in asked)
         if asked[0].frontier and len(same) > 1:

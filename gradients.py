@@ -26,7 +26,7 @@ import torch
 
 import likelihood
 from diffpo_loss import diffpo_loss, importance_weights
-from evaluate import bootstrap_weights
+from scores import bootstrap_weights
 
 STAGES = (1, 2, 4, 8)
 CAPS = {"no weights": 0, "C = 1": 1, "C = 2": 2, "C = 5": 5, "no cap": inf}

@@ -30,6 +30,7 @@ from tiny import BASE
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "4bit": "4bit"}
 
 
 def default_model():
@@ -48,14 +49,18 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     """(denoiser, tokenizer) of "tiny", of a checkpoint folder, or of a model on the hub.
 
     "tiny" is the embedded one, as shipped. dtype None is float32 on a CPU and for tiny, else
-    bfloat16. `denoiser.source` is that name, or the folder's absolute path. Raises ValueError, in
-    one line, for whatever is broken, missing, left over or not understood.
+    bfloat16; "4bit" rounds the layers' matrices to that, and the rest is as with None.
+    `denoiser.source` is that name, or the folder's absolute path. Raises ValueError, in one line,
+    for whatever is broken, missing, left over or not understood.
     """
     folder = _folder(name_or_path)
     config, kind = read_config(folder, name_or_path)
     tokenizer = _load_tokenizer(folder, config)
     small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)
-    options = {"dtype": dtype or (torch.float32 if small else torch.bfloat16), "config": config}
+    rest = torch.float32 if small else torch.bfloat16
+    options = {"dtype": rest if dtype in (None, "4bit") else dtype, "config": config}
+    if dtype == "4bit":
+        options["quantization_config"] = _four_bit(rest)
     options |= {"key_mapping": WEIGHTS.get(kind), "device_map": {"": device}}
     with one_line(f"{folder} cannot be loaded"):
         model = PLAIN.get(kind) or FAMILIES[kind][0]
@@ -78,6 +83,24 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
         denoiser.get_decoder().register_forward_hook(_shift)
     check_attention(denoiser.eval())
     return denoiser, tokenizer
+
+
+def _four_bit(dtype):
+    """NF4, as QLoRA's (Dettmers et al. 2023), computing in dtype. d1 trained on such a base."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise ValueError("dtype 4bit needs bitsandbytes: pip install bitsandbytes") from None
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )  # fmt: skip
+
+
+def dtype_of(denoiser):
+    """How its weights are stored, in a word."""
+    is_4bit = getattr(denoiser, "is_loaded_in_4bit", False)
+    return "4bit" if is_4bit else str(denoiser.dtype).removeprefix("torch.")
 
 
 def _folder(name):
@@ -227,6 +250,11 @@ def export(denoiser, tokenizer, folder):
     files go beside the weights. Raises ValueError where transformers (5.2, say) renames those.
     """
     folder, source = Path(folder), getattr(denoiser, "hub_folder", None)
+    if dtype_of(denoiser) == "4bit":  # merged into the base as it was before it was rounded
+        lora = get_peft_model_state_dict(denoiser, save_embedding_layers=False)
+        base, _ = load_denoiser(denoiser.source, dtype=torch.bfloat16)
+        denoiser = _adapted(base, denoiser.peft_config["default"])
+        set_peft_model_state_dict(denoiser, lora)
     if hasattr(denoiser, "disable_adapter"):
         denoiser = denoiser.merge_and_unload()
     denoiser.save_pretrained(folder, max_shard_size="5GB")

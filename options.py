@@ -13,7 +13,9 @@ EXAMPLES = """
   python evaluate.py runs/NAME --decoder top_k --level 1 2 4
   python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
   python evaluate.py runs/NAME --data FILE.jsonl      your own problems
+  python evaluate.py MODEL --adapter FOLDER --task gsm8k --length 128 256 512
   python evaluate.py runs/NAME --trace 3              completions, call by call
+  python evaluate.py --completions FILE.jsonl         what was written elsewhere
   python evaluate.py runs/A runs/B --frontier         accuracy against calls
 
 A run is measured as it was trained, on problems held out from it.
@@ -23,20 +25,26 @@ FLAGS = {  # name: (default, help); the run's own come before these defaults
     "decoder": ("eb", "eb, confidence or top_k"),
     "block_length": (0, "tokens a block; 0: the whole canvas [the run's, or 0]"),
     "cache": ("none", "block cache: none, prefix or dual [the run's, or none]"),
-    "length": (0, "tokens a completion [the run's, the task's own, or 256]"),
+    "length": ([0], "tokens a completion; several in turn [the run's, the task's own, or 256]"),
+    "adapter": ("", "a LoRA adapter to put onto the model: a folder or a hub name"),
+    "dtype": ("auto", "of the model: auto, float32, bfloat16 or 4bit [the run's, or auto]"),
+    "prompt": ("", "d1: ask as d1 does [our prompts]"),
+    "shots": (0, "solved examples in the prompt, 3 as SPG; of d1's sudoku"),
     "prefill": ("", "how completions are made to begin [the run's, or empty]"),
     "batch_size": (64, "problems at once; fewer need less memory"),
     "temperature": (0.0, "0 is greedy"),
     "problems": (1000, "how many"),
+    "samples": (1, "N completions a problem, for pass@k; needs a temperature"),
     "split": ("", "train, validation, test, or all of a file [test; a new file all]"),
-    "data": ("", "a JSON-lines file of problems [the run's, if it had one]"),
+    "data": ("", "a file of problems, JSON lines or .csv [the run's, if it had one]"),
     "seed": (0, "of the problems, and of the draws where temperature is above 0"),
     "level": ([None], "learned, or gamma, tau or k; several give several rows [learned]"),
     "trace": (0, "show N completions call by call; writes trace.html, trace.gif"),
+    "completions": ("", "a file of completions to score, without a model"),
     "frontier": (False, "accuracy against calls for all rules; writes frontiers.png"),
 }
 DEFAULTS = {name: default for name, (default, _) in FLAGS.items()}
-OF_RUN = ("task", "block_length", "cache", "length", "prefill", "data")  # their default: the run's
+OF_RUN = ("task", "block_length", "cache", "prefill", "data", "dtype")  # their default: the run's
 
 
 def number_or_learned(text):
@@ -50,21 +58,30 @@ def read_flags(arguments=None):
     how |= {"epilog": "examples:" + EXAMPLES, "argument_default": argparse.SUPPRESS}
     parser = OneLineParser(description=about, **how)
     parser.add_argument(
-        "paths", nargs="+", metavar="RUN", help="a run's folder, a checkpoint's, or a hub name"
+        "paths", nargs="*", metavar="RUN", help="a run's folder, a checkpoint's, or a hub name"
     )
     for name, (default, text) in FLAGS.items():
         text += f" [{default}]" if default and "[" not in text else ""
         kind = {"type": type(default), "metavar": type(default).__name__.upper(), "help": text}
         if name == "level":
             kind |= {"type": number_or_learned, "nargs": "+", "metavar": "X"}
+        if name == "dtype":
+            kind |= {"choices": ("auto", "float32", "bfloat16", "4bit")}
+        if name == "length":
+            kind |= {"type": int, "nargs": "+", "metavar": "INT"}
         if name == "frontier":
             kind = {"action": "store_true", "help": text}
         parser.add_argument(f"--{name}", **kind)
     given = vars(parser.parse_args(arguments))
     low = {"problems": 1, "batch_size": 1, "length": 0, "block_length": 0, "trace": 1}
-    for name, least in low.items():
-        if given.get(name, least) < least:
+    for name, least in (low | {"samples": 1, "shots": 0}).items():
+        asked = given.get(name, least)
+        if (min(asked) if isinstance(asked, list) else asked) < least:
             parser.error(f"{name} is at least {least}")
+    if bool(given.setdefault("paths", [])) == ("completions" in given):
+        parser.error("name a RUN to measure, or give --completions FILE alone")
+    if given.get("samples", 1) > 1 and given.get("temperature", 0) <= 0:
+        parser.error("greedy samples are all the same: --samples needs a --temperature above 0")
     clash = {"decoder", "level", "temperature", "trace"} & given.keys()
     if "frontier" in given and clash:
         parser.error(f"--frontier is greedy, with levels of its own: leave out --{min(clash)}")

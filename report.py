@@ -11,8 +11,9 @@ from statistics import fmean
 from textwrap import fill, wrap
 
 import runs
-from evaluate import area, evaluate, outcomes
+from evaluate import evaluate, outcomes
 from pictures import printable, shorten
+from scores import area
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the frontier, in nats
 WIDTH = 80  # columns of a terminal

@@ -133,6 +133,8 @@ def prepare(settings, run_dir, resume, export):
     """
     decoder_of(settings)  # raises for a cache without blocks
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
+    if settings.dtype == "4bit" and not settings.lora_rank:
+        raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
     for folder in filter(None, [None if resume else run_dir, export]):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
@@ -172,7 +174,7 @@ def base_policy(settings, device, run_dir=None):
 
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
-    dtype = getattr(torch, settings.dtype, None if settings.lora_rank else torch.float32)
+    dtype = models.DTYPES[settings.dtype] or (None if settings.lora_rank else torch.float32)
     policy = load_policy(run_dir or settings.model, device, dtype, trainable=bool(run_dir))
     policy.prefill = settings.prefill
     return policy
@@ -330,10 +332,9 @@ def is_compact(name_or_path):
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None):
-    """The policy of a run folder, a checkpoint folder or a hub name. Raises ValueError.
+    """The policy of a run folder, a checkpoint folder or a hub name, with `adapter` put onto it.
 
-    An adapter is put onto its base, to be trained on if `trainable`. `adapter`, a folder or a hub
-    name, is put onto whatever `path` is.
+    An adapter's own folder will do as `path`: it names its base. Raises ValueError.
     """
     folder = checkpoint_of(path)
     base = base_of(folder)

@@ -61,7 +61,7 @@ class Settings:
     lora_alpha: float = flag(32.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
     lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
     gradient_checkpointing: bool = flag(False, "less memory for a third more work")
-    dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16"))
+    dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16", "4bit"))
     # measuring and saving
     eval_problems: int = flag(1000, "held-out problems before and after", 1)
     eval_split: str = flag("test", "tune on validation", choices=("test", "validation"))

@@ -4,8 +4,10 @@ Near-duplicates share a key, and a key belongs to one split for ever: it is hash
 nothing that was trained on is tested, whatever the seed, the order and the number of problems.
 """
 
+import csv
 import random
 import zlib
+from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
 
@@ -36,6 +38,19 @@ def draw(pools, split, n, seed, source):
     while len(drawn) < n and (split == "train" or not drawn):
         drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
     return drawn
+
+
+def rows_of(path):
+    """Yields (line, row) of a file, JSON lines or .csv with a header: a dict, or what fails to be
+    one: the error is then the caller's to tell, with the line.
+    """
+    lines = Path(path).read_text("utf-8-sig").split("\n")
+    if Path(path).suffix == ".csv":
+        yield from enumerate(csv.DictReader(lines), 2)
+        return
+    for line, text in enumerate(lines, 1):
+        if text.strip():
+            yield line, text
 
 
 class FromFile:

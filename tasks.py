@@ -33,7 +33,7 @@ import sys
 from pathlib import Path
 
 import answers
-from splits import SPLITS, draw, seeded, split_of
+from splits import SPLITS, draw, rows_of, seeded, split_of
 
 INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
@@ -48,12 +48,12 @@ class Task:
         return self.reward(problem, text) == 1.0
 
     def load(self, path):
-        """The problems of a JSON-lines file. Raises ValueError that names the file and the line."""
-        problems, line = [], 0
+        """The problems of a file (splits.rows_of). Raises ValueError that names file and line."""
+        problems, line = [], 1
         try:
-            for row in Path(path).read_text("utf-8-sig").split("\n"):
-                line += 1
-                problems += [self.problem(json.loads(row))] if row.strip() else []
+            for at, row in rows_of(path):
+                line = at
+                problems.append(self.problem(json.loads(row) if isinstance(row, str) else row))
         except Exception as error:  # a file that cannot be read, and all that a row can be
             why = f"expected {self.example} ({type(error).__name__})"
             raise ValueError(f"{path}, line {line}: {why}") from None
@@ -150,11 +150,14 @@ class Countdown(Generated):
         return 0.0 if not expressions else 1.0 if values == {problem["target"]} else 0.1
 
     def problem(self, row):
-        if "input" in row:
-            row = {"numbers": row["input"].split(","), "target": row["output"]}
-        values = [*row["numbers"], row["target"]]
+        if "input" in row:  # d1's file; in Dream's the target is the last number of the input
+            numbers, way = row["input"].split(","), row["output"]
+            target = numbers.pop() if "=" in str(way) else way
+        else:
+            numbers, target = row["nums" if "nums" in row else "numbers"], row["target"]
+        values = [*numbers, target]
         whole = [re.fullmatch(r"\s*[0-9]{1,9}\s*", str(x)) for x in values]  # not 3.7, true, "1_0"
-        if not isinstance(row["numbers"], list) or len(values) < 2 or not all(whole):
+        if not isinstance(numbers, list) or len(values) < 2 or not all(whole):
             raise ValueError
         *numbers, target = map(int, values)
         return {"numbers": numbers, "target": target}
@@ -236,11 +239,20 @@ class Sudoku(Generated):
             "as 16 digits."
         )
 
-    def reward(self, problem, text):
-        puzzle, solution = problem["puzzle"], problem["solution"]
+    def grid(self, text):
+        """The characters of the answer without what one may set around them."""
         grid = answers.without_prose(answers.final_answer(text))
         latex = r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+"
-        grid = re.sub(latex + r"|[][\s,|(){}&;\\*`$+=-]", "", grid)
+        return re.sub(latex + r"|[][\s,|(){}&;\\*`$+=-]", "", grid)
+
+    def cells(self, problem, text):
+        """d1's score: the share of blank cells that are right, givens changed or not."""
+        cells = zip(problem["puzzle"], problem["solution"], self.grid(text).ljust(16), strict=False)
+        blank = [cell == wanted for given, wanted, cell in cells if given == "0"]
+        return sum(blank) / max(1, len(blank))
+
+    def reward(self, problem, text):
+        puzzle, solution, grid = problem["puzzle"], problem["solution"], self.grid(text)
         cells = list(zip(puzzle, solution, grid, strict=False))  # as many as there are
         if any(given not in ("0", cell) for given, _, cell in cells):
             return 0.0
@@ -253,11 +265,14 @@ class Sudoku(Generated):
         return max(0.1 if tried else 0.0, right / max(1, puzzle.count("0") + lacking))
 
     def problem(self, row):
-        solutions = self._completions(row["puzzle"])
-        solution = row.get("solution", min(solutions, default=None))
-        if not re.fullmatch("[0-4]{16}", row["puzzle"]) or solution not in solutions:
+        blank = [row[name] for name in ("puzzle", "Puzzle", "input") if name in row]
+        given = [row[name] for name in ("solution", "Solution", "output") if name in row]
+        puzzle = "".join(blank[0].split())  # d1's, SPG's and Dream's files name it so
+        solutions = self._completions(puzzle)
+        solution = "".join(given[0].split()) if given else min(solutions, default=None)
+        if not re.fullmatch("[0-4]{16}", puzzle) or solution not in solutions:
             raise ValueError
-        return {"puzzle": row["puzzle"], "solution": solution}
+        return {"puzzle": puzzle, "solution": solution}
 
 
 class Questions(Task):

@@ -26,6 +26,7 @@ import evaluate
 import pictures
 import report
 import runs
+import scores
 import together
 
 FIXED = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # nats, report.GAMMAS too
@@ -103,7 +104,7 @@ def with_interval(gain, first, second, clusters, draws=2000):
     names = sorted(set(clusters))
     member = np.array([[name == other for other in clusters] for name in names], float)  # (K, N)
     sums = np.concatenate([first, second, np.ones((1, len(clusters)))]) @ member.T  # (2F + 3, K)
-    drawn = evaluate.bootstrap_weights(len(names), draws).numpy() @ sums.T  # (draws, 2F + 3)
+    drawn = scores.bootstrap_weights(len(names), draws).numpy() @ sums.T  # (draws, 2F + 3)
     halves = np.split(drawn[:, :-1] / drawn[:, -1:], 2, axis=1)
     gains = [gain(*means) for means in zip(*halves, strict=True)]
     return gain(first.mean(1), second.mean(1)), *np.quantile(gains, (0.025, 0.975)).tolist()
@@ -152,7 +153,7 @@ def summary(found, name, level, places):
     """A row of the table: some problems of one task, of one difficulty or (level None) of all."""
     hits, gamma = found.solved[-1, places], found.gamma[places]
     clusters = [found.clusters[i] for i in places]
-    low, high, k = evaluate.share_interval((hits > 0).tolist(), clusters)
+    low, high, k = scores.share_interval((hits > 0).tolist(), clusters)
     deciles = np.quantile(gamma, (0.1, 0.9)).tolist()
     return {
         "task": name, "difficulty": level, "problems": len(places), "clusters": k,

@@ -12,8 +12,8 @@ from PIL import Image
 
 import compare
 import pictures
-from evaluate import area
 from report import GAMMAS
+from scores import area
 from settings import Settings
 from tasks import TASKS
 

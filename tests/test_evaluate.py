@@ -1,9 +1,7 @@
 """Evaluation: the numbers against others got by hand, every decoder, data files, manners."""
 
 import json
-import math
 import os
-import random
 import re
 import subprocess
 import sys
@@ -14,6 +12,8 @@ import torch
 from toy import random_tiny
 
 import evaluate
+import models
+import scores
 import together
 from diffusion_policy import DiffusionPolicy
 from runs import create_run, save_checkpoint, write_json
@@ -34,40 +34,6 @@ def run_dir(policy, tmp_path_factory):
     write_json(folder / "config.json", {"task": "countdown"})
     save_checkpoint(folder, policy, [], 1)
     return folder
-
-
-def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
-    # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
-    low, high, k = evaluate.share_interval([True] * 81 + [False] * 182, list(map(str, range(263))))
-    assert (low, high, k) == (pytest.approx(0.2553, abs=0.01), pytest.approx(0.3662, abs=0.01), 263)
-
-
-def test_problems_of_a_cluster_count_together():
-    solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
-    apart = evaluate.share_interval(solved, clusters)
-    together = evaluate.share_interval(solved * 16, clusters * 16)
-    assert together == apart  # sixteen copies tell nothing new
-    naive = evaluate.share_interval(solved * 16, list(map(str, range(960))))
-    assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
-
-
-def test_the_interval_covers_the_true_share_as_often_as_it_says():
-    chance, hits = random.Random(0), 0
-    for _ in range(200):
-        solved, clusters = [], []
-        for cluster in range(60):  # of unequal sizes, each solved or missed as a whole
-            right, size = chance.random() < 0.3, chance.choice([1, 5, 20])
-            solved += [right] * size
-            clusters += [str(cluster)] * size
-        low, high, _ = evaluate.share_interval(solved, clusters, draws=400)
-        hits += low <= 0.3 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-
-
-@pytest.mark.parametrize(("solved", "low", "high"), [(False, 0, 0.1611), (True, 0.8389, 1)])
-def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high):  # 0 of 20
-    interval = evaluate.share_interval([solved] * 40, [str(i % 20) for i in range(40)])
-    assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
 
 
 @pytest.mark.parametrize("name", ["countdown", "sudoku"])
@@ -115,35 +81,6 @@ def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkey
     assert "tasks" not in alone and "length 19" in evaluate.pictures.conditions([alone])
 
 
-def points(*triples):
-    """Rows of a frontier: (nfe, solved, tokens a call) each."""
-    names = ("nfe", "solved", "tokens_per_call")
-    return [dict(zip(names, triple, strict=True)) for triple in triples]
-
-
-def test_the_area_is_the_mean_of_the_best_within_each_budget():
-    # budgets 1 to 2: nothing; 2 to 4: 0.2; 4 to 5: 0.5, and the worse, dearer point adds nothing
-    rows = points((4, 0.5, 0), (2, 0.2, 0), (5, 0.3, 0))
-    assert evaluate.area(rows, 5) == pytest.approx((2 * 0.2 + 1 * 0.5) / 4)
-    assert evaluate.area(rows, 9) == pytest.approx((2 * 0.2 + 5 * 0.5) / 8)
-    assert evaluate.area(rows, 3) == pytest.approx(0.2 / 2)  # what costs more is not reached
-    budgets = [1 + 8 * (i + 0.5) / 8000 for i in range(8000)]
-    reached = [max([x["solved"] for x in rows if x["nfe"] <= b], default=0) for b in budgets]
-    assert evaluate.area(rows, 9) == pytest.approx(sum(reached) / 8000)
-    assert evaluate.area(points((1, 0.7, 0)), 1) == 0.7 and evaluate.area([], 1) == 0
-    assert evaluate.area(points((1, 1.0, 0)), 6) == 1  # all solved in one call
-
-
-def test_aup_is_the_formula_worked_by_hand():
-    rows = points((5, 0.40, 2), (10, 0.38, 1), (2, 0.20, 5))  # the last is over 5 points worse
-    below = 38 * math.exp(-3 * 0.05)  # W(38) with y_max 40
-    assert evaluate.aup(rows, 0.40) == pytest.approx(1 * 38 + (2 - 1) * (40 + below) / 2)
-    worse = 40 * math.exp(-1.5) + 38 * math.exp(-3 * 42 / 80)  # where another run reaches 80
-    assert evaluate.aup(rows, 0.80) == pytest.approx(38 + worse / 2)
-    assert evaluate.aup(points((3, 0.5, 4)), 0.5) == 200 and evaluate.aup(rows[:1], 0.4) == 80
-    assert evaluate.aup(points((3, 0, 4), (2, 0, 5)), 0) == 0  # nothing is solved at all
-
-
 @pytest.fixture
 def measured(capsys):
     """measured(folder, "--flag value ...") -> the rows that evaluate.py prints as JSON."""
@@ -182,11 +119,11 @@ def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_s
     assert row["device"].endswith(", 1 thread")
     said = "temperature 0.5, length 10, blocks of 5, no cache, 3 problems in"
     assert " ".join(shared) == f"a: countdown, eb, {said} {row['clusters']} clusters"
-    columns = ["level", "gamma", "solved", "95% interval", "reward", "NFE", "tokens/call"]
+    columns = ["level", "gamma", "solved", "95% interval", "reward", "NFE", "tokens/call", "AUP"]
     assert re.split("  +", header.strip()) == columns
     cells = [re.split("  +", line.strip()) for line in (learned, fixed)]
     assert [line[:2] for line in cells] == [["learned", "0.100 ± 0.000"], ["0.2", "0.200 ± 0.000"]]
-    assert cells[0][-2] == f"{row['nfe']:.2f}"
+    assert cells[0][-3] == f"{row['nfe']:.2f}"
     assert all(len(line) <= 80 for line in (*shared, header, learned, fixed))
 
 
@@ -251,6 +188,85 @@ def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, measured):
     assert (row["problems"], row["data"], row["split"]) == (2, str(path), "all")
 
 
+def test_several_lengths_are_rows_of_one_table_with_an_aup_each(run_dir, capsys):
+    evaluate.main(
+        [str(run_dir), *["--problems", "6", "--length", "8", "10", "--level", "0.2", "2"]]
+    )
+    out = capsys.readouterr().out.splitlines()
+    rows = [json.loads(line) for line in out if line.startswith("{")]
+    made = [(row["length"], row["level"]) for row in rows]
+    assert made == [(8, 0.2), (8, 2.0), (10, 0.2), (10, 2.0)]
+    header, *table = [re.split("  +", line.strip()) for line in out[-5:]]
+    assert header[0] == "length" and header[-1] == "AUP"
+    for i, length in ((0, "8"), (2, "10")):
+        score = scores.aup(rows[i : i + 2], max(row["solved"] for row in rows[i : i + 2]))
+        assert [(line[0], line[-1]) for line in table[i : i + 2]] == [(length, f"{score:.1f}")] * 2
+
+
+def test_samples_of_a_problem_give_pass_at_k(run_dir, capsys, monkeypatch):
+    hit = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731
+    monkeypatch.setattr(type(TASKS["countdown"]), "solved", hit)
+    flags = "--problems 9 --samples 4 --temperature 2 --level 1"
+    evaluate.main([str(run_dir), *flags.split()])
+    out = capsys.readouterr().out.splitlines()
+    row = json.loads(out[0])
+    assert (row["problems"], row["samples"]) == (9, 4) and "4 samples" not in out[0]
+    each = {int(k): share for k, share in row["pass_at"].items()}
+    assert each[1] == pytest.approx(row["solved"]) and list(each) == [1, 2, 3, 4]
+    assert sorted(each.values()) == list(each.values()) and each[4] > each[1] > 0
+    header, line = (re.split("  +", line.strip()) for line in out[-2:])
+    assert line[header.index("pass@4")] == f"{each[4]:.1%}"
+
+
+def test_a_sudoku_row_has_the_share_of_right_cells_too(run_dir, measured, monkeypatch):
+    monkeypatch.setattr(type(TASKS["sudoku"]), "cells", lambda *_: 0.25)
+    row = measured(run_dir / "checkpoint", "--task sudoku --problems 8 --level 1")[0]
+    assert row["cells"] == 0.25 and "cells" not in measured(run_dir, "--problems 2 --level 1")[0]
+
+
+def test_a_file_says_how_much_of_it_the_run_may_have_trained_on(run_dir, tmp_path, capsys):
+    task = TASKS["countdown"].compact
+    problems = task.problems("train", 5, 1) + task.problems("test", 3, 1)
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    evaluate.main([str(run_dir), "--level", "1", "--data", str(path)])
+    said = capsys.readouterr().err
+    assert f"5 of 8 problems of {path} share their numbers with" in said
+    evaluate.main([str(run_dir / "checkpoint"), "--level", "1", "--task", "countdown"])
+    assert "share" not in capsys.readouterr().err
+
+
+def test_an_adapter_is_put_onto_the_model_and_named_in_the_row(tmp_path, measured, monkeypatch):
+    look = lambda self, problem, text: len(text) % 97 / 97  # noqa: E731
+    monkeypatch.setattr(type(TASKS["countdown"]), "reward", look)
+    denoiser, tokenizer = random_tiny()
+    for part in (denoiser, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    denoiser, _ = models.load_denoiser(str(tmp_path / "base"))
+    model, gain = models.add_lora(denoiser, 2, 4), torch.Generator().manual_seed(0)
+    for layer in models.lora_layers(model).values():
+        weight = layer.lora_B["default"].weight
+        weight.data.copy_(torch.randn(weight.shape, generator=gain))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    how = "--task countdown --problems 4 --level 1"
+    bare = measured(tmp_path / "base", how)[0]
+    row = measured(tmp_path / "base", f"{how} --adapter {tmp_path / 'adapter'}")[0]
+    same = measured(tmp_path / "adapter", how)[0]  # it names its base itself
+    assert row["adapter"] == str(tmp_path / "adapter") and bare["adapter"] == ""
+    assert row["reward"] == same["reward"] != bare["reward"]
+
+
+def test_an_adapter_whose_base_is_elsewhere_says_how_to_give_it(tmp_path, capsys):
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/data/LLaDA"}')
+    with pytest.raises(SystemExit):
+        evaluate.main([str(folder), "--task", "countdown", "--level", "1"])
+    said = capsys.readouterr().err
+    assert f"an adapter of /data/LLaDA: give BASE_MODEL --adapter {folder}" in said
+    assert said.count("\n") == 1
+
+
 def test_a_decoder_at_temperature_draws_by_its_seed(policy):
     task, seen, original = TASKS["countdown"].compact, [], policy.rollout
     problems = task.problems("test", 8, 0)
@@ -278,6 +294,15 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
         ("--level 1 --frontier", "leave out --level"),
         ("--frontier --trace 2", "leave out --trace"),
         ("--data nowhere.jsonl", "nowhere.jsonl"),
+        ("--data nowhere.csv", "nowhere.csv"),
+        ("--samples 4", "--temperature above 0"),
+        ("--length 10 -1", "length is at least 0"),
+        ("--length 10 12 --frontier", "one --length at a time"),
+        ("--prompt d1", "leave out --prompt"),
+        ("--shots 3", "up to 3, of sudoku, with --prompt d1"),
+        ("--dtype float16", "invalid choice: 'float16'"),
+        ("--adapter /nowhere", "'/nowhere' is no folder here"),
+        ("--completions rows.jsonl", "give --completions FILE alone"),
         ("--data EMPTY", "no problems"),
         ("--data FIELDS", "line 1"),
     ],
@@ -364,8 +389,8 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
     for row in rows:
         line = [x for x in rows if x["name"] == row["name"] and x["decoder"] == row["decoder"]]
         line = [x for x in line if (x["level"] == "learned") == (row["level"] == "learned")]
-        assert row["area"] == evaluate.area(line, largest)
-        assert row["aup"] == evaluate.aup(line, max(x["solved"] for x in rows))
+        assert row["area"] == scores.area(line, largest)
+        assert row["aup"] == scores.aup(line, max(x["solved"] for x in rows))
     table = said[len(measured) :]
     assert len(table) == 1 + 1 + 2 * 3 + 2 and all(len(line) <= 80 for line in table[:-1])
     (line,) = [x.split() for x in table if x.split()[:2] == ["other", "top_k"]]
