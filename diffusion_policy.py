@@ -51,6 +51,13 @@ class Rollout:
         tensors = [f.name for f in fields(self) if f.name != "temperature"]
         return replace(self, **{name: getattr(self, name)[index] for name in tensors})
 
+    @staticmethod
+    def from_steps(*args, **more):
+        """The Rollout of completions that another engine made: see replay.from_steps."""
+        from replay import from_steps  # which this file does not need otherwise
+
+        return from_steps(*args, **more)
+
 
 class DiffusionPolicy(DenoiserCalls):
     """A denoiser, its tokenizer and, where the threshold is learned, its head.
@@ -226,8 +233,7 @@ class Unmasking:
     def read_prompt(self, hidden, generator):
         """After the first call: the prompt's mean state (B, D), and from it each row's gamma."""
         self.first, decoder = False, self.decoder
-        weight = self.prompt_mask.unsqueeze(-1) / self.prompt_mask.sum(dim=1).view(-1, 1, 1)
-        self.prompt_state = (hidden[:, : self.P].float() * weight).sum(dim=1)
+        self.prompt_state = mean_state(hidden, self.prompt_mask)
         if decoder.rule == "eb" and decoder.level is None:
             head = self.policy.threshold_head(self.prompt_state)
             self.gamma = head.sample(generator) if decoder.sample_threshold else head.median
@@ -264,6 +270,12 @@ class Unmasking:
         text = self.policy.text_mask(completion)
         gamma = (self.gamma, self.gamma_logp, self.prompt_state)
         return completion, step, self.logp, text, nfe, *gamma
+
+
+def mean_state(hidden, prompt_mask):
+    """What the threshold head reads: the mean of a prompt's states. (B, S, D), (B, P) -> (B, D)"""
+    weight = prompt_mask.unsqueeze(-1) / prompt_mask.sum(dim=1).view(-1, 1, 1)
+    return (hidden[:, : prompt_mask.shape[1]].float() * weight).sum(dim=1)
 
 
 def length_buckets(lengths, room):

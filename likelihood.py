@@ -127,21 +127,28 @@ def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
 
 
 @torch.no_grad()
-def cache_kl(policy, rollout, states_at_once=64):
-    """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
+def exact_logp(policy, rollout, states_at_once=64):
+    """The exact log-probs of a rollout's tokens: a boundary at every step. -> (B, L)
 
-    Estimated from the rollout's own tokens; without a cache 0 up to rounding. It takes T denoiser
-    passes a row, `states_at_once` of them together, so give it few rows.
+    It takes T denoiser passes a row, `states_at_once` of each row together.
     """
-    T, total = int(rollout.nfe.max()), 0.0
+    T, logp = int(rollout.nfe.max()), torch.zeros_like(rollout.behaviour_logp)
     every_step = torch.arange(1, T + 1, device=rollout.nfe.device).expand(len(rollout.nfe), -1)
     for done in range(0, T, states_at_once):
         step = rollout.unmask_step
         now = rollout.token_mask & (step > done) & (step <= done + states_at_once)
         if now.any():
-            exact = surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
-            total += (rollout.behaviour_logp - exact)[now].sum().item()
-    return total / rollout.token_mask.sum().item()
+            logp += surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
+    return logp
+
+
+def cache_kl(policy, rollout, states_at_once=64):
+    """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
+
+    Estimated from the rollout's own tokens; without a cache 0 up to rounding. Give it few rows.
+    """
+    exact = exact_logp(policy, rollout, states_at_once)
+    return (rollout.behaviour_logp - exact)[rollout.token_mask].mean().item()
 
 
 def example():
