@@ -1,0 +1,155 @@
+"""What a GPU computes otherwise than a CPU: kernels, bfloat16 products, its own random numbers.
+
+Each test runs on the CPU too, so that it is itself tested where there is no GPU.
+"""
+
+import json
+
+import pytest
+import torch
+from checkpoints import VOCABULARY, write_checkpoint
+from toy import wide_policy
+
+import train
+from denoiser import HalfProduct
+from diffusion_policy import DiffusionPolicy
+from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
+from models import add_lora, load_denoiser
+from sampler import Decoder, ThresholdHead
+
+GPU = torch.cuda.is_available()
+ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ABSENT)])
+DECODERS = [Decoder("eb", None), Decoder("top_k", 2), Decoder("eb", 0.3, 3, cache="dual")]
+
+
+def policy_on(device, dtype=torch.float32):
+    policy = wide_policy(layers=4)
+    torch.manual_seed(1)
+    policy.denoiser.to(device, dtype)
+    policy.threshold_head = ThresholdHead(32).to(device)
+    return policy
+
+
+def rollout_on(device, decoder, dtype=torch.float32):
+    """(policy, rollout) of 24 rows of three prompts, padded, with 9 tokens each."""
+    policy = policy_on(device, dtype)
+    ids = torch.tensor([[4, 5, 6], [0, 4, 6], [0, 0, 7]], device=device)
+    ids = ids.repeat_interleave(8, dim=0)
+    chance = torch.Generator(device).manual_seed(0)
+    return policy, policy.rollout(ids, ids > 0, 9, decoder, chance, group_size=8)
+
+
+@DEVICES
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda d: f"{d.rule}-{d.level}-{d.cache}")
+def test_recorded_log_probs_are_the_exact_likelihoods(device, decoder):
+    policy, rollout = rollout_on(device, decoder)
+    assert rollout.completion.device.type == device
+    if decoder.cache == "none":
+        exact = exact_logp(policy, rollout)
+        error = (rollout.behaviour_logp - exact)[rollout.token_mask].abs().max()
+        assert error < 1e-3  # TF32 is off unless someone turned it on
+    else:
+        assert cache_kl(policy, rollout) > 1e-4
+
+
+@DEVICES
+def test_greedy_tokens_are_the_cpus(device):
+    for decoder in (Decoder("top_k", 2, temperature=0.0), Decoder("eb", 0.3, temperature=0.0)):
+        here, there = (rollout_on(where, decoder)[1] for where in (device, "cpu"))
+        assert torch.equal(here.completion.cpu(), there.completion)
+        assert torch.equal(here.unmask_step.cpu(), there.unmask_step)
+
+
+@DEVICES
+def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(device):
+    policy, first = rollout_on(device, Decoder("eb", None))
+    state = torch.cuda.get_rng_state if device == "cuda" else torch.random.get_rng_state
+    before, chance = state(), torch.Generator(device).manual_seed(0)
+    prompts = first.prompt_ids, first.prompt_mask
+    again = policy.rollout(*prompts, 9, Decoder("eb", None), chance, group_size=8)
+    assert torch.equal(first.completion, again.completion)
+    assert torch.equal(first.threshold, again.threshold) and torch.equal(state(), before)
+
+
+@DEVICES
+def test_tokens_are_drawn_in_proportion_to_their_probability(device):
+    policy = policy_on(device)
+    hidden = torch.randn(1, 32, generator=torch.Generator().manual_seed(2)).to(device)
+    chance = torch.Generator(device).manual_seed(3)
+    tokens, logp = policy.draw(hidden.expand(20000, -1), 0.5, chance)
+    every = torch.arange(3000, device=device)
+    p = policy.token_logp(hidden.expand(3000, -1), every, 0.5).exp()
+    assert p.sum().item() == pytest.approx(1, abs=1e-4) and p[0] == 0
+    assert torch.allclose(logp, p[tokens].log(), atol=1e-4)
+    likely = p > 0.005
+    share = tokens.bincount(minlength=3000) / len(tokens)
+    sd = (p * (1 - p) / len(tokens)).sqrt()
+    assert likely.sum() > 3 and ((share - p)[likely].abs() < 4.5 * sd[likely]).all()
+
+
+@DEVICES
+def test_bfloat16_products_of_the_last_layer_are_accumulated_and_kept_in_float32(device):
+    chance = torch.Generator().manual_seed(0)
+    weight, hidden = (torch.randn(n, 256, generator=chance) for n in (500, 40))
+    weight, hidden = (x.to(device, torch.bfloat16).requires_grad_() for x in (weight, hidden))
+    product = HalfProduct.apply(weight, hidden)
+    exact = weight.double() @ hidden.double().T
+    assert product.dtype == torch.float32 and (product - exact).abs().max() < 1e-3
+    gradient = torch.randn(product.shape, generator=chance).to(device)
+    product.backward(gradient)
+    theirs = gradient.double() @ hidden.double(), gradient.T.double() @ weight.double()
+    for ours, expected in zip((weight.grad, hidden.grad), theirs, strict=True):
+        assert (ours - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@DEVICES
+def test_weights_that_are_1_in_exact_arithmetic_are_near_it_in_bfloat16(device):
+    policy, rollout = rollout_on(device, Decoder("eb", 0.3), torch.bfloat16)
+    boundaries = draw_boundaries(rollout.nfe, 2, torch.Generator(device).manual_seed(0))
+    with torch.no_grad():
+        logp = surrogate_logp(policy, rollout, boundaries)
+    unit = scored_as_drawn(rollout.unmask_step, boundaries) & rollout.token_mask
+    error = (logp - rollout.behaviour_logp)[unit]
+    assert unit.sum() > 40 and error.std() < 0.05 and error.abs().max() < 0.3
+
+
+@DEVICES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_learns_and_its_gradient_is_the_cpus(device, dtype, tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    gradients = []
+    for where in (device, "cpu"):
+        denoiser, tokenizer = load_denoiser(str(tmp_path), where, dtype)
+        model = add_lora(denoiser, 4, 8)
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                chance = torch.Generator().manual_seed(len(name))
+                p.data.copy_(0.1 * torch.randn(p.shape, generator=chance))
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        policy = DiffusionPolicy(model.train(), tokenizer)
+        ids = torch.arange(60, device=where).view(3, 20) * 4 % VOCABULARY
+        hidden = policy.hidden(ids).flatten(0, 1)
+        policy.token_logp(hidden, ids.flatten() // 2, 1.0).sum().backward()
+        grads = [p.grad.float().flatten().cpu() for p in model.parameters() if p.requires_grad]
+        gradients.append(torch.cat(grads))
+    here, there = gradients
+    cosine = torch.nn.functional.cosine_similarity(here, there, dim=0)
+    assert cosine > (0.9999 if dtype == torch.float32 else 0.98)
+
+
+@DEVICES
+def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path, monkeypatch):
+    if device == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
+    for run, steps in (("whole", 3), ("parts", 1)):
+        folder = str(tmp_path / run)
+        assert train.main([*flags.split(), "--steps", str(steps), "--run_dir", folder]) == 0
+    again = ["--resume", "--run_dir", str(tmp_path / "parts"), "--steps", "3"]
+    assert train.main(again) == 0
+    files = (tmp_path / run / "metrics.jsonl" for run in ("whole", "parts"))
+    for lines in zip(*(file.read_text().splitlines() for file in files), strict=True):
+        one, other = (json.loads(line) for line in lines)
+        same = {key for key in one if "second" not in key and "memory" not in key}
+        assert {key: one[key] for key in same} == {key: other[key] for key in same}
