@@ -1,0 +1,201 @@
+"""What a new GPU is asked first: `bash tests/gpu.sh`. On a CPU the same at small shape.
+
+    precision   bfloat16 at real depth: importance weights that must be 1, and rollouts with
+                attention's kernel for no mask against its kernel for a mask that hides nothing
+    run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
+                first step, seconds a step, peak memory, and whether a stopped run goes on exactly
+    main job    python train.py --task countdown --model tiny: minutes, and what came of it
+    benchmark   benchmark.py's rows
+
+One table is printed, and gpu.json has the same with device, commit and versions.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from evaluate import device_name  # noqa: E402
+from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp  # noqa: E402
+from runs import load_policy  # noqa: E402
+from sampler import Decoder  # noqa: E402
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+SHAPES = {  # V, D, MLP, layers, heads, key-value heads, width of a head
+    "0.6b": (151936, 1024, 3072, 28, 16, 8, 128),
+    "small": (2000, 128, 384, 6, 4, 2, 32),
+}
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def write_checkpoint(folder, shape):
+    """Random weights as dllm's converter writes a Qwen3: its sizes, names and configuration."""
+    V, D, MLP, layers, heads, kv_heads, head_dim = SHAPES[shape]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+    special = [AddedToken(word, special=True, normalized=False) for word in special]
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    how = {"special_tokens": special, "initial_alphabet": letters, "show_progress": False}
+    trainer = BpeTrainer(vocab_size=1900, **how)
+    tokenizer.train([str(ROOT / "README.md"), str(ROOT / "EXPERIMENTS.md")], trainer)
+    words = dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", mask_token="<|mask|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **words)
+    fast.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=V, hidden_size=D, intermediate_size=MLP, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=head_dim,
+        max_position_embeddings=4096, tie_word_embeddings=True, rope_theta=1e6, dtype="bfloat16",
+        eos_token_id=fast.eos_token_id, pad_token_id=fast.pad_token_id, bos_token_id=None,
+        mask_token_id=fast.mask_token_id, initializer_range=1.28 / D**0.5,
+    )  # fmt: skip
+    with DEVICE:
+        model = Qwen3ForCausalLM._from_config(config, dtype=torch.bfloat16)
+    for part in (model, fast):
+        part.save_pretrained(folder)
+    file = folder / "config.json"
+    said = json.loads(file.read_text()) | {"model_type": "a2d-qwen3"}
+    file.write_text(json.dumps(said | {"architectures": ["A2DQwen3LMHeadModel"]}, indent=2))
+
+
+@torch.no_grad()
+def precision(folder):
+    """bfloat16's own error bar, on 32 rows of equally long prompts."""
+    policy = load_policy(folder, DEVICE, torch.bfloat16)
+    chance = torch.Generator(DEVICE).manual_seed(0)
+    P, L, V = (64, 64, 1900) if GPU else (16, 16, 1900)
+    ids = torch.randint(300, V, (32, P), generator=chance, device=DEVICE)
+    decoder, rollouts = Decoder("top_k", 4), []
+    for padded in (False, True):  # a first column of padding makes attention take its mask
+        prompt = torch.nn.functional.pad(ids, (int(padded), 0))
+        mask = torch.nn.functional.pad(torch.ones_like(ids), (int(padded), 0)).bool()
+        chance = torch.Generator(DEVICE).manual_seed(1)
+        rollouts.append(policy.rollout(prompt, mask, L, decoder, chance))
+    one, other = rollouts
+    boundaries = draw_boundaries(one.nfe, 2, torch.Generator(DEVICE).manual_seed(2))
+    logp = surrogate_logp(policy, one, boundaries)
+    unit = scored_as_drawn(one.unmask_step, boundaries) & one.token_mask
+    error = (logp - one.behaviour_logp)[unit]
+    first = one.unmask_step == 1
+    same = (one.unmask_step == other.unmask_step) & (one.completion == other.completion)
+    return {
+        "log weights that must be 0, sd": error.std().item(),
+        "the same, largest": error.abs().max().item(),
+        "same first tokens with a mask": same[first].float().mean().item(),
+        "same tokens with a mask": same.float().mean().item(),
+    }
+
+
+def train(*flags):
+    """(seconds, lines) of a run of train.py."""
+    command, began = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, flags)], time.time()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1][:300])
+    return time.time() - began, done.stdout.splitlines()
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def random_run(folder, work):
+    """Two steps at once, and two with a stop between them."""
+    rows = "--prompts_per_step 8 --group_size 6 --length 128 --block_length 32"
+    if not GPU:
+        rows = "--prompts_per_step 2 --group_size 2 --length 16 --block_length 8"
+    flags = (
+        f"--task countdown --model {folder} {rows} --cache dual --inner_updates 2 --lora_rank 16"
+    )
+    flags = f"{flags} --micro_batch_size 12 --eval_problems 2 --frontier false".split()
+    seconds, _ = train(*flags, "--steps", 2, "--run_dir", work / "whole")
+    train(*flags, "--steps", 1, "--run_dir", work / "parts")
+    train("--resume", "--run_dir", work / "parts", "--steps", 2)
+    whole, parts = rows_of(work / "whole"), rows_of(work / "parts")
+    same = {key for key in whole[0] if "second" not in key and "memory" not in key}
+    differ = [k for a, b in zip(whole, parts, strict=True) for k in same if a[k] != b[k]]
+    step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
+    return {
+        "seconds, all": seconds, "seconds, first step": step[0], "seconds, second step": step[1],
+        "of it rollout": whole[1]["seconds_rollout"],
+        "tokens/s": whole[1]["tokens_per_second"], "peak GiB": whole[-1]["peak_memory_gib"],
+        "metrics that differ after a stop": len(differ),
+    }  # fmt: skip
+
+
+def main_job(work):
+    more = () if GPU else ("--steps", 3, "--eval_problems", 32)
+    seconds, lines = train(
+        "--task", "countdown", "--model", "tiny", "--run_dir", work / "tiny", *more
+    )
+    rows = rows_of(work / "tiny")
+    said = next((line.strip() for line in lines if line.startswith("Accuracy")), "")
+    mean = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows) / len(rows)
+    return {"minutes": seconds / 60, "seconds a step": mean, "what came of it": said}
+
+
+def benchmark():
+    command = [sys.executable, str(ROOT / "benchmark.py"), *([] if GPU else ["--shape", "tiny"])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return {line[:16].strip(): line[16:].strip() for line in done.stdout.splitlines()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", default="gpu.json")
+    parser.add_argument("--shape", choices=SHAPES, default="0.6b" if GPU else "small")
+    parser.add_argument("--parts", nargs="+", default=["precision", "run", "main job", "benchmark"])
+    options = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
+    )
+    found = {
+        "device": device_name(DEVICE), "commit": commit.stdout.strip(), "torch": torch.__version__,
+        "python": platform.python_version(), "cuda": torch.version.cuda if GPU else None,
+    }  # fmt: skip
+    print(" ".join(f"{name} {value}," for name, value in found.items()).rstrip(","))
+    work = Path(tempfile.mkdtemp())
+    write_checkpoint(work / "model", options.shape)
+    parts = {
+        "precision": lambda: precision(work / "model"),
+        "run": lambda: random_run(work / "model", work),
+        "main job": lambda: main_job(work), "benchmark": benchmark,
+    }  # fmt: skip
+    for name in options.parts:
+        began = time.time()
+        try:
+            found[name] = parts[name]()
+        except Exception as error:  # the others are still worth their time
+            found[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
+        title = f"{name} {options.shape}" if name in ("precision", "run") else name
+        print(f"\n{title} ({time.time() - began:.0f} s)")
+        for key, value in found[name].items():
+            value = f"{value:.4g}" if isinstance(value, float) else value
+            print(f"  {key:36}{value}")
+        Path(options.out).write_text(json.dumps(found, indent=1) + "\n")  # what a stop leaves
+    shutil.rmtree(work)
+    return int(any("failed" in found[name] for name in options.parts))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
