@@ -83,6 +83,7 @@ FAMILIES = {
 }
 # Folders in transformers' own form, as this project exports them. They say "is_causal": false.
 PLAIN = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
+OURS = names("is_causal shift_logits compact_prompts mask_token_id rope_theta")
 BLOCK_CAUSAL = ("sdar", "fast_dllm", "llada2", "bd3lm", "block_diffusion")
 BLOCK = names("""attn_norm=input_layernorm ff_norm=post_attention_layernorm q_proj=self_attn.q_proj
     k_proj=self_attn.k_proj v_proj=self_attn.v_proj attn_out=self_attn.o_proj
@@ -136,7 +137,12 @@ def read_plain(found, file):
         )
     if {*(found.get("layer_types") or ())} - {"full_attention"} or found.get("use_sliding_window"):
         raise ValueError(f"{file}: layers that see only a window are not known here")
-    return PLAIN[found["model_type"].lower()].config_class.from_pretrained(file.parent)
+    config_class = PLAIN[found["model_type"].lower()].config_class
+    known = config_class().to_dict().keys() | OURS.keys() | IGNORED.keys()
+    for key in sorted(found.keys() - known):
+        raise ValueError(f"{file}: {key} = {found[key]!r} is not known for {found['model_type']}")
+    kernels = ("attn_implementation", "_attn_implementation")  # could be somebody's, from the hub
+    return config_class.from_dict({key: found[key] for key in found.keys() - kernels})
 
 
 def tidied(found):
@@ -166,6 +172,7 @@ def complete_llada(found, file):
             raise ValueError(f"{file}: include_bias = True is known only with tied embeddings")
         found["include_qkv_bias"] = True
     elif found.get("include_qkv_bias"):
-        del found["include_bias"], found["include_qkv_bias"]
+        found.pop("include_bias", None)
+        del found["include_qkv_bias"]
         return "llada-qkv"
     return "llada"

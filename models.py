@@ -40,8 +40,9 @@ def default_model():
     return "tiny", "no GPU was found, and this one needs neither GPU nor download"
 
 
+# What an adapter's configuration says by the names of its modules, which are renamed here.
 BY_NAME = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_pattern", "modules_to_save")
-PEFT = "base_model.model."  # what an adapter's weights are named by, before the module
+PEFT = "base_model.model."  # in front of the module's name in an adapter's weights
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -76,9 +77,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
     denoiser.renames = WEIGHTS.get(kind, {})  # {a name in its files: ours}
-    denoiser.hub_folder = (
-        folder.resolve() if kind in FAMILIES else None
-    )  # whose layout exports have
+    denoiser.hub_folder = None if kind in PLAIN else folder.resolve()  # whose layout exports have
     if getattr(config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift)
     check_attention(denoiser.eval())

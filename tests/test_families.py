@@ -175,6 +175,13 @@ def test_a_block_causal_model_is_refused_and_the_reason_said(tmp_path, fields, n
     assert "\n" not in str(error.value)
 
 
+def test_a_kernel_that_a_folder_names_is_not_fetched(plain, monkeypatch):
+    edit_config(plain[0], attn_implementation="evil/kernel", _attn_implementation="evil/kernel")
+    config, _ = families.read_config(plain[0])
+    assert "evil" not in str(config.to_dict()) and config._attn_implementation != "evil/kernel"
+    load_denoiser(str(plain[0]))
+
+
 KINDS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 
 
@@ -186,7 +193,8 @@ def plain(request, tmp_path):
     sizes = config(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, is_causal=False,
-        head_dim=8, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        **({"head_dim": 8} if request.param == "qwen3" else {}),
     )  # fmt: skip
     torch.manual_seed(0)
     for part in (model(sizes), tokenizer):
@@ -213,6 +221,9 @@ def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(p
         (lambda f: edit_config(f, is_causal=True), '"is_causal": false.*"shift_logits": true'),
         (lambda f: drop_field(f, "is_causal"), '"is_causal": false.*"shift_logits": true'),
         (lambda f: edit_config(f, use_sliding_window=True), "only a window"),
+        (lambda f: edit_config(f, residual_scale=3.0), "residual_scale = 3.0 is not known"),
+        (lambda f: edit_config(f, quantization_config={}), "quantization_config = "),
+        (lambda f: edit_config(f, auto_map={}, rope_scaling={"factor": 2}), "rope_scaling = "),
         (lambda f: edit_config(f, layer_types=["full_attention", "sliding_attention"]), "window"),
     ],
 )
