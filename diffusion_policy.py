@@ -248,6 +248,8 @@ class Unmasking:
         read[0, row, position], read[1, row, position] = surety
         gamma, open_there = self.gamma[self.there], self.open.to(self.device)
         selected = self.decoder.select(*read, open_there, gamma).cpu()  # here the host waits
+        if not selected.any(1).all():  # or the loop would have no end
+            raise ValueError("the denoiser's output is not finite: no position can be selected")
         return selected, hidden[selected[self.open].nonzero()[:, 0].to(self.device)]
 
     def write_down(self, selected, tokens, logp):

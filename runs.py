@@ -16,7 +16,6 @@ import platform
 import shutil
 import signal
 import sys
-import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -32,16 +31,6 @@ import together
 from diffusion_policy import DiffusionPolicy
 from sampler import Decoder, ThresholdHead
 from settings import FREE, RECIPES, Settings, settings_of
-
-METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
-    "step", "reward_mean", "speed_reward_mean", "solved_mean", "nfe_mean", "threshold_mean",
-    "threshold_std", "denoiser_calls", "loss", "ratio_mean", "clip_share", "is_weight_mean",
-    "is_weight_max", "is_capped_share", "unit_weight_error", "ess_share", "surrogate_kl",
-    "reference_kl", "cache_kl", "grad_norm", "threshold_loss", "threshold_ratio",
-    "threshold_clip_share", "seconds_rollout", "seconds_update", "tokens_per_second",
-    "peak_memory_gib",
-)  # fmt: skip
-
 
 # ---- files ---------------------------------------------------------------------------------------
 
@@ -190,53 +179,7 @@ def create_run(run_dir):
     (run_dir / "environment.txt").write_text(versions, encoding="utf-8")
 
 
-# ---- the log -------------------------------------------------------------------------------------
-
-
-def batch_metrics(rollout, began, rolled_out):
-    """What the log says of a batch, whoever learns from it."""
-    return {
-        "nfe_mean": rollout.nfe.float().mean().item(),
-        "threshold_mean": rollout.threshold.mean().item(),
-        "threshold_std": rollout.threshold.std(unbiased=False).item(),
-        "seconds_rollout": rolled_out - began,
-        "seconds_update": time.perf_counter() - rolled_out,
-        "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": peak_memory_gib(),
-    }
-
-
-def samples(problems, texts, rollout, reward):
-    """The first completion of each of the first four different prompts, for samples.jsonl.
-
-    unmask_steps: the step, from 1, at which each token of the text was drawn, its end token too.
-    """
-    first = []
-    for i, problem in enumerate(problems):
-        if len(first) < 4 and all(problem != problems[j] for j in first):
-            first.append(i)
-    return [
-        {
-            "problem": problems[i], "text": texts[i], "reward": rounded(reward[i]),
-            "nfe": rollout.nfe[i].item(), "threshold": rounded(rollout.threshold[i]),
-            "unmask_steps": rollout.unmask_step[i][rollout.token_mask[i]].tolist(),
-        }
-        for i in first
-    ]  # fmt: skip
-
-
-def rounded(number):
-    """To four significant digits: enough to read."""
-    return float(f"{number.item():.4g}")
-
-
-def log_step(run_dir, bar, step, metrics, samples):
-    """A line into metrics.jsonl, completions into samples.jsonl, two figures onto the bar."""
-    files = {"metrics": [dict.fromkeys(METRICS) | metrics], "samples": samples}
-    for name, rows in files.items():
-        with open(run_dir / f"{name}.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row | {"step": step}) + "\n" for row in rows)
-    bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}, NFE {metrics['nfe_mean']:.2f}")
+# ---- while it runs -------------------------------------------------------------------------------
 
 
 class FinishTheStep:

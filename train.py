@@ -34,6 +34,7 @@ import models
 import report
 import runs
 import together
+import watch
 from diffpo_loss import (
     diffpo_loss,
     group_advantages,
@@ -64,6 +65,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
     rollout = policy.rollout(prompt_ids, prompt_mask, L, runs.decoder_of(settings), generator, G)
     texts, rolled_out = policy.decode(rollout), time.perf_counter()
+    watch.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
@@ -96,8 +98,9 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    metrics |= runs.batch_metrics(rollout, began, rolled_out) | {"denoiser_calls": policy.calls}
-    return metrics, runs.samples(problems, texts, rollout, reward)
+    metrics["zero_advantage_share"] = (advantage == 0).float().mean().item()
+    metrics |= report.batch_metrics(rollout, began, rolled_out) | {"denoiser_calls": policy.calls}
+    return metrics, report.samples(problems, texts, rollout, reward)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
@@ -132,9 +135,11 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             logp_new = score(policy, stage, part)
             logps = [logp_new, *(x if x is None else x[part] for x in (old, plain, ref))]
             loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
+            watch.finite("the loss", loss.detach(), rollout)
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
         norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
+        watch.finite("the gradient", norm, rollout)
         optimizer.step()
         logps = [torch.cat(new), old, plain, ref]  # once more over the whole batch, for the log
         _, metrics = objective(logps, rollout, advantage, settings)
@@ -170,6 +175,7 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     for _ in range(settings.inner_updates):
         logp_new = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
         loss, metrics = threshold_loss(logp_new, rollout.threshold_logp, advantage, eps)
+        watch.finite("the threshold's loss", loss.detach(), rollout)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,11 +198,19 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     start = runs.load_state(run_dir, optimizers)
     steps = range(start, settings.steps)
     bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=None)  # in a pipe
+    history, said = runs.read_lines(run_dir / "metrics.jsonl"), set()
     for step in bar:
         for group in optimizers[0].param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
-        metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
-        runs.log_step(run_dir, bar, step + 1, metrics, samples)
+        try:
+            metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
+            watch.finite_weights(policy.denoiser)
+        except watch.NotFinite as error:
+            raise watch.told(error, run_dir, step + 1) from None
+        report.log_step(run_dir, bar, step + 1, metrics, samples)
+        history.append(metrics)
+        for text in watch.warnings(history, said):
+            bar.write(f"step {step + 1}: {text}")
         report.tenth(run_dir, bar, step + 1)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
             runs.save_checkpoint(run_dir, policy, optimizers, step + 1)

@@ -13,7 +13,7 @@ from checkpoints import write_checkpoint
 
 import claims
 import evaluate
-import runs
+import report
 import tiny
 import train
 from models import LLADA
@@ -35,7 +35,7 @@ IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])`
 
 def test_every_metric_is_explained_once():
     section = LOG.split("## Metrics\n")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `([^`]+)` \| \S", section, re.M)) == set(runs.METRICS)
+    assert set(re.findall(r"^\| `([^`]+)` \| \S", section, re.M)) == set(report.METRICS)
 
 
 def test_each_idea_names_a_place_a_test_and_how_sure_it_is():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import report
 import runs
 
 
@@ -54,7 +55,7 @@ def test_samples_are_of_different_prompts_and_say_when_each_token_came():
         nfe=steps.amax(1), threshold=torch.full((8,), 0.123456), unmask_step=steps,
         token_mask=torch.tensor([[True, True, False]]).expand(8, 3),
     )  # fmt: skip
-    kept = runs.samples(problems, list("abcdefgh"), rollout, torch.full((8,), 0.1))
+    kept = report.samples(problems, list("abcdefgh"), rollout, torch.full((8,), 0.1))
     assert [row["problem"]["n"] for row in kept] == [1, 2, 3, 4]
     assert [row["text"] for row in kept] == ["a", "c", "f", "g"]
     assert [row["unmask_steps"] for row in kept] == [[2, 1], [4, 3], [7, 6], [8, 7]]

@@ -18,7 +18,8 @@ from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
 from models import load_denoiser
-from runs import METRICS, load_policy, read_lines
+from report import METRICS
+from runs import load_policy, read_lines
 from sampler import Decoder, ThresholdHead
 from settings import Settings
 from tasks import TASKS
@@ -266,7 +267,7 @@ def every_completion_earns_something(request, monkeypatch):
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
     settings = dict(steps=5, save_every=2, inner_updates=2)
     _, whole = run("whole", **settings)
-    log_step = runs.log_step
+    log_step = report.log_step
 
     def pull_the_plug(run_dir, bar, step, *rest):
         if step > killed_after:
@@ -275,10 +276,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsy
             raise KeyboardInterrupt
         log_step(run_dir, bar, step, *rest)
 
-    monkeypatch.setattr(runs, "log_step", pull_the_plug)
+    monkeypatch.setattr(report, "log_step", pull_the_plug)
     code, folder = run("killed", **settings)
     assert code == 130 and "--resume" in capsys.readouterr().out
-    monkeypatch.setattr(runs, "log_step", log_step)
+    monkeypatch.setattr(report, "log_step", log_step)
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(folder) == metrics_of(whole)
     weights = weights_of(whole)
@@ -295,7 +296,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_the_start(run,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "log_step", pull_the_plug)
+        patch.setattr(report, "log_step", pull_the_plug)
         assert run("killed")[0] == 130
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(whole.parent / "killed") == metrics_of(whole)
