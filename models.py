@@ -268,8 +268,6 @@ def export(denoiser, tokenizer, folder):
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
         if path.is_file() and not weights and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
-    file, dtype = folder / "config.json", str(denoiser.dtype).removeprefix("torch.")
-    config = json.loads(file.read_text(encoding="utf-8"))
-    said = "dtype" if "dtype" in config else "torch_dtype"
-    if config.get(said) not in (None, dtype):  # a float32 run of a bfloat16 checkpoint
-        file.write_text(json.dumps(config | {said: dtype}, indent=2) + "\n", encoding="utf-8")
+    file, dtype = folder / "config.json", dtype_of(denoiser)  # float32 of a bfloat16 source, say
+    text = re.sub(r'("(?:torch_)?dtype"\s*:\s*)"\w+"', rf'\1"{dtype}"', file.read_text("utf-8"))
+    file.write_text(text, encoding="utf-8")

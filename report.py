@@ -69,11 +69,13 @@ def complete(policy, task, problems, decoder, settings):
 # ---- while it runs -------------------------------------------------------------------------------
 
 
-def batch_metrics(rollout, began, rolled_out):
+def batch_metrics(rollout, advantage, calls, began, rolled_out):
     """What the log says of a batch, whoever learns from it."""
     return {
+        "zero_advantage_share": (advantage == 0).float().mean().item(),
         "nfe_mean": rollout.nfe.float().mean().item(),
         "text_tokens_mean": rollout.token_mask.sum(1).float().mean().item(),
+        "denoiser_calls": calls,
         "threshold_mean": rollout.threshold.mean().item(),
         "threshold_std": rollout.threshold.std(unbiased=False).item(),
         "seconds_rollout": rolled_out - began,

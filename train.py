@@ -65,7 +65,6 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
     rollout = policy.rollout(prompt_ids, prompt_mask, L, runs.decoder_of(settings), generator, G)
     texts, rolled_out = policy.decode(rollout), time.perf_counter()
-    watch.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
@@ -98,8 +97,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    metrics["zero_advantage_share"] = (advantage == 0).float().mean().item()
-    metrics |= report.batch_metrics(rollout, began, rolled_out) | {"denoiser_calls": policy.calls}
+    metrics |= report.batch_metrics(rollout, advantage, policy.calls, began, rolled_out)
     return metrics, report.samples(problems, texts, rollout, reward)
 
 
@@ -108,6 +106,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
     B, size, mask = len(advantage), settings.micro_batch_size, rollout.token_mask
     parts = [slice(i, i + size) for i in range(0, B, size)]
     gpu = [advantage.device] if advantage.is_cuda else []
+    watch.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     def score(scorer, stage, part, hide=True):  # -> (b, L)
         boundaries, hidden, seed = stage
