@@ -5,6 +5,8 @@
 
 Nothing is loaded: it is arithmetic. Which tensors a phase holds at its peak was found by tracing
 torch's allocator on a CPU. All prompts count as equally long, and as padded, which takes more.
+Not counted: what lora_dropout keeps. A mixture's experts are counted exactly, but what a call makes
+of them is a guess.
 
 Letters: V words, D wide, Q and K wide in queries and keys, I wide in the MLP; b rows, S = P + L
 positions each, n = b * S; w bytes a number in a denoiser call.
