@@ -232,7 +232,8 @@ def run_phase(phase, config, prompt_tokens, settings):
     mask = torch.ones_like(prompts) > 0
     mask[:G, 0] = False  # one prompt is shorter: batches are padded
     if phase == "rollout":
-        decoder = Decoder("top_k", block // 2, block, cache=settings.cache)
+        # All of a block at once, the most that a call can draw.
+        decoder = Decoder("top_k", block, block, cache=settings.cache)
         return policy.rollout(prompts, mask, L, decoder, chance, G)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
