@@ -2,6 +2,10 @@
 
     python benchmark.py                                tiny and mid; 8b too where there is a GPU
     OMP_NUM_THREADS=1 python benchmark.py --shape mid  one shape, on one thread
+    python benchmark.py --memory LLaDA-8B --gpu_gib 24 --dtype bfloat16
+                                                       what a run takes by arithmetic (memory.py);
+                                                       any flag of train.py may follow
+    OMP_NUM_THREADS=1 python benchmark.py --check      that arithmetic beside what a CPU takes
 
     naive          LLaDA's loop: all rows and positions at every step, all logits in float64
     ours           diffusion_policy.py without a cache: the same tokens by the same random numbers
@@ -13,21 +17,28 @@ tokens a step: random weights are never sure, so a threshold would say nothing.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 
+import memory
 import models
 import runs
-from diffusion_policy import DiffusionPolicy
+import together
+from diffusion_policy import DiffusionPolicy, Rollout
 from likelihood import draw_boundaries
 from sampler import Decoder
-from settings import RECIPES, OneLineParser, Settings
+from settings import RECIPES, OneLineParser, Settings, read_flags
+from tiny import BASE
 from train import update_denoiser
 
 MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
@@ -39,15 +50,42 @@ SHAPES = {  # (V, D, MLP, layers, heads), prompt tokens, tokens a step, settings
 }
 METHODS = {"naive": "none", "ours": "none", "prefix": "prefix", "dual": "dual", "learning": "dual"}
 COLUMNS = ("seconds", "tokens_per_s", "x_naive", "same_tokens", "peak_gib")
+# What --check measures: a phase, and settings unlike these.
+FEW = dict(prompts_per_step=32, length=64, block_length=32, micro_batch_size=256, inner_updates=2)
+MANY, FULL = dict(prompts_per_step=128), dict(lora_rank=0)
+HALF_BASE = dict(dtype="bfloat16", micro_batch_size=64, prompts_per_step=8)  # slow on a CPU
+ONE_STAGE = dict(num_stages=1, prompts_per_step=288, group_size=2, micro_batch_size=576)
+FRUGAL = dict(prompts_per_step=64, micro_batch_size=512, gradient_checkpointing=True)
+FRUGAL_STAGE = FRUGAL | ONE_STAGE | dict(prompts_per_step=576, micro_batch_size=1152)
+CHECKS = {
+    "rollout": ("rollout", MANY),
+    "rollout, dual": ("rollout", MANY | dict(cache="dual")),
+    "rollout, full": ("rollout", MANY | FULL),
+    "rollout, bfloat16": ("rollout", HALF_BASE | FEW),
+    "rollout, bfloat16, dual": ("rollout", HALF_BASE | FEW | dict(cache="dual")),
+    "update": ("update", {}),
+    "update, m = 1": ("update", ONE_STAGE),
+    "update, full": ("update", FULL),
+    "update, bfloat16": ("update", HALF_BASE),
+    "update, checkpointing": ("update", FRUGAL),
+    "update, checkpointing, m = 1": ("update", FRUGAL_STAGE),
+    "update, checkpointing, full": ("update", FRUGAL | FULL),
+    "update, checkpointing, bfloat16": ("update", FRUGAL | HALF_BASE),
+}
+CHECKED = ((2048, 64, 192, 4, 4, 2), 192)  # llama's arguments, prompt tokens
 
 
-def make_policy(sizes, dtype, device):
-    """LLaDA's architecture with random weights, whose logits spread alike at any width."""
-    V, D, MLP, layers, heads = sizes
-    config = LlamaConfig(
+def llama(V, D, MLP, layers, heads, kv_heads=None):
+    """LLaDA's architecture; random weights have logits that spread alike at any width."""
+    return LlamaConfig(
         vocab_size=V, hidden_size=D, intermediate_size=MLP, num_hidden_layers=layers,
-        num_attention_heads=heads, initializer_range=1.28 / D**0.5, is_causal=False,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, initializer_range=1.28 / D**0.5,
+        is_causal=False,
     )  # fmt: skip
+
+
+def make_policy(config, dtype, device):
+    """A policy with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
         denoiser = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
@@ -80,7 +118,7 @@ def measure(shape, method):
     sizes, P, per_step, settings = shape
     G, device = settings.group_size, "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, settings.dtype, torch.float32)  # float32: "auto" too
-    policy = make_policy(sizes, dtype, device)
+    policy = make_policy(llama(*sizes), dtype, device)
     generator = torch.Generator(device).manual_seed(0)
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
     prompts = prompts.to(device)  # (B, P)
@@ -113,8 +151,14 @@ def measure(shape, method):
 
 def run_apart(name, method):
     """The row of another process, or why there is none."""
-    command = [sys.executable, __file__, "--shape", name, "--method", method]
-    done = subprocess.run(command, capture_output=True, text=True)
+    return apart(method, "--shape", name, "--method", method)
+
+
+def apart(method, *flags):
+    # glibc returns freed memory to the system at once, so that a peak is what was asked for.
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"} if "--check" in flags else None
+    command = [sys.executable, __file__, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         return {"method": method, "failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])
@@ -130,11 +174,129 @@ def compare(rows):
     return rows
 
 
+# ---- memory by arithmetic ------------------------------------------------------------------------
+
+
+def config_of(name):
+    """The configuration of a built-in shape, a checkpoint folder or a hub name, without weights."""
+    if name == "LLaDA-8B":
+        return llama(*SHAPES["8b"][0])
+    if name == "Qwen3-0.6B":
+        return Qwen3Config(
+            vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+            num_attention_heads=16, num_key_value_heads=8, tie_word_embeddings=True,
+        )  # fmt: skip
+    folder = BASE if name == "tiny" else Path(name)
+    if not folder.is_dir():
+        known = f"{name} is no folder, LLaDA-8B, Qwen3-0.6B or tiny, and the hub has not given it"
+        with models.one_line(known):
+            folder = Path(huggingface_hub.hf_hub_download(name, "config.json")).parent
+    return models.read_config(folder)[0]
+
+
+def show_memory(name, prompt_tokens, gpu_gib, given):
+    """Print what a run of this model takes, and the most that fits a GPU. given: {flag: value}."""
+    if prompt_tokens < 1:
+        raise ValueError(f"prompt_tokens = {prompt_tokens}: a prompt has at least 1")
+    config, compact = config_of(name), name == "tiny" or runs.is_compact(name)
+    recipe = given.get("task") if compact else "LLaDA"
+    settings = Settings(**RECIPES.get(recipe, {}) | given | {"model": name})
+    if not settings.length:
+        settings.length = together.find(settings.task, compact, "", 0).length
+    print(f"{name}, {prompt_tokens} prompt tokens and {settings.length} of the completion, GiB")
+    for part, size in memory.budget(config, settings, prompt_tokens).items():
+        print(f"{part:16}{size:8.2f}")
+    if not gpu_gib:
+        return
+    print(f"\nThe most that fits {gpu_gib:g} GiB:")
+    print(f"{'cache':8}{'micro_batch_size':>18}{'rollout_batch_size':>20}{'peak':>8}")
+    for cache in ("none", "prefix", "dual")[: 3 if settings.block_length else 1]:
+        try:
+            most = memory.largest(config, replace(settings, cache=cache), prompt_tokens, gpu_gib)
+        except ValueError as error:
+            print(f"{cache:8}{error}")
+            continue
+        peak = memory.budget(config, most, prompt_tokens)["peak"]
+        rows = most.rollout_batch_size or "0 (all)"
+        print(f"{cache:8}{most.micro_batch_size:>18}{rows:>20}{peak:>8.2f}")
+
+
+def run_phase(phase, config, prompt_tokens, settings):
+    """One rollout, or the updates of one batch of made-up completions."""
+    P, G, L, block = prompt_tokens, settings.group_size, settings.length, settings.block_length
+    dtype = getattr(torch, settings.dtype, torch.float32)
+    policy, chance = make_policy(config, dtype, "cpu"), torch.Generator().manual_seed(0)
+    if settings.lora_rank:
+        policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
+    prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
+    mask = torch.ones_like(prompts) > 0
+    mask[:G, 0] = False  # one prompt is shorter: batches are padded
+    if phase == "rollout":
+        # All of a block at once, the most that a call can draw.
+        decoder = Decoder("top_k", block, block, cache=settings.cache)
+        return policy.rollout(prompts, mask, L, decoder, chance, G)
+    if settings.gradient_checkpointing:
+        policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
+    B, steps = len(prompts), torch.randint(1, 9, (len(prompts), L), generator=chance)
+    logp, nfe, one = torch.full((B, L), -8.0), torch.full((B,), 8), torch.ones(B)
+    sample = Rollout(prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one, 1.0)
+    optimizer = torch.optim.AdamW(policy.denoiser.parameters(), lr=settings.learning_rate)
+    boundaries = draw_boundaries(sample.nfe, settings.num_stages, chance)
+    stages = [(boundaries, None, 0)] * settings.inner_updates  # from the second on, with moments
+    return update_denoiser(policy, None, optimizer, sample, stages, one, settings)
+
+
+def check_memory(name, sizes=CHECKED[0], prompt_tokens=CHECKED[1], **changes):
+    """How much this process grows by in a phase, and what memory.py says. One phase a process."""
+    phase, other = CHECKS[name]
+    settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
+    small = replace(settings, prompts_per_step=1, group_size=2, micro_batch_size=2)
+    run_phase(phase, llama(128, 16, 16, 1, 2), 8, small)  # what a first call loads does not count
+    before, config = runs.peak_memory_gib(), llama(*sizes)
+    run_phase(phase, config, prompt_tokens, settings)
+    measured = runs.peak_memory_gib() - before
+    parts = memory.budget(config, settings, prompt_tokens, "cpu")
+    there = ("base", "adapter", "rollout_cache", "rollout_call")
+    if phase == "update":
+        there = (*memory.RESIDENT, "update_saved", "update_work")
+    predicted = sum(parts[part] for part in there)
+    return {"predicted": predicted, "measured": measured, "ratio": predicted / measured}
+
+
+def show_check(name):
+    """One row of CHECKS as JSON, or all of them as a table, each of a process of its own."""
+    if name:
+        return print(json.dumps(check_memory(name)))
+    columns = ("predicted", "measured", "ratio")
+    print(f"{'GiB':32}" + "".join(f"{key:>11}" for key in columns))
+    for name in CHECKS:
+        row = apart(name, "--check", name)
+        cells = "".join(f"{row[key]:11.3f}" for key in columns) if "ratio" in row else row["failed"]
+        print(f"{name:32}{cells}", flush=True)
+
+
 def main(arguments=None):
-    parser = OneLineParser(description="Speed and memory of rollouts and of learning.")
+    parser = OneLineParser(
+        description="Speed and memory of rollouts and of learning.", allow_abbrev=False
+    )
     parser.add_argument("--shape", choices=SHAPES, help="default: all that this machine can")
     parser.add_argument("--method", choices=METHODS, help="one row, in this process, as JSON")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--memory", metavar="MODEL", help="LLaDA-8B, Qwen3-0.6B, tiny, a folder...")
+    parser.add_argument("--gpu_gib", type=float, help="with --memory: find the most that fits")
+    parser.add_argument("--prompt_tokens", type=int, help="with --memory [200]")
+    parser.add_argument("--check", nargs="?", const="", choices=["", *CHECKS], help="or one row")
+    options, rest = parser.parse_known_args(arguments)
+    if options.memory is None and (rest or options.gpu_gib or options.prompt_tokens):
+        unfit = rest[0] if rest else "--gpu_gib" if options.gpu_gib else "--prompt_tokens"
+        parser.error(f"{unfit} is understood only with --memory MODEL")
+    if options.memory is not None:
+        try:
+            tokens = 200 if options.prompt_tokens is None else options.prompt_tokens
+            return show_memory(options.memory, tokens, options.gpu_gib, read_flags(rest))
+        except ValueError as error:
+            parser.error(" ".join(str(error).split()))
+    if options.check is not None:
+        return show_check(options.check)
     if options.method:
         return print(json.dumps(measure(SHAPES[options.shape or "tiny"], options.method)))
     print(f"{'shape':6}{'method':10}" + "".join(f"{key:>13}" for key in COLUMNS))

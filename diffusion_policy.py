@@ -62,12 +62,14 @@ class Rollout:
 class DiffusionPolicy(DenoiserCalls):
     """A denoiser, its tokenizer and, where the threshold is learned, its head.
 
-    `prefill` is how every completion is made to begin. `adapter` False looks past a LoRA adapter.
+    `prefill` is how every completion is made to begin. `rows_at_once` is how many rows a rollout
+    completes together at most, 0: all. `adapter` False looks past a LoRA adapter.
     """
 
     def __init__(self, denoiser, tokenizer, threshold_head=None, adapter=True, prefill=""):
         super().__init__(denoiser, tokenizer.mask_token_id, adapter)
         self.tokenizer, self.threshold_head, self.prefill = tokenizer, threshold_head, prefill
+        self.rows_at_once = 0
         self.eos_id, self.end_ids = tokenizer.eos_token_id, end_token_ids(tokenizer)
         # The tiny model reads short prompts as they stand: no instructions, no chat template.
         self.compact = getattr(getattr(denoiser, "config", None), "compact_prompts", False)
@@ -85,7 +87,9 @@ class DiffusionPolicy(DenoiserCalls):
         if not torch.equal(prompt_ids[::group_size].repeat_interleave(group_size, 0), prompt_ids):
             raise ValueError(f"the prompts are no groups of {group_size} equal rows")
         lengths, parts = prompt_mask.sum(dim=1).tolist(), []
-        buckets = length_buckets(lengths, length)
+        # Groups stay whole, even one that is larger.
+        most = self.rows_at_once and max(self.rows_at_once // group_size, 1) * group_size
+        buckets = length_buckets(lengths, length, most)
         for rows in buckets:  # rows of about one prompt length: little is padded
             longest, index = lengths[rows[0]], torch.tensor(rows, device=prompt_ids.device)
             ids, mask = prompt_ids[index, -longest:], prompt_mask[index, -longest:]
@@ -280,14 +284,16 @@ def mean_state(hidden, prompt_mask):
     return (hidden[:, : prompt_mask.shape[1]].float() * weight).sum(dim=1)
 
 
-def length_buckets(lengths, room):
+def length_buckets(lengths, room, most=0):
     """Rows that are completed together, as lists of indices, longest first: padding stays under an
-    eighth of a canvas. (Equal lengths alone would make batches too small for a GPU.)
+    eighth of a canvas. (Equal lengths alone would make batches too small for a GPU.) No list has
+    more than `most` rows; 0: no limit.
     """
     buckets = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):  # groups stay
         longest = lengths[buckets[-1][0]] if buckets else 0
-        if not buckets or longest - lengths[row] > (longest + room) / 8:
+        full = buckets and len(buckets[-1]) == most
+        if not buckets or full or longest - lengths[row] > (longest + room) / 8:
             buckets.append([])
         buckets[-1].append(row)
     return buckets

@@ -165,7 +165,7 @@ def base_policy(settings, device, run_dir=None):
     """
     dtype = models.DTYPES[settings.dtype] or (None if settings.lora_rank else torch.float32)
     policy = load_policy(run_dir or settings.model, device, dtype, trainable=bool(run_dir))
-    policy.prefill = settings.prefill
+    policy.prefill, policy.rows_at_once = settings.prefill, settings.rollout_batch_size
     return policy
 
 

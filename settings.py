@@ -56,6 +56,7 @@ class Settings:
     head_sigma: float = flag(0.5, "spread of log gamma around the head's mean: exploration", 1e-3)
     head_clip_eps: float = flag(0.2, "PPO clip range of the threshold's ratio", 1e-6)
     # memory
+    rollout_batch_size: int = flag(0, "rows rolled out at once, in whole groups; 0: all", 0)
     micro_batch_size: int = flag(256, "rows scored at once; changes no gradient", 1)
     lora_rank: int = flag(16, "of an adapter on the layers' matrices; 0 trains every weight", 0)
     lora_alpha: float = flag(32.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
@@ -110,7 +111,7 @@ GROUPS = {
     "prompts_per_step": "rollout",
     "num_stages": "objective",
     "learning_rate": "optimiser",
-    "micro_batch_size": "memory",
+    "rollout_batch_size": "memory",
     "eval_problems": "measuring and saving",
 }
 # What may change on --resume.

@@ -258,7 +258,8 @@ def main(arguments=None):
     except (MemoryError, RuntimeError) as error:
         names = ("micro_batch_size", "prompts_per_step", "group_size", "length")
         lower = ", ".join(f"--{name} ({getattr(settings, name, '')})" for name in names)
-        other = "or set --gradient_checkpointing true, --lora_rank 128, --cache none"
+        other = "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128"
+        other += ", --cache none"
         print(f"train.py: {runs.out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
         return 1
 

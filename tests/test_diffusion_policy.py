@@ -462,6 +462,54 @@ def test_buckets_hold_every_row_once_with_little_padding():
     assert length_buckets([3] * 5, 8) == [[0, 1, 2, 3, 4]]
 
 
+# ---- few rows at once ----------------------------------------------------------------------------
+
+
+def few_at_once(rows, decoder, size=2):
+    """A rollout of 4 groups of `size` equal prompts, `rows` rows at once, and its calls."""
+    policy = wide_policy()
+    ids, mask = (x.repeat_interleave(size, dim=0) for x in random_prompts(6, 20, 6, 7))
+    policy.rows_at_once, calls = rows, calls_of(policy)
+    return policy, policy.rollout(ids, mask, 10, decoder, generator(2), group_size=size), calls
+
+
+def test_buckets_hold_no_more_rows_than_asked():
+    lengths = torch.randint(20, 200, (20,), generator=generator()).repeat_interleave(2).tolist()
+    buckets = length_buckets(lengths, 64, 6)
+    assert sorted(sum(buckets, [])) == list(range(40)) and max(map(len, buckets)) == 6
+    for rows in buckets:  # the two of a group side by side: 0 and 1, 2 and 3, ...
+        assert rows[1::2] == [row + 1 for row in rows[::2]] and {row % 2 for row in rows[::2]} == {
+            0
+        }
+    assert length_buckets(lengths, 64, 40) == length_buckets(lengths, 64)
+
+
+@pytest.mark.parametrize(
+    "rows, groups", [(0, [1, 3]), (1, [1] * 4), (3, [1] * 4), (5, [1, 2, 1]), (99, [1, 3])]
+)
+def test_groups_stay_whole_however_few_rows_fit(rows, groups):
+    calls = few_at_once(rows, Decoder("top_k", 5))[2]
+    # Each bucket takes two calls: one row of each group, then all of them.
+    assert [n for n, _, _ in calls] == [n for size in groups for n in (size, 2 * size)]
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_greedy_completions_do_not_depend_on_how_many_rows_are_done_at_once(cache):
+    decoder = Decoder("eb", 4.0, 5, temperature=0.0, cache=cache)
+    together, apart = (few_at_once(rows, decoder)[1] for rows in (0, 2))
+    assert torch.equal(together.completion, apart.completion)
+    assert torch.equal(together.unmask_step, apart.unmask_step)
+    assert torch.equal(together.nfe, apart.nfe) and together.nfe.unique().numel() > 1
+
+
+def test_few_rows_at_once_record_the_log_probs_that_they_were_drawn_with():
+    policy, rollout, _ = few_at_once(2, Decoder("eb", 4.0, temperature=0.9))
+    every_step = torch.arange(1, int(rollout.nfe.max()) + 1).expand(8, -1)
+    exact = surrogate_logp(policy, rollout, every_step)
+    torch.testing.assert_close(rollout.behaviour_logp, exact, rtol=1e-4, atol=1e-4)
+    assert (rollout.completion[::2] != rollout.completion[1::2]).any()  # chance differs in a group
+
+
 # ---- block caches --------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import torch
 
 import report
 import runs
+from settings import Settings
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -61,3 +62,8 @@ def test_samples_are_of_different_prompts_and_say_when_each_token_came():
     assert [row["unmask_steps"] for row in kept] == [[2, 1], [4, 3], [7, 6], [8, 7]]
     assert [row["nfe"] for row in kept] == [3, 5, 8, 9]
     assert all((row["reward"], row["threshold"]) == (0.1, 0.1235) for row in kept)
+
+
+def test_a_run_rolls_out_as_many_rows_at_once_as_its_settings_say():
+    settings = Settings(model="tiny", rollout_batch_size=6)
+    assert runs.base_policy(settings, "cpu").rows_at_once == 6

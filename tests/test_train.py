@@ -556,7 +556,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("flags", [{"learning_rate": 1.0}, {"seed": 3}])
+@pytest.mark.parametrize("flags", [{"learning_rate": 1.0}, {"seed": 3}, {"rollout_batch_size": 2}])
 def test_resuming_with_another_setting_is_refused(run, capsys, flags):
     run("a")
     capsys.readouterr()
@@ -574,6 +574,7 @@ def test_resuming_what_is_no_run_is_refused(run, capsys):
         ("update_denoiser", "--micro_batch_size (256)"),
         ("update_denoiser", "--gradient_checkpointing true"),
         ("update_denoiser", "--lora_rank 128"),
+        ("update_denoiser", "--rollout_batch_size 1"),
         ("group_advantages", "--prompts_per_step"),
     ],
 )

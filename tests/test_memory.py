@@ -1,0 +1,248 @@
+"""memory.py: parameters against real models, parts against worked examples, peaks against what a
+process of its own takes.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+
+import benchmark
+import memory
+from denoiser import BlockCache
+from models import LORA
+from settings import RECIPES, Settings
+
+ROOT = Path(memory.__file__).parent
+LLADA, QWEN = benchmark.config_of("LLaDA-8B"), benchmark.config_of("Qwen3-0.6B")
+RECIPE = Settings(**RECIPES["LLaDA"])
+SIZES = dict(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
+SIZES |= dict(num_attention_heads=4, num_key_value_heads=2)
+CONFIGS = {
+    "LLaDA-8B": LLADA,
+    "Qwen3-0.6B": QWEN,
+    "llama": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
+    "llama-tied": LlamaConfig(**SIZES, tie_word_embeddings=True, head_dim=16),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
+    "mixture": Qwen3MoeConfig(**SIZES, num_experts=6, num_experts_per_tok=2),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def model(request):
+    """A configuration and the model that it describes, without memory for its weights."""
+    with torch.device("meta"):
+        return CONFIGS[request.param], AutoModelForCausalLM.from_config(CONFIGS[request.param])
+
+
+def test_parameters_are_counted_as_the_model_has_them(model):
+    config, real = model
+    linear = [m for m in real.model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    expected = sum(m.weight.numel() for m in linear), sum(p.numel() for p in real.parameters())
+    assert memory.parameters(config) == expected
+
+
+def test_an_adapter_is_counted_as_peft_makes_it(model):
+    config, real = model
+    kinds = LORA[:4] if hasattr(config, "num_experts") else LORA
+    adapted = get_peft_model(real, LoraConfig(r=5, target_modules=kinds))
+    assert memory.adapter_parameters(config, 5) == adapted.get_nb_trainable_parameters()[0]
+
+
+def test_weights_gradients_and_moments_are_worked_out_by_hand():
+    parts = memory.budget(LLADA, RECIPE, 200)
+    assert parts["base"] == pytest.approx(8.0155e9 * 2 / 2**30, rel=1e-3)
+    # 4 matrices of 4096 x 4096 and 3 of 4096 x 12288, in 32 layers, at rank 128
+    adapter = 32 * 128 * (4 * 8192 + 3 * 16384)
+    assert parts["adapter"] == parts["gradients"] == adapter * 4 / 2**30
+    assert parts["moments"] == adapter * 8 / 2**30 and parts["reference"] == 0
+    full = memory.budget(QWEN, replace(RECIPE, lora_rank=0, kl_beta=0.1), 200)
+    total = memory.parameters(QWEN)[1]
+    assert full["adapter"] == 0 and full["moments"] == 2 * full["gradients"]
+    assert full["base"] == full["reference"] == full["gradients"] == total * 4 / 2**30
+
+
+def test_four_bits_are_those_of_the_layers_matrices_alone():
+    settings = replace(RECIPE)
+    settings.dtype = "4bit"
+    linear, total = memory.parameters(LLADA)
+    bits = 4 + 8 / 64 + 32 / (64 * 256)
+    base = memory.budget(LLADA, settings, 200)["base"]
+    assert base == pytest.approx((linear * bits / 8 + 2 * (total - linear)) / 2**30)
+
+
+def test_the_cache_is_what_a_block_cache_holds():
+    config, settings = benchmark.llama(*SMALL), replace(RECIPE, dtype="float32")
+    policy, cache = benchmark.make_policy(config, torch.float32, "cpu"), BlockCache()
+    ids = torch.randint(3, 100, (12, 50))
+    with torch.no_grad():
+        policy.hidden(ids, cache=cache)
+    held = sum(x.nbytes for x in cache.keys + cache.values)
+    few = replace(settings, prompts_per_step=2, length=40, block_length=8)
+    assert memory.budget(config, few, 10)["rollout_cache"] == held / 2**30
+    assert memory.budget(config, replace(few, cache="none"), 10)["rollout_cache"] == 0
+
+
+@pytest.mark.parametrize("config", [LLADA, QWEN, CONFIGS["mixture"]], ids=["llada", "qwen", "moe"])
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_peak_has_what_stays_and_the_largest_of_what_takes_turns(config, device):
+    parts = memory.budget(config, RECIPE, 200, device)
+    stays = sum(parts[name] for name in memory.RESIDENT)
+    turns = [sum(parts[name] for name in phase) for phase in memory.PHASES]
+    assert parts["peak"] == pytest.approx(stays + max(turns) + parts["allowance"])
+    named = {*memory.RESIDENT, *sum(memory.PHASES, ()), "allowance", "peak"}
+    assert set(parts) == named and min(parts.values()) >= 0
+    assert (parts["allowance"] > 0) == (device == "cuda")
+
+
+@pytest.mark.parametrize(
+    ("less", "part"),
+    [
+        (dict(rollout_batch_size=24), "rollout_cache"),
+        (dict(rollout_batch_size=24), "rollout_call"),
+        (dict(rollout_batch_size=6, cache="none"), "rollout_call"),
+        (dict(micro_batch_size=6), "update_saved"),
+        (dict(num_stages=1), "update_saved"),
+        (dict(length=128), "update_saved"),
+        (dict(lora_rank=16), "moments"),
+    ],
+)
+def test_less_takes_less(less, part):
+    more = memory.budget(LLADA, RECIPE, 200)
+    assert memory.budget(LLADA, replace(RECIPE, **less), 200)[part] < more[part]
+
+
+def test_canvases_that_a_group_shares_count_once():
+    def saved(micro_batch_size, num_stages):
+        few = replace(RECIPE, micro_batch_size=micro_batch_size, num_stages=num_stages)
+        return memory.budget(LLADA, few, 200)["update_saved"]
+
+    one = saved(1, 1)
+    # Rows of a group of 6: one canvas of all [MASK] for each group met, one a row for stage two.
+    for rows, canvases in {(6, 1): 1, (12, 1): 2, (12, 2): 14, (4, 1): 2, (3, 2): 4}.items():
+        assert saved(*rows) == pytest.approx(canvases * one), rows
+
+
+@pytest.mark.parametrize("gib", [24, 40, 80])
+def test_the_largest_that_fits_fits_and_the_next_does_not(gib):
+    found = memory.largest(LLADA, RECIPE, 200, gib)
+    assert memory.budget(LLADA, found, 200)["peak"] <= gib
+    rows, micro = found.rollout_batch_size or 96, found.micro_batch_size
+    assert rows % 6 == 0 and 96 % micro == 0
+    if rows < 96:
+        wider = replace(found, rollout_batch_size=2 * rows)
+        assert memory.budget(LLADA, wider, 200)["peak"] > gib
+    if micro < 96:
+        sizes = [size for size in range(micro + 1, 97) if 96 % size == 0]
+        wider = replace(found, micro_batch_size=sizes[0])
+        assert memory.budget(LLADA, wider, 200)["peak"] > gib
+    changed = {f.name for f in fields(found) if getattr(found, f.name) != getattr(RECIPE, f.name)}
+    assert changed <= {"micro_batch_size", "rollout_batch_size"}
+
+
+@pytest.mark.parametrize(
+    ("gib", "changes", "what"),
+    [(8, {}, "micro_batch_size = 1 "), (24, dict(group_size=48), "rollout_batch_size = 48 ")],
+)
+def test_what_does_not_fit_is_said_in_one_line(gib, changes, what):
+    with pytest.raises(ValueError, match=f"{gib} GiB are too few") as error:
+        memory.largest(LLADA, replace(RECIPE, **changes), 200, gib)
+    assert what in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- against what a process takes ----------------------------------------------------------------
+
+SMALL = (512, 64, 192, 2, 4, 2)  # llama's arguments
+ROWS = dict(prompts_per_step=24)
+STAGES = dict(micro_batch_size=64, prompts_per_step=8, inner_updates=1)
+MEASURED = {"rollout, dual": ROWS, "update": STAGES, "update, checkpointing": STAGES}
+CODE = f"""
+import json, os
+import benchmark
+for name, changes in {MEASURED}.items():
+    if not os.fork():  # each is a process of its own, whose peak starts from what it now has
+        print(json.dumps([name, benchmark.check_memory(name, {SMALL}, **changes)]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are those of Linux and its allocator")
+def test_predicted_peaks_are_measured_ones():
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    how = dict(cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([sys.executable, "-c", CODE], **how)
+    rows = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert list(rows) == [*MEASURED], done.stderr
+    for row in rows.values():
+        assert row["measured"] > 0.05 and 0.9 < row["ratio"] < 1.1, rows
+
+
+# ---- what is printed -----------------------------------------------------------------------------
+
+
+def printed(capsys, *flags):
+    benchmark.main(["--memory", *flags])
+    return capsys.readouterr().out
+
+
+def test_every_part_is_printed_and_what_fits_with_each_cache(capsys):
+    text = printed(capsys, "LLaDA-8B", "--gpu_gib", "40", "--length", "128", "--dtype", "bfloat16")
+    parts = memory.budget(LLADA, replace(RECIPE, length=128, dtype="bfloat16"), 200)
+    for name, size in parts.items():
+        assert f"{name:16}{size:8.2f}\n" in text
+    assert "200 prompt tokens and 128 of the completion" in text
+    assert [line.split()[0] for line in text.splitlines()[-3:]] == ["none", "prefix", "dual"]
+
+
+def test_no_weights_are_loaded(capsys, tmp_path, monkeypatch):
+    QWEN2 = Qwen2Config(**SIZES, is_causal=False)
+    QWEN2.save_pretrained(tmp_path)
+    monkeypatch.setattr(transformers.PreTrainedModel, "from_pretrained", None)
+    assert "base" in printed(capsys, str(tmp_path), "--prompt_tokens", "20")
+    tiny = printed(capsys, "tiny", "--task", "sudoku", "--gpu_gib", "2")
+    assert "tiny, 200 prompt tokens" in tiny and tiny.splitlines()[-1].startswith("none")
+
+
+def test_a_gpu_that_is_too_small_gets_a_line_for_each_cache(capsys):
+    lines = printed(capsys, "LLaDA-8B", "--gpu_gib", "8").splitlines()[-3:]
+    assert all("8 GiB are too few" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--gpu_gib", "24"], "--gpu_gib is understood only with --memory"),
+        (["--prompt_tokens", "20"], "--prompt_tokens is understood only with --memory"),
+        (["--length", "20"], "--length is understood only with --memory"),
+        (["--memory", "../nothing"], "../nothing is no folder, LLaDA-8B"),
+        (["--memory", "LLaDA-8B", "--lenght", "3"], "--lenght"),
+        (["--memory", "LLaDA-8B", "--length", "-3"], "length = -3"),
+        (["--memory", "LLaDA-8B", "--prompt_tokens", "0"], "prompt_tokens = 0"),
+        (["--check", "sleep"], "update"),
+    ],
+)
+def test_bad_flags_get_one_line(capsys, flags, says):
+    with pytest.raises(SystemExit) as exit:
+        benchmark.main(flags)
+    message = capsys.readouterr().err
+    assert exit.value.code == 2 and says in message and message.count("\n") == 1
+
+
+def test_the_check_has_a_line_for_every_row(capsys, monkeypatch):
+    rows = {name: dict(predicted=1.0, measured=2.0, ratio=0.5) for name in benchmark.CHECKS}
+    rows["update"] = {"failed": "out of memory"}
+    monkeypatch.setattr(benchmark, "apart", lambda name, *_: rows[name])
+    benchmark.main(["--check"])
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(rows) and lines[0].split()[1:] == ["1.000", "2.000", "0.500"]
+    assert "out of memory" in "".join(lines) and len(lines[0]) == len(header)
