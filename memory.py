@@ -23,6 +23,11 @@ GIB = 2**30
 CONTEXT, FRAGMENTED = 0.75 * GIB, 0.05
 # NF4 with double quantisation: 4 bits a weight, 8 for the largest of 64, 32 for 256 of those.
 NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 0.516
+# Dense bfloat16 (T4, V100: float16) TFLOP/s by the makers' data sheets; a GPU's name holds the key.
+SPEEDS = {
+    "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71,
+    "RTX A6000": 155, "RTX 6000 Ada": 364, "A10": 125, "L4": 121, "V100": 125, "T4": 65,
+}  # fmt: skip
 PHASES = ("rollout_cache", "rollout_call"), ("update_saved", "update_work"), ("optimizer_step",)
 RESIDENT = ("base", "reference", "adapter", "gradients", "moments")
 
@@ -71,6 +76,26 @@ def precision(config, settings, device):
         return settings.dtype
     small = device == "cpu" or getattr(config, "compact_prompts", False)
     return "float32" if small or not settings.lora_rank else "bfloat16"
+
+
+def work(config, settings, prompt_tokens):
+    """Floating-point operations of one step, if a rollout takes a call for each two tokens.
+
+    2 for each weight and position of a call. A backward pass through a frozen base costs as much as
+    a forward pass, through one that learns twice that; checkpointing makes each call once more.
+    """
+    m, B = shape_of(config), settings.prompts_per_step * settings.group_size
+    L, S = settings.length, prompt_tokens + settings.length
+    block, weights = settings.block_length or L, parameters(config)[0]
+    if m.experts:
+        weights += m.layers * 3 * m.D * m.I  # those that a position passes through
+    part = {"none": S, "prefix": S - prompt_tokens - L // 2, "dual": block}[settings.cache]
+    opens = max(1, L // block) if settings.cache != "none" else 0
+    rollout = B * (opens * S + (L / 2 - opens) * part)
+    canvases = settings.prompts_per_step + B * (settings.num_stages - 1)
+    passes = 2 + settings.gradient_checkpointing + (not settings.lora_rank)
+    mu = settings.inner_updates  # the old policy is scored for all updates but the first
+    return 2 * weights * (rollout + canvases * S * (passes * mu + mu - 1))
 
 
 def budget(config, settings, prompt_tokens, device="cuda"):

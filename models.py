@@ -24,20 +24,60 @@ from peft import (
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+import memory
 from families import FAMILIES, PLAIN, WEIGHTS, one_line, read_config
+from settings import RECIPES
 from tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
+SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "4bit": "4bit"}
+
+
+def gpu():
+    """(its name, its GiB), or None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return found.name, found.total_memory / 2**30
 
 
 def default_model():
     """(name, why): which model a bare command trains."""
-    if torch.cuda.is_available():
-        return LLADA, "a GPU was found; --model tiny trains the embedded model instead"
-    return "tiny", "no GPU was found, and this one needs neither GPU nor download"
+    if not gpu():
+        return "tiny", "no GPU was found, and this one needs neither GPU nor download"
+    name, gib = gpu()
+    larger = gib > 21  # of a card of 24 GB some 23.5 can be used, of some 22.5
+    what = f"a GPU of {gib:.0f} GiB was found, {name}"
+    return LLADA if larger else SMALL, f"{what}; --model tiny trains the embedded model instead"
+
+
+def recipe_of(name):
+    """({setting: value}, words) for a checkpoint: by its size, and by the GPU's. Raises ValueError.
+
+    The words say what memory and time to expect, by arithmetic: (settings) -> text.
+    """
+    config, _ = read_config(_folder(name), name)
+    size = memory.parameters(config)[1]
+    recipe, here = RECIPES["LLaDA" if size > 2e9 else "small"], gpu()
+    if here and size > 2e9 and here[1] < 70:
+        recipe = recipe | RECIPES["24 GB" if here[1] < 40 else "48 GB"]
+
+    def expect(settings):
+        said = f"{size / 1e9:.1f} billion parameters"
+        if not here:
+            return said
+        peak = memory.budget(config, settings, 200)["peak"]
+        said += f"; {peak:.1f} of {here[1]:.1f} GiB expected"
+        speeds = [speed for key, speed in memory.SPEEDS.items() if key in here[0]]
+        if speeds:
+            seconds = memory.work(config, settings, 200) * settings.steps / (0.3e12 * speeds[0])
+            said += f", {seconds / 60:,.0f} minutes if the GPU reaches 30% of its peak speed"
+        return f"{said} (by arithmetic, not measured: benchmark.py --memory {name})"
+
+    return recipe, expect
 
 
 # What an adapter's configuration says by the names of its modules, which are renamed here.

@@ -100,8 +100,15 @@ def choose(given):
     if not given.get("model"):
         given["model"], why = models.default_model()
     print(f"model: {given['model']} ({why})", flush=True)
-    recipe = given.get("task") if is_compact(given["model"]) else "LLaDA"
-    settings = Settings(**RECIPES.get(recipe, {}) | given)
+    if base_of(checkpoint_of(given["model"])):
+        way_out = f"train.py --resume --run_dir {given['model']} --export DIR, then --model DIR"
+        raise ValueError(f"{given['model']} is an adapter, and cannot carry another: {way_out}")
+    if is_compact(given["model"]):
+        settings = Settings(**RECIPES.get(given.get("task"), {}) | given)
+    else:
+        recipe, expect = models.recipe_of(given["model"])
+        settings = Settings(**recipe | given)
+        print(f"expected: {expect(settings)}", flush=True)
     name = "-".join(name.rpartition(":")[2] for name in settings.task.split(","))
     name = f"{name}-{settings.train}-{datetime.now():%Y%m%d-%H%M%S}"
     return settings, Path(settings.run_dir or f"runs/{name}"), resume, export
@@ -127,9 +134,6 @@ def prepare(settings, run_dir, resume, export):
     for folder in filter(None, [None if resume else run_dir, export]):
         if Path(folder).exists() and any(Path(folder).iterdir()):
             raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
-    if base_of(checkpoint_of(settings.model)):
-        way_out = f"train.py --resume --run_dir {settings.model} --export DIR, then --model DIR"
-        raise ValueError(f"{settings.model} is an adapter, and cannot carry another: {way_out}")
     compact, shipped = is_compact(settings.model), tiny.SHIPPED_TASKS.split(",")
     task = together.find(settings.task, compact, settings.data, settings.length)
     if settings.model == "tiny" and not {*settings.task.split(",")} <= {*shipped}:

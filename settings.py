@@ -105,6 +105,11 @@ RECIPES = {
         frontier=False,
     ),
 }  # fmt: skip
+# Of checkpoints under 2 billion parameters, in place of LLaDA's; and what smaller GPUs change of
+# either. (python benchmark.py --memory MODEL --gpu_gib 24 says what fits.)
+RECIPES["small"] = RECIPES["LLaDA"] | dict(learning_rate=1e-5, lora_rank=64, rollout_batch_size=24)
+RECIPES["48 GB"] = dict(rollout_batch_size=48)
+RECIPES["24 GB"] = dict(rollout_batch_size=24, dtype="4bit")
 # The groups of --help: the first setting of each, and its name.
 GROUPS = {
     "task": "run",
@@ -138,9 +143,10 @@ DiFFPO: reinforcement learning of a masked-diffusion model and of its sampler.
   python train.py --task countdown,sudoku         both, by one model
   python train.py --task my_task.py:MyTask        your own task
   python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
-  python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    80 GB GPU
+  python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    24 GB GPU
 
-In brackets: the default, and what a task's or LLaDA's recipe has in its place.
+In brackets: the default, and what a recipe has in its place: a task's for tiny,
+LLaDA's or the small models', and what a GPU of 24 or 48 GB changes of these.
 """
 
 

@@ -246,3 +246,17 @@ def test_the_check_has_a_line_for_every_row(capsys, monkeypatch):
     header, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(rows) and lines[0].split()[1:] == ["1.000", "2.000", "0.500"]
     assert "out of memory" in "".join(lines) and len(lines[0]) == len(header)
+
+
+def test_work_is_counted_call_by_call():
+    config = LlamaConfig(**SIZES)
+    weights, P, L = memory.parameters(config)[0], 20, 16
+    settings = Settings(
+        prompts_per_step=3, group_size=2, length=L, block_length=8, inner_updates=1, lora_rank=2
+    )
+    whole = 6 * 8 * (P + L)  # six rows, a call for each two tokens
+    update = (3 + 6) * (P + L)  # three canvases of all [MASK], six later ones
+    assert memory.work(config, settings, P) == 2 * weights * (whole + 2 * update)
+    dual = replace(settings, cache="dual", inner_updates=2, gradient_checkpointing=True)
+    cached = 6 * (2 * (P + L) + 6 * 8)  # two blocks open, six calls run eight positions
+    assert memory.work(config, dual, P) == 2 * weights * (cached + (3 * 2 + 1) * update)

@@ -23,6 +23,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+import benchmark
+import memory
 import models
 from diffusion_policy import DiffusionPolicy, end_token_ids
 from models import (
@@ -34,6 +36,7 @@ from models import (
     load_lora,
     lora_layers,
 )
+from settings import Settings
 from tiny import tiny_denoiser, tiny_tokenizer
 
 FAMILIES = [
@@ -600,7 +603,33 @@ def test_weights_in_a_pickle_are_not_read(tmp_path):
         load_denoiser(str(tmp_path))
 
 
-def test_the_default_model_is_tiny_without_a_gpu_and_llada_with_one(monkeypatch):
-    for gpu, name in ((False, "tiny"), (True, models.LLADA)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        assert models.default_model()[0] == name and "GPU" in models.default_model()[1]
+CARDS = {"NVIDIA GeForce RTX 4090": 23.6, "NVIDIA L40S": 44.5, "NVIDIA H100 80GB HBM3": 79.2}
+
+
+def test_the_default_model_goes_by_the_gpus_memory(monkeypatch):
+    cards = {"": 0, "Tesla T4": 14.6, "NVIDIA A10G": 22.1} | CARDS
+    for name, gib in cards.items():
+        monkeypatch.setattr(models, "gpu", lambda found=(name, gib): found if found[0] else None)
+        model, why = models.default_model()
+        assert model == ("tiny" if not name else models.SMALL if gib < 21 else models.LLADA)
+        assert (name or "no GPU") in why
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("shape", ["LLaDA-8B", "Qwen3-0.6B"])
+def test_a_recipe_fits_its_card_and_says_what_to_expect(monkeypatch, tmp_path, card, shape):
+    config = benchmark.config_of(shape)
+    monkeypatch.setattr(models, "read_config", lambda *_: (config, ""))
+    monkeypatch.setattr(models, "gpu", lambda: (card, CARDS[card]))
+    recipe, expect = models.recipe_of(str(tmp_path))
+    settings = Settings(**recipe)
+    assert memory.budget(config, settings, 400)["peak"] < 0.95 * CARDS[card]
+    assert (settings.dtype == "4bit") == (shape == "LLaDA-8B" and CARDS[card] < 40)
+    said = expect(settings)
+    peak = memory.budget(config, settings, 200)["peak"]
+    assert f"{peak:.1f} of {CARDS[card]:.1f} GiB expected" in said and "minutes" in said
+    monkeypatch.setattr(models, "gpu", lambda: ("Some GPU", CARDS[card]))
+    assert "minutes" not in models.recipe_of(str(tmp_path))[1](settings)  # of unknown speed
+    monkeypatch.setattr(models, "gpu", lambda: None)
+    recipe, expect = models.recipe_of(str(tmp_path))
+    assert "dtype" not in recipe and "GiB" not in expect(settings)

@@ -67,3 +67,10 @@ def test_samples_are_of_different_prompts_and_say_when_each_token_came():
 def test_a_run_rolls_out_as_many_rows_at_once_as_its_settings_say():
     settings = Settings(model="tiny", rollout_batch_size=6)
     assert runs.base_policy(settings, "cpu").rows_at_once == 6
+
+
+def test_an_adapter_is_no_model_to_train_another_on(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
+    with pytest.raises(ValueError, match="cannot carry another: .*--export DIR") as error:
+        runs.choose({"task": "countdown", "model": str(tmp_path)})
+    assert "\n" not in str(error.value)
