@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_checkpoint
 
+import benchmark
 import claims
 import evaluate
 import report
@@ -27,7 +28,7 @@ LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
 COMMANDS = re.findall(
-    r"python (?:train|evaluate|tiny|claims)\.py[^;&\n]*", BLOCKS
+    r"python (?:train|evaluate|tiny|claims|benchmark)\.py[^;&\n]*", BLOCKS
 )  # of loops, the body
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])` \|$", README, re.M)
@@ -85,7 +86,7 @@ def folder(tmp_path_factory):
     """Where the README's commands run: shared, since later ones read the runs of earlier ones."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_task.py").write_text(EXAMPLES[0], encoding="utf-8")
-    write_checkpoint(folder / "LLaDA", "llada")
+    write_checkpoint(folder / "LLaDA", "llada", max_sequence_length=2048)
     problems = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(60)]
     lines = "".join(json.dumps(problem) + "\n" for problem in problems)
     (folder / "problems.jsonl").write_text(lines, encoding="utf-8")
@@ -110,6 +111,9 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         words += ["--steps", "2", "--habit_steps", "1", "--batch", "2"]
     elif script == "evaluate.py":
         words += ["--problems", "4"]
+        words = ["8" if word in ("128", "256") else word for word in words]
+    elif script == "benchmark.py":
+        pass
     elif script == "claims.py":
         words += ["--out", str(folder / words[0])]
         if words[0] != "compare":
@@ -131,7 +135,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
     else:
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
         mains = {"train.py": train.main, "evaluate.py": evaluate.main, "tiny.py": tiny.main}
-        mains["claims.py"] = claims.main
+        mains |= {"claims.py": claims.main, "benchmark.py": benchmark.main}
         assert not mains[script](words)
 
 
