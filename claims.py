@@ -28,6 +28,7 @@ import compare
 import gradients
 import likelihood
 import runs
+import saving
 import tasks
 import thresholds
 import tiny
@@ -48,7 +49,7 @@ class State:
         folder, compact = Path(path), runs.is_compact(path)
         if runs.checkpoint_of(folder) != folder:
             file = folder / "config.json"
-            self.settings = settings_of(runs.read_json(file), file)
+            self.settings = settings_of(saving.read_json(file), file)
         else:
             recipe = RECIPES.get(task_name if compact else "LLaDA", {})
             self.settings = Settings(**recipe | {"task": task_name, "model": str(path)})
@@ -265,7 +266,7 @@ def measure(given, out):
     for state in states:
         found.append(make(state, given["batches"], given["seed"]))
         tell(found[-1])
-        runs.write_json(out / f"{given['what']}.json", found)  # what is done is kept
+        saving.write_json(out / f"{given['what']}.json", found)  # what is done is kept
     plot(found, out / f"{given['what']}.png")
     print(f"\nwritten: {out}/{given['what']}.json, .png")
 

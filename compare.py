@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 import models
 import pictures
 import runs
+import saving
 import together
 from evaluate import print_columns
 from report import GAMMAS, WIDTH
@@ -53,10 +54,10 @@ def read_run(path):
     """A finished run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path, rows = Path(path), {}
     with models.one_line(f"{path} is no run: give folders that train.py made"):
-        settings = asdict(Settings(**runs.read_json(path / "config.json")))
-    log, steps = runs.read_lines(path / "metrics.jsonl"), settings["steps"]
+        settings = asdict(Settings(**saving.read_json(path / "config.json")))
+    log, steps = saving.read_lines(path / "metrics.jsonl"), settings["steps"]
     for file in (path / "eval.json", path / "frontier.json"):
-        for row in runs.read_json(file) if file.exists() else []:
+        for row in saving.read_json(file) if file.exists() else []:
             rows.setdefault((file.stem, row["name"]), []).append(row)
     if len(log) < steps or ("eval", "trained") not in rows:
         done = f"{path} is not finished ({len(log)} of {steps} steps)"
@@ -298,7 +299,7 @@ def compare(paths, out):
     labels = zip(labels_of([group[0].settings for group in groups]), groups, strict=True)
     report["groups"] = [summary(*pair, groups[0], gammas) for pair in labels]
     (out := Path(out)).mkdir(parents=True, exist_ok=True)
-    runs.write_json(out / "compare.json", report)
+    saving.write_json(out / "compare.json", report)
     plot(report, groups, out / "compare.png")
     tell(report)
     print("written:", out / "compare.json", out / "compare.png")

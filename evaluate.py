@@ -32,6 +32,7 @@ import models
 import pictures
 import published
 import runs
+import saving
 import together
 import traces
 from sampler import Decoder
@@ -161,7 +162,7 @@ def options_for(path, given):
     """The flags for one path, with what its config.json says where none is given. ValueError."""
     path, saved = Path(path), {}
     if runs.checkpoint_of(path) != path:
-        saved = runs.read_json(path / "config.json")
+        saved = saving.read_json(path / "config.json")
     trained = {name: saved[name] for name in OF_RUN if name in saved}
     trained["length"] = [saved.get("length", 0)]
     options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
@@ -248,7 +249,7 @@ def show_frontiers(rows, folder):
         table[-1].append(f"{top['nfe']:.2f}")
     files = folder / "frontiers.png", folder / "frontiers.jsonl"
     pictures.plot_frontier(rows, files[0], f"{rows[0]['task']}: accuracy against calls")
-    with runs.replacing(files[1]) as aside:
+    with saving.replacing(files[1]) as aside:
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(fill(pictures.conditions(rows), 80))
     print_columns(table)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-import runs
+import saving
 
 RULES = {"eb": "entropy-bounded (γ)", "top_k": "top-k (k)", "confidence": "confidence (τ)"}
 MARKERS = {"eb": "o", "top_k": "s", "confidence": "^"}
@@ -44,7 +44,7 @@ def shorten(text, most):
 
 
 def save(figure, path):
-    with runs.replacing(path) as aside, no_missing_glyphs():
+    with saving.replacing(path) as aside, no_missing_glyphs():
         figure.savefig(aside, dpi=110, format="png")
 
 
@@ -64,10 +64,10 @@ def plot_curves(run_dir):
     Squares and stars are eval.json's: greedy, on held-out problems, before and after.
     """
     rows, figure = (
-        runs.read_lines(run_dir / "metrics.jsonl"),
+        saving.read_lines(run_dir / "metrics.jsonl"),
         Figure((12, 6.4), layout="constrained"),
     )
-    measured = runs.read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
+    measured = saving.read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
     w = max(1, len(rows) // 20)
     for axis, (key, (label, greedy)) in zip(
         figure.subplots(2, 3).flat, PANELS.items(), strict=True

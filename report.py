@@ -15,6 +15,7 @@ from statistics import fmean
 from textwrap import fill, wrap
 
 import runs
+import saving
 from evaluate import evaluate, outcomes
 from pictures import printable, shorten
 from scores import area
@@ -51,8 +52,8 @@ def measure(run_dir, name, step, policy, task, problems, settings):
     # eval.json comes last: where it says that a model was measured, all of it is there.
     for file, new in {"completions": texts, "frontier": rows, "eval": table}.items():
         path = run_dir / f"{file}.json"
-        old = runs.read_json(path) if name == "trained" else []
-        runs.write_json(path, [row for row in old if row["name"] == "base"] + new)
+        old = saving.read_json(path) if name == "trained" else []
+        saving.write_json(path, [row for row in old if row["name"] == "base"] + new)
 
 
 def complete(policy, task, problems, decoder, settings):
@@ -130,7 +131,7 @@ def tenth(run_dir, bar, step):
     """Ten times a run a line stays on the terminal: means over its last tenth, seconds of all."""
     if step * 10 // bar.total == (step - 1) * 10 // bar.total:
         return
-    rows = runs.read_lines(run_dir / "metrics.jsonl")
+    rows = saving.read_lines(run_dir / "metrics.jsonl")
     seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
     rows = rows[-max(1, bar.total // 10) :]
     names = ("reward", "solved", "nfe", "threshold")
@@ -145,7 +146,7 @@ def tenth(run_dir, bar, step):
 def tell(run_dir, settings):
     """Print the table, what happened, and three completions."""
     rows, every, texts = (
-        runs.read_json(run_dir / f"{name}.json") for name in ("eval", "frontier", "completions")
+        saving.read_json(run_dir / f"{name}.json") for name in ("eval", "frontier", "completions")
     )
     halves = [[row for row in every if row["name"] == name] for name in ("base", "trained")]
     best = max(halves[0], key=lambda row: (row["solved"], -row["nfe"]))

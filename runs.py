@@ -6,17 +6,15 @@
                 frontier.json    both at several gammas     frontier.png   accuracy against NFE
                 completions.json three of each              environment.txt  versions and device
                 checkpoint/      model and tokenizer (save_pretrained) or adapter,
-                                 threshold_head.safetensors, state.pt (optimizers, step)
+                                 threshold_head.safetensors, state.pt (optimizers, step),
+                                 sums.json (checksums); checkpoint.old/ is the one before
 
-Files and folders are written aside and renamed. Nothing is loaded by unrestricted pickle.
+saving.py has how files survive. Nothing is loaded by unrestricted pickle.
 """
 
 import json
 import platform
-import shutil
-import signal
 import sys
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -26,58 +24,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import models
+import saving
 import tiny
 import together
 from diffusion_policy import DiffusionPolicy
 from sampler import Decoder, ThresholdHead
 from settings import FREE, RECIPES, Settings, settings_of
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def replacing(path):
-    """Gives a path beside `path` to write to; when that went well, it takes the old one's place.
-
-    A folder cannot be renamed onto another: for a moment there is only `path`.old (see `settle`).
-    """
-    settle(path)
-    aside, old = Path(f"{path}.tmp"), Path(f"{path}.old")
-    for left_over in (aside, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    yield aside
-    if path.is_dir():
-        path.rename(old)
-    aside.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def settle(path):
-    """After a kill between two renames the folder has its old name: give it back."""
-    old = Path(f"{path}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)
-
-
-def write_json(path, value):
-    with replacing(path) as aside:
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def read_json(path):
-    """Raises ValueError where the file is missing or broken."""
-    with models.one_line(f"cannot read {path}"):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_lines(path):
-    """The rows of a JSON-lines file, if it is there, up to one that a kill left half-written."""
-    rows = []
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            rows.append(json.loads(line))
-    return rows
-
 
 # ---- flags, and what a run starts from -----------------------------------------------------------
 
@@ -91,7 +43,8 @@ def choose(given):
     if resume and "run_dir" not in given:
         raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
     if resume:
-        saved = asdict(settings_of(read_json(file := Path(given["run_dir"]) / "config.json"), file))
+        file = Path(given["run_dir"]) / "config.json"
+        saved = asdict(settings_of(saving.read_json(file), file))
         for name in sorted(given.keys() - FREE):
             if saved[name] != given[name]:
                 raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
@@ -131,9 +84,11 @@ def prepare(settings, run_dir, resume, export):
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
     if settings.dtype == "4bit" and not settings.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
-    for folder in filter(None, [None if resume else run_dir, export]):
-        if Path(folder).exists() and any(Path(folder).iterdir()):
-            raise ValueError(f"{folder} is in use: go on by --resume, or give a new --run_dir")
+    left = {".lock", "environment.txt", "config.json.tmp"}  # by a kill before the first step
+    if not resume and run_dir.is_dir() and {file.name for file in run_dir.iterdir()} - left:
+        raise ValueError(f"{run_dir} is in use: go on by --resume, or give a new --run_dir")
+    if export and Path(export).exists() and any(Path(export).iterdir()):
+        raise ValueError(f"--export {export}: the folder is not empty")
     compact, shipped = is_compact(settings.model), tiny.SHIPPED_TASKS.split(",")
     task = together.find(settings.task, compact, settings.data, settings.length)
     if settings.model == "tiny" and not {*settings.task.split(",")} <= {*shipped}:
@@ -147,6 +102,8 @@ def prepare(settings, run_dir, resume, export):
         raise ValueError("length = 0: this model's completions need one, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = checkpoint_of(run_dir) != run_dir
+    if saved:
+        saving.fall_back(run_dir / "checkpoint")
     policy = base_policy(settings, device, run_dir if saved else None)
     if settings.lora_rank:
         how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
@@ -155,11 +112,19 @@ def prepare(settings, run_dir, resume, export):
     size = policy.denoiser.config.hidden_size
     head = policy.threshold_head or ThresholdHead(size, settings.gamma_0).to(device)
     policy.threshold_head, head.sigma = head, settings.head_sigma
-    policy.encode([task.prompt(problem) for problem in problems], settings.length)  # do they fit?
+    for some in (problems, training_problems(task, settings)):  # do they fit?
+        policy.encode([task.prompt(problem) for problem in some], settings.length)
     if not resume:
         create_run(run_dir)
-    write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
+    saving.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
     return policy, task, problems
+
+
+def training_problems(task, settings):
+    """All that a file has for training, or some that a task makes. ValueError where it has none."""
+    pools = getattr(task, "pools", None)
+    n = len(pools["train"]) if pools else settings.prompts_per_step
+    return task.problems("train", max(1, n), settings.seed)
 
 
 def base_policy(settings, device, run_dir=None):
@@ -184,24 +149,6 @@ def create_run(run_dir):
 
 
 # ---- while it runs -------------------------------------------------------------------------------
-
-
-class FinishTheStep:
-    """The first Ctrl-C sets `asked`: the loop ends its step and saves. The second stops at once."""
-
-    asked = False
-
-    def __enter__(self):
-        self.before = signal.signal(signal.SIGINT, self.note)
-        return self
-
-    def note(self, *_):
-        self.asked = True
-        self.__exit__()
-        print("\nending this step, then saving; Ctrl-C once more stops at once", flush=True)
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGINT, self.before)
 
 
 def peak_memory_gib():
@@ -231,7 +178,10 @@ def out_of_memory(error, lower):
 
 def save_checkpoint(run_dir, policy, optimizers, step):
     """The state after `step` steps: all that the next one depends on but the seed."""
-    with replacing(run_dir / "checkpoint") as folder:
+    for name in ("metrics.jsonl", "samples.jsonl"):  # the steps that it counts as done
+        if (run_dir / name).exists():
+            saving.sync(run_dir / name)
+    with saving.replacing(run_dir / "checkpoint", keep=True) as folder:
         if hasattr(policy.denoiser, "disable_adapter"):  # the adapter alone, which names its base
             policy.denoiser.save_pretrained(folder, save_embedding_layers=False)
         else:
@@ -239,6 +189,7 @@ def save_checkpoint(run_dir, policy, optimizers, step):
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
         state = {"step": step, "optimizers": [o.state_dict() for o in optimizers]}
         torch.save(state, folder / "state.pt")
+        saving.write_sums(folder)
 
 
 def load_state(run_dir, optimizers):
@@ -250,8 +201,8 @@ def load_state(run_dir, optimizers):
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     for name in ("metrics.jsonl", "samples.jsonl"):
-        kept = [row for row in read_lines(run_dir / name) if row["step"] <= step]
-        with replacing(run_dir / name) as aside:
+        kept = [row for row in saving.read_lines(run_dir / name) if row["step"] <= step]
+        with saving.replacing(run_dir / name) as aside:
             aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
     return step
 
@@ -259,7 +210,7 @@ def load_state(run_dir, optimizers):
 def checkpoint_of(path):
     """The checkpoint folder of a run folder; any other path as it is."""
     path = Path(path)
-    settle(path / "checkpoint")
+    saving.settle(path / "checkpoint")
     is_run = (path / "config.json").exists() and (path / "checkpoint").is_dir()
     return path / "checkpoint" if is_run else path
 
@@ -267,7 +218,7 @@ def checkpoint_of(path):
 def base_of(folder):
     """The name or folder of the model that the adapter in `folder` was trained on, or None."""
     found = folder / "adapter_config.json"
-    return read_json(found).get("base_model_name_or_path") if found.is_file() else None
+    return saving.read_json(found).get("base_model_name_or_path") if found.is_file() else None
 
 
 def is_compact(name_or_path):
@@ -275,7 +226,7 @@ def is_compact(name_or_path):
     folder = checkpoint_of(name_or_path)
     name = str(base_of(folder) or folder)
     file = Path(name) / "config.json"
-    return name == "tiny" or bool(file.is_file() and read_json(file).get("compact_prompts"))
+    return name == "tiny" or bool(file.is_file() and saving.read_json(file).get("compact_prompts"))
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None):
@@ -284,6 +235,7 @@ def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None):
     An adapter's own folder will do as `path`: it names its base. Raises ValueError.
     """
     folder = checkpoint_of(path)
+    saving.verify(folder)
     base = base_of(folder)
     if base and (adapter or not Path(base).is_dir() and base.count("/") != 1 and base != "tiny"):
         raise ValueError(f"{path} is an adapter of {base}: give BASE_MODEL --adapter {path}")

@@ -26,6 +26,7 @@ import evaluate
 import pictures
 import report
 import runs
+import saving
 import scores
 import together
 
@@ -119,7 +120,7 @@ def measure(path):
     -> names (of tasks), clusters, difficulties, gamma, N of each; solved, nfe and objective,
     (F + 1, N), the learned gamma's last.
     """
-    saved = runs.read_json(Path(path) / "config.json")
+    saved = saving.read_json(Path(path) / "config.json")
     if saved.get("train") == "policy":
         raise ValueError(f"{path} learned no threshold: its --train was policy")
     if runs.checkpoint_of(path) == Path(path):
@@ -329,6 +330,6 @@ def thresholds(path, out):
     out.mkdir(parents=True, exist_ok=True)
     print(*table(said["rows"]), "", sep="\n")
     print(*(fill(line, 80, subsequent_indent="  ") for line in words(said)), sep="\n")
-    runs.write_json(out / "thresholds.json", said)
+    saving.write_json(out / "thresholds.json", said)
     draw(said, out / "thresholds.png", f"{path.name}: what the learned γ follows, and its worth")
     print("written:", out / "thresholds.png", out / "thresholds.json")

@@ -16,8 +16,10 @@ Shapes: P prompts a step, G completions each, B = P * G rows, L completion token
 """
 
 import random
+import signal
 import sys
 import time
+from pathlib import Path
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
     from settings import read_flags
@@ -33,6 +35,7 @@ import likelihood
 import models
 import report
 import runs
+import saving
 import together
 import watch
 from diffpo_loss import (
@@ -197,7 +200,7 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     start = runs.load_state(run_dir, optimizers)
     steps = range(start, settings.steps)
     bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=None)  # in a pipe
-    history, said = runs.read_lines(run_dir / "metrics.jsonl"), set()
+    history, said = saving.read_lines(run_dir / "metrics.jsonl"), set()
     for step in bar:
         for group in optimizers[0].param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
@@ -214,7 +217,7 @@ def run_steps(settings, task, run_dir, policy, interrupt):
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
             runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
         if interrupt.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(interrupt.asked)
 
 
 # ---- what surrounds it ---------------------------------------------------------------------------
@@ -226,17 +229,18 @@ def whole_run(settings, run_dir, resume, export):
     what, file = (policy, task, problems, settings), run_dir / "eval.json"
     if not file.exists():
         report.measure(run_dir, "base", 0, *what)
-    with runs.FinishTheStep() as interrupt:
+    with saving.FinishTheStep() as interrupt:
         run_steps(settings, task, run_dir, policy, interrupt)
-    if runs.read_json(file)[-1]["step"] != settings.steps:  # else it was finished, and measured
+    if saving.read_json(file)[-1]["step"] != settings.steps:  # else it was finished, and measured
         report.measure(run_dir, "trained", settings.steps, *what)
     plot_curves(run_dir)
     if settings.frontier:
-        rows = runs.read_json(run_dir / "frontier.json")
+        rows = saving.read_json(run_dir / "frontier.json")
         plot_frontier(rows, run_dir / "frontier.png", run_dir.name)
     report.tell(run_dir, settings)
     if export:
-        models.export(policy.denoiser, policy.tokenizer, export)
+        with saving.replacing(Path(export)) as folder:
+            models.export(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print(run_dir)
 
@@ -245,13 +249,14 @@ def main(arguments=None):
     settings = run_dir = None
     try:
         settings, run_dir, resume, export = runs.choose(read_flags(arguments))
-        whole_run(settings, run_dir, resume, export)
+        with saving.locked(run_dir):
+            whole_run(settings, run_dir, resume, export)
         return 0
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = run_dir and (run_dir / "config.json").exists()
         hint = f"; go on with: python train.py --resume --run_dir {run_dir}"
         print("\nstopped" + (hint if kept else " before the first step: nothing was kept"))
-        return 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except (ValueError, OSError) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ import gradients
 import likelihood
 import train
 from diffpo_loss import weight_metrics
-from runs import read_lines
+from saving import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "bases" / "tiny"

@@ -16,8 +16,9 @@ import models
 import scores
 import together
 from diffusion_policy import DiffusionPolicy
-from runs import create_run, save_checkpoint, write_json
+from runs import create_run, save_checkpoint
 from sampler import Decoder, ThresholdHead
+from saving import write_json
 from splits import FromFile
 from tasks import TASKS
 

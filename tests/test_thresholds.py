@@ -15,8 +15,9 @@ import thresholds
 import together
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
-from runs import create_run, save_checkpoint, write_json
+from runs import create_run, save_checkpoint
 from sampler import Decoder, ThresholdHead
+from saving import write_json
 from tasks import TASKS
 
 

@@ -13,14 +13,16 @@ from toy import random_tiny
 
 import report
 import runs
+import saving
 import train
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
 from models import load_denoiser
 from report import METRICS
-from runs import load_policy, read_lines
+from runs import load_policy
 from sampler import Decoder, ThresholdHead
+from saving import read_lines
 from settings import Settings
 from tasks import TASKS
 from train import update_denoiser
@@ -198,16 +200,16 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
     code, folder = run("a", frontier=True)
     assert code == 130 and measured == [*gammas, None, 0.1, 0.01]
     known = {path: path.read_text() for path in folder.glob("*.json")}
-    assert len(runs.read_json(folder / "frontier.json")) == 5
+    assert len(saving.read_json(folder / "frontier.json")) == 5
     assert run("a", resume=True)[0] == 0 and measured[8:] == [None, *gammas]
-    rows = runs.read_json(folder / "frontier.json")
+    rows = saving.read_json(folder / "frontier.json")
     assert [(row["name"], row["step"]) for row in rows] == [("base", 0)] * 5 + [("trained", 2)] * 6
     for path, text in known.items():  # what the base did is as it was
-        now = runs.read_json(path)
+        now = saving.read_json(path)
         assert (
             now == json.loads(text) if path.name == "config.json" else text[:-3] in path.read_text()
         )
-    table = runs.read_json(folder / "eval.json")
+    table = saving.read_json(folder / "eval.json")
     assert [row | {"name": ""} for row in table] == [rows[i] | {"name": ""} for i in (0, 5, 6)]
     capsys.readouterr()
     assert run("a", resume=True)[0] == 0 and len(measured) == 14  # it was finished: told again
@@ -221,7 +223,7 @@ def test_completions_are_the_base_models_and_the_trained_ones(run):
         load_policy(folder),
         DiffusionPolicy(*load_denoiser("tiny")),
     )
-    rows, task = runs.read_json(folder / "completions.json"), TASKS["countdown"].compact
+    rows, task = saving.read_json(folder / "completions.json"), TASKS["countdown"].compact
     problems = task.problems("test", 4, 0)[:3]
     assert [row["problem"] for row in rows] == problems * 2
     for policy, level, part in ((base, 0.1, rows[:3]), (trained, None, rows[3:])):
@@ -319,9 +321,9 @@ def test_of_two_tasks_each_step_is_the_one_that_a_run_of_its_task_would_make(run
         its = [row for row in read_lines(alone / "samples.jsonl") if row["step"] == i + 1]
         assert [row["problem"].pop("task") for row in ours] == [task] * len(its) and ours == its
     assert config_of(both)["length"] == 19
-    for row in runs.read_json(both / "eval.json"):
+    for row in saving.read_json(both / "eval.json"):
         assert [part["length"] for part in row["tasks"].values()] == [10, 19]
-    shown = [row["problem"]["task"] for row in runs.read_json(both / "completions.json")]
+    shown = [row["problem"]["task"] for row in saving.read_json(both / "completions.json")]
     assert shown == ["countdown", "sudoku", "countdown"] * 2
 
 
@@ -543,7 +545,7 @@ def test_what_a_task_cannot_read_is_one_line_and_the_run_can_go_on(run, monkeypa
         code, folder = run("a")
     assert code == 2 and capsys.readouterr().err == "train.py: no answer to be read\n"
     assert not (folder / "eval.json").exists()
-    assert run("a", resume=True)[0] == 0 and len(runs.read_json(folder / "eval.json")) == 3
+    assert run("a", resume=True)[0] == 0 and len(saving.read_json(folder / "eval.json")) == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
