@@ -4,7 +4,6 @@ A model is free in how it wraps an answer: tags, a box, dollar signs, a unit, "x
 free in the value: each reader knows a short grammar, and what that does not know is no answer.
 """
 
-import logging
 import re
 from contextlib import suppress
 from fractions import Fraction
@@ -12,6 +11,8 @@ from functools import lru_cache
 from itertools import accumulate, permutations, product
 from math import prod
 from operator import add, mul, sub, truediv
+
+from formulas import same_formula
 
 LONGEST = 300  # characters of a number or a formula, digits of an expression: more are no answer
 
@@ -254,20 +255,3 @@ def too_hard(text):
     odd = re.search(r"[0-9]{40}|!|\.\.|\\(?:binom|sum|prod|int|lim|uparrow)", text)
     nested = len(exponents) < text.count("^") or boxed(f"boxed{{{text}}}") != text
     return bool(odd or nested or size > 1000)
-
-
-def same_formula(answer, gold):
-    """What math-verify says. Only its LaTeX grammar is used: its other ways in lead to eval."""
-    from math_verify import LatexExtractionConfig, parse, verify
-    from math_verify.errors import TimeoutException
-
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    # Its limit is an alarm, which the main thread alone can set: in another, no formula is equal.
-    how = {"fallback_mode": "no_fallback", "parsing_timeout": 2}  # seconds
-    try:
-        answer, gold = (
-            parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], **how) for text in (answer, gold)
-        )
-        return bool(gold and answer) and verify(gold, answer, timeout_seconds=2)
-    except (Exception, TimeoutException):  # sympy raises anything, and the alarm is no Exception
-        return False

@@ -1,0 +1,87 @@
+"""Whether two formulas are equal, by math-verify in a process of its own.
+
+math-verify and sympy can take seconds, or for ever, for one hostile answer, and their own limit is
+an alarm that works in the main thread alone and that big integers do not hear. So they run in a
+worker: what takes longer than LIMIT is not equal, and the worker is started afresh.
+"""
+
+import json
+import logging
+import queue
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+
+LIMIT = 0.5  # seconds for one comparison
+START = 60  # for the worker's imports
+
+
+class Worker:
+    """One process that compares, for all threads of this one."""
+
+    def __init__(self):
+        self.process, self.lock, self.said = None, threading.Lock(), None
+
+    def start(self):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen([sys.executable, __file__], text=True, **pipes)
+        self.said = queue.Queue()
+        threading.Thread(target=self.listen, args=(self.process, self.said), daemon=True).start()
+        self.said.get(timeout=START)
+
+    @staticmethod
+    def listen(process, said):
+        for line in process.stdout:
+            said.put(line.strip())
+
+    def compare(self, answer, gold):
+        with self.lock:
+            if self.process is None or self.process.poll() is not None:
+                self.start()
+            try:
+                self.process.stdin.write(json.dumps([answer, gold]) + "\n")
+                self.process.stdin.flush()
+                return self.said.get(timeout=LIMIT) == "equal"
+            except (queue.Empty, OSError):
+                self.process.kill()
+                self.process.wait()
+                self.process = None
+                return False
+
+
+WORKER = Worker()
+
+
+@lru_cache(
+    maxsize=100_000
+)  # a completion is asked about twice: for its reward, and if it is solved
+def same_formula(answer, gold):
+    """Whether math-verify finds two LaTeX formulas equal, within LIMIT seconds."""
+    return WORKER.compare(answer, gold)
+
+
+def compare(answer, gold):
+    """In the worker. Only the LaTeX grammar is used: math-verify's other ways in lead to eval."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    how = {"fallback_mode": "no_fallback", "parsing_timeout": 0}
+    answer, gold = (
+        parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], **how) for text in (answer, gold)
+    )
+    return bool(gold and answer) and verify(gold, answer, timeout_seconds=0)
+
+
+def serve():
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
+    print("ready" if compare(r"\frac{1}{2}", "0.5") else "odd", flush=True)  # the first is slow
+    for line in sys.stdin:
+        try:
+            equal = compare(*json.loads(line))
+        except Exception:  # sympy raises anything
+            equal = False
+        print("equal" if equal else "unequal", flush=True)
+
+
+if __name__ == "__main__":
+    serve()

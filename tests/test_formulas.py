@@ -1,0 +1,55 @@
+"""Formulas compared in a worker: right, in any thread, and never for longer than its limit."""
+
+import threading
+import time
+
+import pytest
+
+import formulas
+from formulas import Worker, same_formula
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker()
+    worker.start()
+    yield worker
+    worker.process.kill()
+
+
+def test_equal_formulas_are_equal_and_others_are_not(worker):
+    assert worker.compare(r"\frac{2}{4}", "0.5") and worker.compare("x^2+2x+1", "(x+1)^2")
+    assert not worker.compare("x+1", "x+2") and not worker.compare("}{", "1")
+    assert not worker.compare("1\n2", "12") and worker.compare(r"\sqrt{4}", "2")
+
+
+def test_it_works_in_any_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(same_formula(r"\sqrt{9}", "3")))
+    thread.start()
+    thread.join()
+    assert found == [True]
+
+
+def test_what_takes_longer_than_the_limit_is_not_equal_and_the_next_one_is_compared(worker):
+    hard = r"(x+1)^{9999}", r"(x+2)^{9999}"
+    began = time.perf_counter()
+    assert not worker.compare(*hard)
+    assert time.perf_counter() - began < formulas.LIMIT + 5 and worker.process is None
+    assert worker.compare("1/2", "0.5")  # by a new worker
+
+
+def test_a_worker_that_has_died_is_started_again(worker):
+    worker.compare("1", "2")
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.compare(r"\frac{1}{4}", "0.25")
+
+
+def test_a_pair_is_compared_once(monkeypatch):
+    seen = []
+    compare = lambda self, *pair: seen.append(pair) or True  # noqa: E731
+    monkeypatch.setattr(Worker, "compare", compare)
+    same_formula.cache_clear()
+    assert same_formula("a", "b") and same_formula("a", "b") and seen == [("a", "b")]
+    same_formula.cache_clear()
