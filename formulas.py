@@ -2,18 +2,21 @@
 
 math-verify and sympy can take seconds, or for ever, for one hostile answer, and their own limit is
 an alarm that works in the main thread alone and that big integers do not hear. So they run in a
-worker: what takes longer than LIMIT is not equal, and the worker is started afresh.
+worker: what takes longer than LIMIT is not equal, and the worker is started afresh. The limit is of
+the processor's time, so that the verdict does not depend on what else a machine does.
 """
 
 import json
 import logging
 import queue
+import signal
 import subprocess
 import sys
 import threading
 from functools import lru_cache
 
-LIMIT = 0.5  # seconds for one comparison
+LIMIT = 0.5  # seconds of the processor for one comparison
+PATIENCE = 20  # seconds by the clock, where the system has no such timer
 START = 60  # for the worker's imports
 
 
@@ -34,6 +37,7 @@ class Worker:
     def listen(process, said):
         for line in process.stdout:
             said.put(line.strip())
+        said.put(None)  # it has ended
 
     def compare(self, answer, gold):
         with self.lock:
@@ -42,12 +46,14 @@ class Worker:
             try:
                 self.process.stdin.write(json.dumps([answer, gold]) + "\n")
                 self.process.stdin.flush()
-                return self.said.get(timeout=LIMIT) == "equal"
+                verdict = self.said.get(timeout=PATIENCE)
             except (queue.Empty, OSError):
+                verdict = None
+            if verdict is None:
                 self.process.kill()
                 self.process.wait()
                 self.process = None
-                return False
+            return verdict == "equal"
 
 
 WORKER = Worker()
@@ -57,7 +63,7 @@ WORKER = Worker()
     maxsize=100_000
 )  # a completion is asked about twice: for its reward, and if it is solved
 def same_formula(answer, gold):
-    """Whether math-verify finds two LaTeX formulas equal, within LIMIT seconds."""
+    """Whether math-verify finds two LaTeX formulas equal, within the limit."""
     return WORKER.compare(answer, gold)
 
 
@@ -76,6 +82,8 @@ def serve():
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     print("ready" if compare(r"\frac{1}{2}", "0.5") else "odd", flush=True)  # the first is slow
     for line in sys.stdin:
+        if hasattr(signal, "setitimer"):  # its signal has no handler, so it ends the process
+            signal.setitimer(signal.ITIMER_PROF, LIMIT)
         try:
             equal = compare(*json.loads(line))
         except Exception:  # sympy raises anything

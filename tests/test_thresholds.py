@@ -212,7 +212,10 @@ def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):
     path = make_run(task="countdown", train="policy")
     with pytest.raises(ValueError, match="learned no threshold: its --train was policy"):
         thresholds.thresholds(path, tmp_path / "out")
-    (make_run(task="countdown") / "checkpoint").rename(tmp_path / "elsewhere")
+    folder = make_run(task="countdown")
+    for name in ("checkpoint", "checkpoint.old"):
+        if (folder / name).exists():
+            (folder / name).rename(tmp_path / name)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         thresholds.thresholds(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
