@@ -14,6 +14,11 @@ from models import add_lora, dtype_of, export, load_denoiser, load_lora, lora_la
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, which is optional, is not installed")
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
@@ -71,7 +76,7 @@ def test_an_export_merges_the_adapter_into_the_base_as_it_was_before(folder, tmp
 
 FLAGS = (
     "--model {} --task countdown --dtype 4bit --steps {} --prompts_per_step 2 --group_size 2"
-    " --length 8 --eval_problems 2 --frontier false --lora_rank 2 --run_dir {}"
+    " --length 4 --block_length 4 --eval_problems 1 --frontier false --lora_rank 2 --run_dir {}"
 )
 
 

@@ -233,7 +233,7 @@ def test_a_file_says_how_much_of_it_the_run_may_have_trained_on(run_dir, tmp_pat
     evaluate.main([str(run_dir), "--level", "1", "--data", str(path)])
     said = capsys.readouterr().err
     assert f"5 of 8 problems of {path} share their numbers with" in said
-    evaluate.main([str(run_dir / "checkpoint"), "--level", "1", "--task", "countdown"])
+    evaluate.main([str(run_dir), "--level", "1", "--problems", "3"])
     assert "share" not in capsys.readouterr().err
 
 

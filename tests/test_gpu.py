@@ -140,6 +140,7 @@ def test_an_adapter_learns_and_its_gradient_is_the_cpus(device, dtype, tmp_path)
 
 @DEVICES
 def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
     if device == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"

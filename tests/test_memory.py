@@ -162,8 +162,8 @@ def test_what_does_not_fit_is_said_in_one_line(gib, changes, what):
 # ---- against what a process takes ----------------------------------------------------------------
 
 SMALL = (512, 64, 192, 2, 4, 2)  # llama's arguments
-ROWS = dict(prompts_per_step=24)
-STAGES = dict(micro_batch_size=64, prompts_per_step=8, inner_updates=1)
+ROWS = dict(prompts_per_step=12)
+STAGES = dict(micro_batch_size=32, prompts_per_step=4, inner_updates=1)
 MEASURED = {"rollout, dual": ROWS, "update": STAGES, "update, checkpointing": STAGES}
 CODE = f"""
 import json, os

@@ -1,6 +1,7 @@
 """Numbers gone wrong: a run stops before it spoils anything, and says what teaches nothing."""
 
 import json
+import shutil
 from math import inf, nan
 
 import pytest
@@ -18,6 +19,11 @@ FLAGS = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --
 
 def run(folder, more=""):
     return train.main([*FLAGS.split(), *more.split(), "--run_dir", str(folder)])
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
@@ -79,10 +85,19 @@ def spoil_weights(patch):
 SPOILS = [spoil_logp, spoil_loss, spoil_gradient, spoil_threshold, spoil_weights]
 
 
-@pytest.mark.parametrize("spoil", SPOILS, ids=lambda f: f.__name__)
-def test_a_run_stops_in_one_line_before_anything_bad_is_saved(spoil, tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "a"
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "a"
     assert run(folder, "--steps 2 --save_every 1") == 0
+    return folder
+
+
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda f: f.__name__)
+def test_a_run_stops_in_one_line_before_anything_bad_is_saved(
+    spoil, two_steps, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "a"
+    shutil.copytree(two_steps, folder)
     files = [folder / "checkpoint" / name for name in ("state.pt", "adapter_model.safetensors")]
     before, again = [file.read_bytes() for file in files], ["--resume", "--run_dir", str(folder)]
     capsys.readouterr()
@@ -96,7 +111,8 @@ def test_a_run_stops_in_one_line_before_anything_bad_is_saved(spoil, tmp_path, m
     if spoil is not spoil_weights:
         batch = load_file(folder / "broken-3.safetensors")
         assert batch["completion"].shape == (32, 10) and f"{folder}/broken-3" in said
-    assert train.main([*again, "--steps", "3"]) == 0  # mended
+    if spoil is spoil_logp:
+        assert train.main([*again, "--steps", "3"]) == 0  # mended
 
 
 def test_a_denoiser_that_gives_nan_does_not_run_for_ever():
