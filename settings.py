@@ -79,9 +79,12 @@ class Settings:
                 raise ValueError(f"{f.name} = {value}: it has to be {limits}")
 
 
+LATER = {"rollout_batch_size"}  # settings that came later: an older run had their default
+
+
 def settings_of(saved, file):
     """The Settings of a config.json's dict. Raises ValueError for one of another version."""
-    if set(saved) != {f.name for f in fields(Settings)}:
+    if set(saved) | LATER != {f.name for f in fields(Settings)}:
         raise ValueError(f"{file} is not of this train.py: start a new run")
     return Settings(**saved)
 

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -62,3 +62,12 @@ def test_an_abbreviated_flag_is_refused(flags, capsys):
         settings.read_flags(flags)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and flags[0] in message and message.count("\n") == 1
+
+
+def test_a_run_from_before_a_setting_came_had_its_default_and_any_other_is_refused():
+    saved = asdict(settings.Settings(seed=3))
+    older = {name: saved[name] for name in saved.keys() - settings.LATER}
+    assert settings.settings_of(older, "config.json") == settings.Settings(seed=3)
+    for other in (saved | {"novelty": 1}, {k: v for k, v in saved.items() if k != "seed"}):
+        with pytest.raises(ValueError, match="config.json is not of this train.py"):
+            settings.settings_of(other, "config.json")
