@@ -8,8 +8,11 @@ Standard library alone: --help answers before torch is imported, which takes sec
 
 import argparse
 import functools
+import time
 from dataclasses import dataclass, field, fields
 from math import inf
+
+BEGAN = time.perf_counter()  # of the program: this file is imported first
 
 
 def flag(default, help, low=-inf, high=inf, choices=()):

@@ -49,13 +49,16 @@ def told(error, run_dir, step):
 # ---- what a run is warned of ---------------------------------------------------------------------
 
 
-def is_rising(values, windows=5, size=10):
-    """Whether the means of the last five times ten values rise from each to the next."""
+def has_doubled(values, windows=5, size=10):
+    """Whether the means of the last five times ten values rise from each to the next, to almost
+    twice the first. (In 68 logged runs: two of four collapses, one decline, none that went well.)
+    """
     if len(values) < windows * size or None in values[-windows * size :]:
         return False
     ends = range(len(values) - (windows - 1) * size, len(values) + 1, size)
     means = [fmean(values[end - size : end]) for end in ends]
-    return all(low < high for low, high in zip(means, means[1:], strict=False))
+    rises = all(low < high for low, high in zip(means, means[1:], strict=False))
+    return rises and means[-1] > max(1.9 * means[0], 0.01)
 
 
 def last(name, low, high):
@@ -78,8 +81,8 @@ WARNINGS = {  # what it means and what to change: when
     "γ is at its upper bound, everything in one call: a lower --speed_weight": last(
         "threshold_mean", 9.5, 10
     ),
-    "the surrogate's KL has risen for 50 steps, as before a collapse: more --num_stages, a lower "
-    "--learning_rate or fewer --inner_updates": lambda rows: is_rising(
+    "the surrogate's KL has doubled in 50 steps, as before a collapse: more --num_stages, a lower "
+    "--learning_rate or fewer --inner_updates": lambda rows: has_doubled(
         [row.get("surrogate_kl") for row in rows]
     ),
 }

@@ -128,7 +128,8 @@ def random_run(folder, work):
         f"--task countdown --model {folder} {rows} --cache dual --inner_updates 2 --lora_rank 16"
     )
     flags = f"{flags} --micro_batch_size 12 --eval_problems 2 --frontier false".split()
-    seconds, _ = train(*flags, "--steps", 2, "--run_dir", work / "whole")
+    seconds, lines = train(*flags, "--steps", 2, "--run_dir", work / "whole")
+    [began] = [line for line in lines if "begins after" in line]
     train(*flags, "--steps", 1, "--run_dir", work / "parts")
     train("--resume", "--run_dir", work / "parts", "--steps", 2)
     whole, parts = rows_of(work / "whole"), rows_of(work / "parts")
@@ -136,7 +137,8 @@ def random_run(folder, work):
     differ = [k for a, b in zip(whole, parts, strict=True) for k in same if a[k] != b[k]]
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
     return {
-        "seconds, all": seconds, "seconds, first step": step[0], "seconds, second step": step[1],
+        "seconds to the first step": float(began.split()[-2]), "seconds, all": seconds,
+        "seconds, first step": step[0], "seconds, second step": step[1],
         "of it rollout": whole[1]["seconds_rollout"],
         "tokens/s": whole[1]["tokens_per_second"], "peak GiB": whole[-1]["peak_memory_gib"],
         "metrics that differ after a stop": len(differ),

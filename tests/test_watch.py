@@ -152,7 +152,10 @@ def test_a_number_that_teaches_nothing_is_told_once_with_the_setting_to_change(n
 def test_a_surrogate_that_drifts_away_for_50_steps_is_told():
     rising = [GOOD | {"surrogate_kl": 0.1 + 0.01 * i + 0.02 * (i % 3)} for i in range(60)]
     flat = [GOOD | {"surrogate_kl": 0.1 + 0.02 * (i % 2)} for i in range(60)]
-    assert "risen for 50 steps" in next(watch.warnings(rising, set()))
+    assert "doubled in 50 steps" in next(watch.warnings(rising, set()))
+    slowly = [row | {"surrogate_kl": 1 + row["surrogate_kl"]} for row in rising]
+    noise = [row | {"surrogate_kl": 1e-6 * row["surrogate_kl"]} for row in rising]
+    assert not list(watch.warnings(slowly, set())) and not list(watch.warnings(noise, set()))
     assert not list(watch.warnings(flat, set())) and not list(watch.warnings(rising[:49], set()))
     sampler = [dict.fromkeys(GOOD) | {"threshold_mean": 0.1}] * 60  # no update of the denoiser
     assert not list(watch.warnings(sampler, set()))
