@@ -51,7 +51,7 @@ def told(error, run_dir, step):
 
 def has_doubled(values, windows=5, size=10):
     """Whether the means of the last five times ten values rise from each to the next, to almost
-    twice the first. (In 68 logged runs: two of four collapses, one decline, none that went well.)
+    twice the first. (In 68 logged runs: two of three collapses, one decline, none that went well.)
     """
     if len(values) < windows * size or None in values[-windows * size :]:
         return False
