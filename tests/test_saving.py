@@ -207,6 +207,11 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_into_the_runs_own_folder_is_refused_before_anything_is_lost(tmp_path, capsys):
+    assert run(tmp_path / "a", f"--steps 1 --export {tmp_path / 'a'}") == 2
+    assert "the folder is not empty" in capsys.readouterr().err
+
+
 # ---- one run a folder, and signals ---------------------------------------------------------------
 
 
