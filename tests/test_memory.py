@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_said_in_one_line(gib, changes, what):
 SMALL = (512, 64, 192, 2, 4, 2)  # llama's arguments
 ROWS = dict(prompts_per_step=12)
 STAGES = dict(micro_batch_size=32, prompts_per_step=4, inner_updates=1)
-MEASURED = {"rollout, dual": ROWS, "update": STAGES, "update, checkpointing": STAGES}
+MEASURED = {"rollout, dual": ROWS, "update, checkpointing": STAGES}
 CODE = f"""
 import json, os
 import benchmark
