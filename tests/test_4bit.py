@@ -76,7 +76,8 @@ def test_an_export_merges_the_adapter_into_the_base_as_it_was_before(folder, tmp
 
 FLAGS = (
     "--model {} --task countdown --dtype 4bit --steps {} --prompts_per_step 2 --group_size 2"
-    " --length 4 --block_length 4 --inner_updates 2 --eval_problems 1 --frontier false --lora_rank 2 --run_dir {}"
+    " --length 4 --block_length 4 --inner_updates 2 --eval_problems 1 --frontier false"
+    " --lora_rank 2 --run_dir {}"
 )
 
 
