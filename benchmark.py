@@ -1,6 +1,6 @@
 """Speed and memory of rollouts and of learning. Run by hand:
 
-    python benchmark.py                                tiny and mid; 8b too where there is a GPU
+    python benchmark.py                                tiny, mid; with a GPU 0.6b and 8b too
     OMP_NUM_THREADS=1 python benchmark.py --shape mid  one shape, on one thread
     python benchmark.py --memory LLaDA-8B --gpu_gib 24 --dtype bfloat16
                                                        what a run takes by arithmetic (memory.py);
@@ -43,9 +43,15 @@ from train import update_denoiser
 
 MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
 HALF = dict(prompts_per_step=8, dtype="bfloat16")  # the naive logits of more would not fit 80 GB
-SHAPES = {  # (V, D, MLP, layers, heads), prompt tokens, tokens a step, settings
+SHAPES = {  # (V, D, MLP, layers, heads, key-value heads), prompt tokens, tokens a step, settings
     "tiny": ((112, 104, 312, 6, 4), 5, 1, Settings(length=10, block_length=5, lora_rank=8)),
     "mid": ((126464, 256, 768, 4, 4), 64, 2, Settings(**RECIPES["LLaDA"] | MID)),
+    "0.6b": (  # Qwen3-0.6B's sizes, as a Llama
+        (151936, 1024, 3072, 28, 16, 8),
+        200,
+        2,
+        Settings(**RECIPES["small"] | HALF),
+    ),
     "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Settings(**RECIPES["LLaDA"] | HALF)),
 }
 METHODS = {"naive": "none", "ours": "none", "prefix": "prefix", "dual": "dual", "learning": "dual"}
@@ -300,7 +306,8 @@ def main(arguments=None):
     if options.method:
         return print(json.dumps(measure(SHAPES[options.shape or "tiny"], options.method)))
     print(f"{'shape':6}{'method':10}" + "".join(f"{key:>13}" for key in COLUMNS))
-    for name in [options.shape] if options.shape else [*SHAPES][: 2 + torch.cuda.is_available()]:
+    every = [*SHAPES] if torch.cuda.is_available() else ["tiny", "mid"]
+    for name in [options.shape] if options.shape else every:
         for row in compare([run_apart(name, method) for method in METHODS]):
             known = {key: f"{row[key]:.3f}" for key in COLUMNS if row.get(key) is not None}
             cells = "".join(f"{known.get(key, ''):>13}" for key in COLUMNS)

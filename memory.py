@@ -78,8 +78,8 @@ def precision(config, settings, device):
     return "float32" if small or not settings.lora_rank else "bfloat16"
 
 
-def work(config, settings, prompt_tokens):
-    """Floating-point operations of one step, if a rollout takes a call for each two tokens.
+def work(config, settings, prompt_tokens, calls=None):
+    """Floating-point operations of one step. calls: of a completion [one for each two tokens].
 
     2 for each weight and position of a call. A backward pass through a frozen base costs as much as
     a forward pass, through one that learns twice that; checkpointing makes each call once more.
@@ -91,7 +91,8 @@ def work(config, settings, prompt_tokens):
         weights += m.layers * 3 * m.D * m.I  # those that a position passes through
     part = {"none": S, "prefix": S - prompt_tokens - L // 2, "dual": block}[settings.cache]
     opens = max(1, L // block) if settings.cache != "none" else 0
-    rollout = B * (opens * S + (L / 2 - opens) * part)
+    calls = L / 2 if calls is None else calls
+    rollout = B * (opens * S + (calls - opens) * part)
     canvases = settings.prompts_per_step + B * (settings.num_stages - 1)
     passes = 2 + settings.gradient_checkpointing + (not settings.lora_rank)
     mu = settings.inner_updates  # the old policy is scored for all updates but the first

@@ -29,10 +29,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import memory  # noqa: E402
 from evaluate import device_name  # noqa: E402
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp  # noqa: E402
 from runs import load_policy  # noqa: E402
 from sampler import Decoder  # noqa: E402
+from settings import Settings  # noqa: E402
+from tasks import TASKS  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -136,9 +139,17 @@ def random_run(folder, work):
     same = {key for key in whole[0] if "second" not in key and "memory" not in key}
     differ = [k for a, b in zip(whole, parts, strict=True) for k in same if a[k] != b[k]]
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
+    policy, task = load_policy(work / "whole"), TASKS["countdown"]
+    prompt = policy.encode([task.prompt(task.problems("train", 1, 0)[0])])[0]
+    settings = Settings(**json.loads((work / "whole" / "config.json").read_text()))
+    config, calls = policy.denoiser.config, whole[1]["nfe_mean"]
+    flop = memory.work(config, settings, prompt.shape[1], calls)
+    speeds = [speed for key, speed in memory.SPEEDS.items() if key in device_name(DEVICE)]
     return {
         "seconds to the first step": float(began.split()[-2]), "seconds, all": seconds,
         "seconds, first step": step[0], "seconds, second step": step[1],
+        "TFLOP of the second": flop / 1e12,
+        "MFU": flop / (step[1] * 1e12 * speeds[0]) if speeds else None,
         "of it rollout": whole[1]["seconds_rollout"],
         "tokens/s": whole[1]["tokens_per_second"], "peak GiB": whole[-1]["peak_memory_gib"],
         "metrics that differ after a stop": len(differ),

@@ -257,6 +257,8 @@ def test_work_is_counted_call_by_call():
     whole = 6 * 8 * (P + L)  # six rows, a call for each two tokens
     update = (3 + 6) * (P + L)  # three canvases of all [MASK], six later ones
     assert memory.work(config, settings, P) == 2 * weights * (whole + 2 * update)
+    fewer = 6 * 5 * (P + L)
+    assert memory.work(config, settings, P, calls=5) == 2 * weights * (fewer + 2 * update)
     dual = replace(settings, cache="dual", inner_updates=2, gradient_checkpointing=True)
     cached = 6 * (2 * (P + L) + 6 * 8)  # two blocks open, six calls run eight positions
     assert memory.work(config, dual, P) == 2 * weights * (cached + (3 * 2 + 1) * update)
