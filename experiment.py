@@ -48,7 +48,7 @@ CHOSEN = {
     ("countdown", "exact"): "1e-3", ("countdown", "d1"): "2.5e-4",
     ("countdown", "sampler"): "5e-3", ("sudoku", "two-stage-w"): "5e-4",
     ("sudoku", "mean-field"): "5e-4", ("sudoku", "mean-field-w"): "5e-4",
-    ("sudoku", "d1"): "1e-3", ("sudoku", "sampler"): "2e-2",
+    ("sudoku", "d1"): "2.5e-4", ("sudoku", "sampler"): "2e-2",
 }  # fmt: skip
 LIKE = {
     "four-stage-w": "two-stage-w", "four-stage": "two-stage", "no-price": "two-stage-w",

@@ -201,6 +201,17 @@ def write_checkpoint(folder, family, **changes):
     return weights, config
 
 
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def drop_field(folder, name):
+    config = json.loads((folder / "config.json").read_text())
+    del config[name]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def random_weights(family, kv_heads, head):
     """The weights of one family under its own names."""
     generator = torch.Generator().manual_seed(7)

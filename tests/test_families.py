@@ -5,25 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import HIDDEN, write_checkpoint
+from checkpoints import HIDDEN, drop_field, edit_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import families
 from models import load_denoiser
 from tiny import tiny_tokenizer
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def drop_field(folder, name):
-    config = json.loads((folder / "config.json").read_text())
-    del config[name]
-    (folder / "config.json").write_text(json.dumps(config))
-
 
 REFUSED = [
     ("block_type", "sequential"), ("activation_type", "swiglu"), ("layer_norm_type", "default"),

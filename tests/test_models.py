@@ -11,6 +11,7 @@ from checkpoints import (
     HIDDEN,
     LAYERS,
     MLP,
+    edit_config,
     reference_logits,
     style_of,
     write_checkpoint,
@@ -108,17 +109,6 @@ def test_such_a_model_is_refused_when_it_is_loaded(folder, monkeypatch):
     monkeypatch.setitem(models.PLAIN, "llama", NoPaddingMask)
     with pytest.raises(ValueError, match="padding"):
         load_denoiser(str(folder))
-
-
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def drop_field(folder, name):
-    config = json.loads((folder / "config.json").read_text())
-    del config[name]
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def drop_weight(folder):
