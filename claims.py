@@ -13,6 +13,7 @@ printed. A picture and the figures behind it go to the folder --out.
 """
 
 import sys
+from math import isfinite
 from pathlib import Path
 
 from options import read_claims_flags
@@ -124,8 +125,12 @@ def tell_gradient(found):
     for row in rows:
         cells = [name_of(row["stages"], row["weights"]), f"{row['calls']:.2f}"]
         cells.append(f"{row['cosine']:.3f} ({in_words(row, 'cosine')})")
-        cells += [f"{row[name]:.3f}" for name in ("relative_error", "bias_cosine", "noise")]
-        cells.append(f"{row['true_cosine']:.3f} ({in_words(row, 'true_cosine')})")
+        cells.append(f"{row['relative_error']:.3f}")
+        if isfinite(row["bias_cosine"] + row["noise"]):
+            cells += [f"{row[name]:.3f}" for name in ("bias_cosine", "noise")]
+            cells.append(f"{row['true_cosine']:.3f} ({in_words(row, 'true_cosine')})")
+        else:  # the batches' means have no length but noise
+            cells += ["-", "-", "no signal"]
         table.append([*cells, f"{row['split_half']:.3f}"])
     print_columns(table)
     said = {"cosine": "cosine", "true_cosine": "cosine with the true gradient"}
