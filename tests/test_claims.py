@@ -4,6 +4,7 @@ its pictures and its refusals.
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,11 @@ def test_gradients_are_told_kept_and_drawn(run, tmp_path, capsys):
     assert (tmp_path / "gradient.png").stat().st_size > 20_000
     assert f"{rows[1, 'C = 1']['cosine']:.3f} (" in out
     assert out.count("m = 2, C = 1: ") >= 2 and "bias" in out
+    for row in found["rows"]:  # as if its batches' means were nothing but noise
+        row["noise"] = math.nan
+    claims.tell_gradient(found)
+    table = capsys.readouterr().out.splitlines()[3 : 3 + len(found["rows"])]
+    assert all(re.search(r" -      -  +no signal", line) for line in table)
 
 
 def test_the_surrogates_table_is_told_kept_and_drawn(tmp_path, capsys):
