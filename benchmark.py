@@ -205,8 +205,8 @@ def show_memory(name, prompt_tokens, gpu_gib, given):
     if prompt_tokens < 1:
         raise ValueError(f"prompt_tokens = {prompt_tokens}: a prompt has at least 1")
     config, compact = config_of(name), name == "tiny" or runs.is_compact(name)
-    recipe = given.get("task") if compact else "LLaDA"
-    settings = Settings(**RECIPES.get(recipe, {}) | given | {"model": name})
+    recipe = RECIPES.get(given.get("task"), {}) if compact else models.recipe_by_size(config)
+    settings = Settings(**recipe | given | {"model": name})
     if not settings.length:
         settings.length = together.find(settings.task, compact, "", 0).length
     print(f"{name}, {prompt_tokens} prompt tokens and {settings.length} of the completion, GiB")

@@ -267,8 +267,7 @@ def measure(options, name):
     n, problems = options.samples, [p for p in problems for _ in range(options.samples)]
     about = {"name": name, "task": options.task, "data": options.data, "split": options.split}
     about |= {name: getattr(options, name) for name in ("adapter", "prompt", "shots", "samples")}
-    about["checkpoint"] = str(options.path)
-    about["revision"] = revision(options.path, policy.denoiser)
+    about |= {"checkpoint": str(options.path), "revision": revision(options.path, policy.denoiser)}
     for length in options.lengths:
         options.length, how = length, (length, options.batch_size, options.seed)
         for decoder in decoders_for(options, has_head):

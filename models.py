@@ -49,9 +49,13 @@ def default_model():
     if not gpu():
         return "tiny", "no GPU was found, and this one needs neither GPU nor download"
     name, gib = gpu()
-    larger = gib > 21  # of a card of 24 GB some 23.5 can be used, of some 22.5
-    what = f"a GPU of {gib:.0f} GiB was found, {name}"
-    return LLADA if larger else SMALL, f"{what}; --model tiny trains the embedded model instead"
+    why = f"a GPU of {gib:.0f} GiB was found, {name}; --model tiny trains the embedded model"
+    return LLADA if gib > 21 else SMALL, why  # a card of 24 GB has 23.5 of them, or 22.1
+
+
+def recipe_by_size(config):
+    """The recipe of a checkpoint that is not tiny, before the GPU is looked at."""
+    return RECIPES["LLaDA" if memory.parameters(config)[1] > 2e9 else "small"]
 
 
 def recipe_of(name):
@@ -61,8 +65,8 @@ def recipe_of(name):
     """
     config, _ = read_config(_folder(name), name)
     size = memory.parameters(config)[1]
-    recipe, here = RECIPES["LLaDA" if size > 2e9 else "small"], gpu()
-    if here and size > 2e9 and here[1] < 70:
+    recipe, here = recipe_by_size(config), gpu()
+    if here and recipe is RECIPES["LLaDA"] and here[1] < 70:
         recipe = recipe | RECIPES["24 GB" if here[1] < 40 else "48 GB"]
 
     def expect(settings):

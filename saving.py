@@ -83,12 +83,13 @@ def read_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
-def is_row(line):
-    """Whether a line of a log is one: a dict with a step."""
+def row_of(line):
+    """The row that a line of a log is, a dict with a step; None for any other line."""
     try:
-        return isinstance(json.loads(line)["step"], int)
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) else None
     except (ValueError, TypeError, KeyError, RecursionError):
-        return False
+        return None
 
 
 def read_lines(path):
@@ -100,8 +101,8 @@ def read_lines(path):
     with suppress(FileNotFoundError):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
-            if is_row(line):
-                rows.append(json.loads(line))
+            if row := row_of(line):
+                rows.append(row)
             elif line and number < len(lines):
                 bad.append(number)
     if bad:

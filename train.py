@@ -200,7 +200,8 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     start = runs.load_state(run_dir, optimizers)
     steps = range(start, settings.steps)
     bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=None)  # in a pipe
-    print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
+    if steps:  # else the run was finished
+        print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
     history, said = saving.read_lines(run_dir / "metrics.jsonl"), set()
     for step in bar:
         for group in optimizers[0].param_groups:

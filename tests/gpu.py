@@ -1,7 +1,7 @@
 """What a new GPU is asked first: `bash tests/gpu.sh`. On a CPU the same at small shape.
 
     precision   bfloat16 at real depth: importance weights that must be 1, and rollouts with
-                attention's kernel for no mask against its kernel for a mask that hides nothing
+                attention's kernel for no mask against its kernel for a mask of padding
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
                 first step, seconds a step, peak memory, and whether a stopped run goes on exactly
     main job    python train.py --task countdown --model tiny: minutes, and what came of it
@@ -88,17 +88,20 @@ def precision(folder):
     chance = torch.Generator(DEVICE).manual_seed(0)
     P, L, V = (64, 64, 1900) if GPU else (16, 16, 1900)
     ids = torch.randint(300, V, (32, P), generator=chance, device=DEVICE)
-    decoder, rollouts = Decoder("top_k", 4), []
-    for padded in (False, True):  # a first column of padding makes attention take its mask
-        prompt = torch.nn.functional.pad(ids, (int(padded), 0))
-        mask = torch.nn.functional.pad(torch.ones_like(ids), (int(padded), 0)).bool()
-        chance = torch.Generator(DEVICE).manual_seed(1)
-        rollouts.append(policy.rollout(prompt, mask, L, decoder, chance))
-    one, other = rollouts
-    boundaries = draw_boundaries(one.nfe, 2, torch.Generator(DEVICE).manual_seed(2))
-    logp = surrogate_logp(policy, one, boundaries)
-    unit = scored_as_drawn(one.unmask_step, boundaries) & one.token_mask
-    error = (logp - one.behaviour_logp)[unit]
+    chance = torch.Generator(DEVICE).manual_seed(1)
+    drawn = policy.rollout(ids, ids > 0, L, Decoder("top_k", 4), chance)
+    boundaries = draw_boundaries(drawn.nfe, 2, torch.Generator(DEVICE).manual_seed(2))
+    logp = surrogate_logp(policy, drawn, boundaries)
+    unit = scored_as_drawn(drawn.unmask_step, boundaries) & drawn.token_mask
+    error = (logp - drawn.behaviour_logp)[unit]
+    # The same prompts beside one that is a token longer: now they are padded, and there is a mask.
+    # Greedy, since a row more draws other random numbers.
+    padded = torch.nn.functional.pad(ids, (1, 0))
+    padded = torch.cat([padded, torch.full_like(padded[:1], 300)])
+    greedy = Decoder("top_k", 4, temperature=0.0)
+    one, other = (policy.rollout(x, x > 0, L, greedy) for x in (ids, padded))
+    assert len(other.nfe) == len(ids) + 1 and not other.prompt_mask.all()
+    other = other.rows(slice(0, len(ids)))
     first = one.unmask_step == 1
     same = (one.unmask_step == other.unmask_step) & (one.completion == other.completion)
     return {
