@@ -103,6 +103,7 @@ def make_policy(config, dtype, device):
 def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, group_size):
     """What DiffusionPolicy.rollout draws with top_k and no padding, as LLaDA's loop draws it."""
     (B, P), k, block = prompts.shape, decoder.level, decoder.block_length
+    chance = policy.draw_chance(B, length, generator)
     canvas = torch.nn.functional.pad(prompts, (0, length), value=policy.mask_id)  # (B, S)
     for end in range(P + block, P + length + 1, block):
         for _ in range(block // k):
@@ -114,7 +115,8 @@ def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, grou
             closed[:, end:] = True
             index = confidence.masked_fill(closed, -1).topk(k).indices.sort().values  # (B, k)
             chosen = states.take_along_dim(index.unsqueeze(-1), dim=1).flatten(0, 1)
-            tokens, _ = policy.draw(chosen, decoder.temperature, generator)
+            uniform = chance.gather(1, index - P).flatten()
+            tokens, _ = policy.draw(chosen, decoder.temperature, uniform)
             canvas.scatter_(1, index, tokens.view(B, k))
     return SimpleNamespace(completion=canvas[:, P:])
 

@@ -116,15 +116,15 @@ class DenoiserCalls:
             total = rise.exp() * total + weight.sum(-1)
         return (total.log() - dot / total).clamp(min=0), 1 / total
 
-    def draw(self, hidden, temperature, generator=None):
+    def draw(self, hidden, temperature, chance):
         """A token for each of N positions and its log-prob: (N,), (N,). Temperature 0: the best.
 
-        Drawn by inversion: the first token at which the cumulated probability exceeds a uniform
-        number. That is one random number a token; Gumbel noise takes V. Cumulated in float64, or
-        the tail of a large vocabulary would be rounded away.
+        Drawn by inversion: the first token at which the cumulated probability exceeds `chance`, a
+        uniform number for each position, (N,) float64 in [0, 1). Gumbel noise would take V numbers.
+        Cumulated in float64, or the tail of a large vocabulary would be rounded away.
         """
-        tokens, logps = [], []
-        for part in hidden.split(self.chunk(hidden)[1]):
+        tokens, logps, size = [], [], self.chunk(hidden)[1]
+        for part, uniform in zip(hidden.split(size), chance.split(size), strict=True):
             logits = self.logits(part).contiguous()  # (n, V) a row side by side: cumsum is fast so
             if temperature == 0:
                 token = logits.argmax(-1, keepdim=True)  # (n, 1)
@@ -132,8 +132,7 @@ class DenoiserCalls:
             else:  # in place: it is large
                 weight = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
                 cumulated = weight.cumsum(-1, dtype=torch.float64)
-                how = {"generator": generator, "dtype": torch.float64, "device": part.device}
-                point = torch.rand((len(part), 1), **how) * cumulated[:, -1:]
+                point = uniform.unsqueeze(-1) * cumulated[:, -1:]
                 token = torch.searchsorted(cumulated, point, right=True)
                 token = token.clamp(max=logits.shape[1] - 1)
                 logp = (weight.gather(-1, token) / cumulated[:, -1:]).log().float()
@@ -277,7 +276,8 @@ def example():
     entropy, confidence = calls.entropy_and_confidence(hidden)
     last = hidden[3:].expand(5, -1)
     logp = calls.token_logp(last, torch.arange(5), temperature=1.0)
-    tokens, _ = calls.draw(last, 1.0, torch.Generator().manual_seed(0))
+    chance = torch.rand(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tokens, _ = calls.draw(last, 1.0, chance)
     print("canvas        ", *(f"{words[i]:>6}" for i in ids[0]))
     print("entropy, nats ", *(f"{x:6.2f}" for x in entropy.tolist()))
     print("confidence    ", *(f"{x:6.2f}" for x in confidence.tolist()))

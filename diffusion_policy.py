@@ -75,36 +75,43 @@ class DiffusionPolicy(DenoiserCalls):
         self.compact = getattr(getattr(denoiser, "config", None), "compact_prompts", False)
 
     @torch.no_grad()
-    def rollout(self, prompt_ids, prompt_mask, length, decoder, generator=None, group_size=1):
+    def rollout(self, prompt_ids, prompt_mask, length, decoder, chance=None, group_size=1):
         """Complete B prompts with `length` tokens each, as the decoder says. Returns a Rollout.
 
         prompt_ids, prompt_mask (B, P) from `encode`. group_size G: each G adjacent rows have one
         prompt, so their first call, G times the same, is made once. Temperature 0 is greedy: its
-        log-probs are 0. Raises ValueError for a gamma from nowhere, or groups that are none.
+        log-probs are 0. chance: a torch.Generator, or what `draw_chance` drew: no row's depends on
+        the others. Raises ValueError for a gamma from nowhere, or groups that are none.
         """
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
         if not torch.equal(prompt_ids[::group_size].repeat_interleave(group_size, 0), prompt_ids):
             raise ValueError(f"the prompts are no groups of {group_size} equal rows")
+        if not isinstance(chance, torch.Tensor):
+            chance = self.draw_chance(len(prompt_ids), length, chance)
         lengths, parts = prompt_mask.sum(dim=1).tolist(), []
-        # Groups stay whole, even one that is larger.
-        most = self.rows_at_once and max(self.rows_at_once // group_size, 1) * group_size
+        most = self.rows_at_once and max(self.rows_at_once // group_size, 1) * group_size  # whole
         buckets = length_buckets(lengths, length, most)
         for rows in buckets:  # rows of about one prompt length: little is padded
             longest, index = lengths[rows[0]], torch.tensor(rows, device=prompt_ids.device)
             ids, mask = prompt_ids[index, -longest:], prompt_mask[index, -longest:]
-            unmasking = Unmasking(self, ids, mask, length, decoder, group_size)
+            unmasking = Unmasking(self, ids, mask, chance[index], decoder, group_size)
             while unmasking.unfinished():
                 hidden = unmasking.call()
                 if unmasking.first:
-                    unmasking.read_prompt(hidden, generator)
-                positions, chosen = unmasking.select(hidden)
-                tokens, logp = self.draw(chosen, decoder.temperature, generator)
+                    unmasking.read_prompt(hidden)
+                positions, chosen, uniform = unmasking.select(hidden)
+                tokens, logp = self.draw(chosen, decoder.temperature, uniform)
                 unmasking.write_down(positions, tokens, logp)
             parts.append(unmasking.result())
         back = torch.tensor(sum(buckets, [])).argsort().to(prompt_ids.device)  # the prompts' order
         columns = [torch.cat(column)[back] for column in zip(*parts, strict=True)]
         return Rollout(prompt_ids, prompt_mask, *columns, decoder.temperature)
+
+    def draw_chance(self, B, length, generator=None):
+        """A rollout's: uniform numbers (B, L + 1), one for each position, the last for gamma."""
+        how = {"dtype": torch.float64, "device": self.denoiser.device}
+        return torch.rand((B, length + 1), generator=generator, **how)
 
     def without_adapter(self):
         """The base model under a LoRA adapter: a reference model that shares its weights."""
@@ -171,17 +178,17 @@ class DiffusionPolicy(DenoiserCalls):
 class Unmasking:
     """The state of a rollout for rows of about one prompt length, and its steps.
 
-    What the loop branches on, `masked` and `ended`, is on the host. So a step waits for the GPU
-    once, to hear what was selected, and with `stop_at_eos` a second time, for the tokens.
+    What the loop branches on is on the host: a step waits for the GPU once, to hear what was
+    selected, and with `stop_at_eos` a second time, for the tokens.
     """
 
-    def __init__(self, policy, prompt_ids, prompt_mask, length, decoder, group_size):
-        B, P = prompt_ids.shape
+    def __init__(self, policy, prompt_ids, prompt_mask, chance, decoder, group_size):
+        (B, P), length = prompt_ids.shape, chance.shape[1] - 1
         self.policy, self.decoder, self.prompt_mask, self.P = policy, decoder, prompt_mask, P
         self.device, self.group_size, self.first = prompt_ids.device, group_size, True
         there, level = {"device": self.device}, decoder.level if decoder.rule == "eb" else None
         self.canvas = torch.cat([prompt_ids, torch.full((B, length), policy.mask_id, **there)], 1)
-        self.attend = None  # where nothing is padded, attention keeps its fastest kernel
+        self.chance, self.attend = chance, None  # unpadded, attention keeps its fastest kernel
         if not prompt_mask.all():
             self.attend = nn.functional.pad(prompt_mask, (0, length), value=True)  # (B, S)
         self.logp, self.gamma_logp = torch.zeros((B, length), **there), torch.zeros(B, **there)
@@ -234,17 +241,17 @@ class Unmasking:
                 self.cache.keep(copy)
         return hidden
 
-    def read_prompt(self, hidden, generator):
+    def read_prompt(self, hidden):
         """After the first call: the prompt's mean state (B, D), and from it each row's gamma."""
         self.first, decoder = False, self.decoder
         self.prompt_state = mean_state(hidden, self.prompt_mask)
         if decoder.rule == "eb" and decoder.level is None:
-            head = self.policy.threshold_head(self.prompt_state)
-            self.gamma = head.sample(generator) if decoder.sample_threshold else head.median
+            head, drawn = self.policy.threshold_head(self.prompt_state), decoder.sample_threshold
+            self.gamma = head.sample(self.chance[:, -1]) if drawn else head.median
             self.gamma_logp = head.log_prob(self.gamma)
 
     def select(self, hidden):
-        """The positions to unmask now, (b, L) bool on the host, and their states (n, D)."""
+        """The positions to unmask now, (b, L) bool on the host; their states (n, D) and chance."""
         row, position = (index.to(self.device) for index in self.open.nonzero(as_tuple=True))
         hidden = hidden[row, self.P + position - self.start]  # (N, D) of the open positions
         read = torch.zeros(2, *self.open.shape, device=self.device)
@@ -254,7 +261,8 @@ class Unmasking:
         selected = self.decoder.select(*read, open_there, gamma).cpu()  # here the host waits
         if not selected.any(1).all():  # or the loop would have no end
             raise ValueError("the denoiser's output is not finite: no position can be selected")
-        return selected, hidden[selected[self.open].nonzero()[:, 0].to(self.device)]
+        chosen = selected[self.open].nonzero()[:, 0].to(self.device)
+        return selected, hidden[chosen], self.chance[self.there[row], position][chosen]
 
     def write_down(self, selected, tokens, logp):
         """Put the tokens onto the canvas; note how likely, when, and how many calls."""

@@ -30,6 +30,7 @@ import torch
 
 import models
 import pictures
+import processes
 import published
 import runs
 import saving
@@ -79,7 +80,7 @@ def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
     order, texts, columns = [], [], []
     for places, L in together.batches(task, problems, length, batch_size):
         prompts = policy.encode([task.prompt(problems[i]) for i in places], L)
-        rollout = policy.rollout(*prompts, L, decoder, generator)
+        rollout = processes.rollout(policy, *prompts, L, decoder, generator)
         order, texts = order + places, texts + policy.decode(rollout)
         columns.append((rollout.nfe, rollout.token_mask.sum(dim=1), rollout.threshold))
     back = torch.tensor(order).argsort()  # tasks were completed one after the other

@@ -14,6 +14,7 @@ import time
 from statistics import fmean
 from textwrap import fill, wrap
 
+import processes
 import runs
 import saving
 from evaluate import evaluate, outcomes
@@ -40,6 +41,7 @@ def measure(run_dir, name, step, policy, task, problems, settings):
     learned = name == "trained" and settings.train != "policy"
     gammas = [None] * learned + [settings.gamma_0, *(GAMMAS if settings.frontier else ())]
     size = 256 if policy.compact else settings.prompts_per_step * settings.group_size
+    size *= processes.count()
     about, rows = {"name": name, "step": step}, []
     how = {"temperature": 0.0, "sample_threshold": False}
     decoders = [runs.decoder_of(settings, level=gamma, **how) for gamma in dict.fromkeys(gammas)]
@@ -49,6 +51,8 @@ def measure(run_dir, name, step, policy, task, problems, settings):
             print(fill(before(rows[0]), WIDTH))
     texts = [about | row for row in complete(policy, task, problems[:3], decoders[0], settings)]
     table = rows[:1] + [row | {"name": "trained at the starting γ"} for row in rows[1:2] if learned]
+    if not processes.is_first():
+        return
     # eval.json comes last: where it says that a model was measured, all of it is there.
     for file, new in {"completions": texts, "frontier": rows, "eval": table}.items():
         path = run_dir / f"{file}.json"
@@ -82,7 +86,7 @@ def batch_metrics(rollout, advantage, calls, began, rolled_out):
         "seconds_rollout": rolled_out - began,
         "seconds_update": time.perf_counter() - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": runs.peak_memory_gib(),
+        "peak_memory_gib": processes.largest(runs.peak_memory_gib()),
     }
 
 

@@ -24,6 +24,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import models
+import processes
 import saving
 import tiny
 import together
@@ -49,6 +50,8 @@ def choose(given):
             if saved[name] != given[name]:
                 raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
         return Settings(**saved | given), file.parent, resume, export
+    if processes.count() > 1 and "run_dir" not in given:
+        raise ValueError("several processes need one --run_dir, a new folder")
     why = "as asked"
     if not given.get("model"):
         given["model"], why = models.default_model()
@@ -84,11 +87,14 @@ def prepare(settings, run_dir, resume, export):
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
     if settings.dtype == "4bit" and not settings.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
-    left = {".lock", "environment.txt", "config.json.tmp"}  # by a kill before the first step
-    if not resume and run_dir.is_dir() and {file.name for file in run_dir.iterdir()} - left:
-        raise ValueError(f"{run_dir} is in use: go on by --resume, or give a new --run_dir")
-    if export and Path(export).exists() and any(Path(export).iterdir()):
-        raise ValueError(f"--export {export}: the folder is not empty")
+    if settings.prompts_per_step < processes.count():
+        raise ValueError(
+            f"prompts_per_step = {settings.prompts_per_step}: it has to be at least 1 for each of "
+            f"the {processes.count()} processes"
+        )
+    if processes.is_first():
+        look_over(run_dir, resume, export)
+    processes.wait()
     compact, shipped = is_compact(settings.model), tiny.SHIPPED_TASKS.split(",")
     task = together.find(settings.task, compact, settings.data, settings.length)
     if settings.model == "tiny" and not {*settings.task.split(",")} <= {*shipped}:
@@ -102,8 +108,6 @@ def prepare(settings, run_dir, resume, export):
         raise ValueError("length = 0: this model's completions need one, such as --length 256")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = checkpoint_of(run_dir) != run_dir
-    if saved:
-        saving.fall_back(run_dir / "checkpoint")
     policy = base_policy(settings, device, run_dir if saved else None)
     if settings.lora_rank:
         how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
@@ -114,10 +118,22 @@ def prepare(settings, run_dir, resume, export):
     policy.threshold_head, head.sigma = head, settings.head_sigma
     for some in (problems, training_problems(task, settings)):  # do they fit?
         policy.encode([task.prompt(problem) for problem in some], settings.length)
-    if not resume:
-        create_run(run_dir)
-    saving.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
+    if processes.is_first():
+        if not resume:
+            create_run(run_dir)
+        saving.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
     return policy, task, problems
+
+
+def look_over(run_dir, resume, export):
+    """The folders to write to. Raises ValueError for one that is taken."""
+    left = {".lock", "environment.txt", "config.json.tmp"}  # by a kill before the first step
+    if not resume and run_dir.is_dir() and {file.name for file in run_dir.iterdir()} - left:
+        raise ValueError(f"{run_dir} is in use: go on by --resume, or give a new --run_dir")
+    if export and Path(export).exists() and any(Path(export).iterdir()):
+        raise ValueError(f"--export {export}: the folder is not empty")
+    if checkpoint_of(run_dir) != run_dir:
+        saving.fall_back(run_dir / "checkpoint")
 
 
 def training_problems(task, settings):
@@ -145,6 +161,7 @@ def create_run(run_dir):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
     versions = f"python {platform.python_version()}\ntorch {torch.__version__}\n"
     versions += f"transformers {transformers.__version__}\ndevice {device}\n"
+    versions += f"processes {processes.count()}\n"
     (run_dir / "environment.txt").write_text(versions, encoding="utf-8")
 
 
@@ -200,6 +217,8 @@ def load_state(run_dir, optimizers):
         step = state["step"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+    if not processes.is_first():
+        return step
     for name in ("metrics.jsonl", "samples.jsonl"):
         kept = [row for row in saving.read_lines(run_dir / name) if row["step"] <= step]
         with saving.replacing(run_dir / name) as aside:

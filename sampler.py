@@ -166,8 +166,9 @@ class ClampedLogNormal:
         self.normal = torch.distributions.LogNormal(mean, sigma)
 
     @torch.no_grad()  # a draw is data: its log_prob must not be differentiated through the draw
-    def sample(self, generator=None):
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device)
+    def sample(self, chance):
+        """gamma (B,) by inversion, from uniform numbers (B,) in [0, 1)."""
+        noise = torch.special.ndtri(chance).to(self.mean.dtype)
         return (self.mean + self.sigma * noise).exp().clamp(self.floor, self.ceiling)
 
     @property

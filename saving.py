@@ -14,6 +14,7 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import processes
 from families import one_line
 
 SUMS = "sums.json"  # {file: its checksum}, in a checkpoint's folder
@@ -174,7 +175,7 @@ def locked(folder):
 
 class FinishTheStep:
     """The first Ctrl-C, SIGTERM or SIGHUP sets `asked`, its number: the loop ends its step and
-    saves. The second stops at once.
+    saves. The second stops at once; not under torchrun, which repeats a Ctrl-C to its processes.
     """
 
     asked = 0
@@ -186,10 +187,14 @@ class FinishTheStep:
         return self
 
     def note(self, number, _):
-        self.asked = number
-        self.__exit__()
-        what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        print(f"\nending this step, then saving; {what} once more stops at once", flush=True)
+        if self.asked:
+            return
+        self.asked, more = number, ""
+        if not processes.is_several():
+            self.__exit__()
+            what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            more = f"; {what} once more stops at once"
+        print(f"\nending this step, then saving{more}", flush=True)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():

@@ -5,6 +5,7 @@
     python train.py --task my_task.py:MyTask          your own task (tasks.py says what it needs)
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct                 one 80 GB GPU
+    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a      four (processes.py)
 
 DiFFPO is GRPO with four changes:
     1. the policy is a diffusion: each step unmasks several tokens              diffusion_policy.py
@@ -19,6 +20,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
@@ -33,6 +35,7 @@ from tqdm import tqdm
 
 import likelihood
 import models
+import processes
 import report
 import runs
 import saving
@@ -66,14 +69,13 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     prompt_ids, prompt_mask = policy.encode([task.prompt(problem) for problem in problems], L)
 
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
-    rollout = policy.rollout(prompt_ids, prompt_mask, L, runs.decoder_of(settings), generator, G)
+    how = L, runs.decoder_of(settings), generator, G  # by several processes: each has the whole
+    rollout = processes.rollout(policy, prompt_ids, prompt_mask, *how)
     texts, rolled_out = policy.decode(rollout), time.perf_counter()
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
-    pairs = list(zip(problems, texts, strict=True))
-    reward = torch.tensor([task.reward(*pair) for pair in pairs]).to(prompt_ids.device)  # (B,)
-    solved = torch.tensor([float(task.solved(*pair)) for pair in pairs])
+    reward, solved = verify(task, problems, texts, G, prompt_ids.device)  # (B,)
     speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.
@@ -100,15 +102,24 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    metrics |= report.batch_metrics(rollout, advantage, policy.calls, began, rolled_out)
+    calls = processes.total(policy.calls)
+    metrics |= report.batch_metrics(rollout, advantage, calls, began, rolled_out)
     return metrics, report.samples(problems, texts, rollout, reward)
+
+
+def verify(task, problems, texts, group_size, device):
+    """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
+    mine = processes.share(len(texts), group_size)
+    pairs = zip(problems[mine], texts[mine], strict=True)
+    earned = torch.tensor([[task.reward(*pair), float(task.solved(*pair))] for pair in pairs])
+    return processes.merged(earned.to(device), mine, len(texts)).unbind(1)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
     """mu optimisation steps on one batch of rollouts. Returns the metrics' means over them."""
-    B, size, mask = len(advantage), settings.micro_batch_size, rollout.token_mask
-    parts = [slice(i, i + size) for i in range(0, B, size)]
-    gpu = [advantage.device] if advantage.is_cuda else []
+    B, gpu = len(advantage), [advantage.device] if advantage.is_cuda else []
+    size, mine = settings.micro_batch_size, processes.share(B, settings.group_size)
+    parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
     watch.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     def score(scorer, stage, part, hide=True):  # -> (b, L)
@@ -120,7 +131,8 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
 
     def score_all(scorer, stage, hide=True):  # -> (B, L), without gradient
         with torch.no_grad():
-            return torch.cat([score(scorer, stage, part, hide) for part in parts])
+            logps = torch.cat([score(scorer, stage, part, hide) for part in parts])
+            return processes.merged(logps, mine, B)
 
     # The old policy is scored under every update's boundaries before anything moves. (Not under the
     # first's: there the new policy still is the old one.) Weights compare with what was drawn from,
@@ -137,18 +149,19 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             logp_new = score(policy, stage, part)
             logps = [logp_new, *(x if x is None else x[part] for x in (old, plain, ref))]
             loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
-            watch.finite("the loss", loss.detach(), rollout)
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
+        processes.sum_gradients(policy.denoiser)
+        logps = [processes.merged(torch.cat(new), mine, B), old, plain, ref]  # of the whole batch
+        loss, metrics = objective(logps, rollout, advantage, settings)
+        watch.finite("the loss", loss, rollout)
         norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
         watch.finite("the gradient", norm, rollout)
         optimizer.step()
-        logps = [torch.cat(new), old, plain, ref]  # once more over the whole batch, for the log
-        _, metrics = objective(logps, rollout, advantage, settings)
         old = logps[0] if old is None else old
         unit = likelihood.scored_as_drawn(rollout.unmask_step, stage[0])
-        top, true = old if plain is None else plain, rollout.behaviour_logp
-        metrics |= weight_metrics(top, true, settings.is_cap, mask, unit)
+        how = rollout.behaviour_logp, settings.is_cap, rollout.token_mask, unit
+        metrics |= weight_metrics(old if plain is None else plain, *how)
         history.append(metrics | {"grad_norm": norm.item()})
     policy.denoiser.eval()
     return {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
@@ -198,8 +211,9 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
     start = runs.load_state(run_dir, optimizers)
-    steps = range(start, settings.steps)
-    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=None)  # in a pipe
+    steps, quiet = range(start, settings.steps), None if processes.is_first() else True
+    # None: not in a pipe
+    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=quiet)
     if steps:  # else the run was finished
         print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
     history, said = saving.read_lines(run_dir / "metrics.jsonl"), set()
@@ -211,15 +225,17 @@ def run_steps(settings, task, run_dir, policy, interrupt):
             watch.finite_weights(policy.denoiser)
         except watch.NotFinite as error:
             raise watch.told(error, run_dir, step + 1) from None
-        report.log_step(run_dir, bar, step + 1, metrics, samples)
-        history.append(metrics)
-        for text in watch.warnings(history, said):
-            bar.write(f"step {step + 1}: {text}")
-        report.tenth(run_dir, bar, step + 1)
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or interrupt.asked:
-            runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
-        if interrupt.asked:
-            raise KeyboardInterrupt(interrupt.asked)
+        asked = processes.largest(interrupt.asked)
+        if processes.is_first():
+            report.log_step(run_dir, bar, step + 1, metrics, samples)
+            history.append(metrics)
+            for text in watch.warnings(history, said):
+                bar.write(f"step {step + 1}: {text}")
+            report.tenth(run_dir, bar, step + 1)
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
+                runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
+        if asked:
+            raise KeyboardInterrupt(asked)
 
 
 # ---- what surrounds it ---------------------------------------------------------------------------
@@ -229,12 +245,15 @@ def whole_run(settings, run_dir, resume, export):
     """The base measured, the steps, the trained model measured, and what came of it."""
     policy, task, problems = runs.prepare(settings, run_dir, resume, export)
     what, file = (policy, task, problems, settings), run_dir / "eval.json"
-    if not file.exists():
+    if processes.largest(not file.exists()):
         report.measure(run_dir, "base", 0, *what)
     with saving.FinishTheStep() as interrupt:
         run_steps(settings, task, run_dir, policy, interrupt)
-    if saving.read_json(file)[-1]["step"] != settings.steps:  # else it was finished, and measured
+    measured = saving.read_json(file)[-1]["step"] if processes.is_first() else 0
+    if processes.largest(measured) != settings.steps:  # else it was finished, and measured
         report.measure(run_dir, "trained", settings.steps, *what)
+    if not processes.is_first():
+        return
     plot_curves(run_dir)
     if settings.frontier:
         rows = saving.read_json(run_dir / "frontier.json")
@@ -250,8 +269,10 @@ def whole_run(settings, run_dir, resume, export):
 def main(arguments=None):
     settings = run_dir = None
     try:
-        settings, run_dir, resume, export = runs.choose(read_flags(arguments))
-        with saving.locked(run_dir):
+        given = read_flags(arguments)
+        processes.start()
+        settings, run_dir, resume, export = runs.choose(given)
+        with saving.locked(run_dir) if processes.is_first() else nullcontext():
             whole_run(settings, run_dir, resume, export)
         return 0
     except KeyboardInterrupt as stop:

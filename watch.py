@@ -10,6 +10,8 @@ from statistics import fmean
 import torch
 from safetensors.torch import save_file
 
+import processes
+
 
 class NotFinite(ValueError):
     """A quantity of some row is NaN or infinite. `rollout` is the batch it came from."""
@@ -35,7 +37,7 @@ def finite_weights(model):
 def told(error, run_dir, step):
     """A NotFinite as a ValueError that says all: the step, the batch's file, where to go on."""
     said, rollout = f"step {step}: {error}", error.rollout
-    if rollout is not None:
+    if rollout is not None and processes.is_first():
         file = run_dir / f"broken-{step}.safetensors"
         tensors = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
         tensors = {k: v.contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}

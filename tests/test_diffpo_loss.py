@@ -500,7 +500,8 @@ def test_the_threshold_loss_is_a_loop_over_rows_and_its_gradient_that_of_finite_
 def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
     mean = torch.full((400,), -1.0, requires_grad=True)
     distribution = ClampedLogNormal(mean, 0.5, 1e-3, 10.0)
-    gamma = distribution.sample(generator(8)).detach()
+    chance = torch.rand(distribution.mean.shape, generator=generator(8), dtype=torch.float64)
+    gamma = distribution.sample(chance)
     logp = distribution.log_prob(gamma)
     advantage = (gamma - gamma.mean()).sign()  # large thresholds are good
     loss, metrics = threshold_loss(logp, logp.detach(), advantage, EPS)

@@ -76,8 +76,8 @@ def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(dev
 def test_tokens_are_drawn_in_proportion_to_their_probability(device):
     policy = policy_on(device)
     hidden = torch.randn(1, 32, generator=torch.Generator().manual_seed(2)).to(device)
-    chance = torch.Generator(device).manual_seed(3)
-    tokens, logp = policy.draw(hidden.expand(20000, -1), 0.5, chance)
+    chance = torch.rand(20000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    tokens, logp = policy.draw(hidden.expand(20000, -1), 0.5, chance.to(device))
     every = torch.arange(3000, device=device)
     p = policy.token_logp(hidden.expand(3000, -1), every, 0.5).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-4) and p[0] == 0

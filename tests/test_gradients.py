@@ -63,13 +63,15 @@ def test_two_random_steps_are_right_on_average(rollout):
     every = torch.arange(1, 4).expand(len(A), -1)
     caps = {"no weights": 0}
     exact = gradients.flat_gradients(policy, rollout, A, every, caps)["no weights"]
-    total, n, draw = 0, 200, generator(1)
+    each, n, draw = [], 200, generator(1)
     for _ in range(n):
         where, chosen, scale = gradients.two_random_steps(rollout, draw)
         some = replace(rollout, token_mask=chosen)
-        total = total + gradients.flat_gradients(policy, some, A * scale, where, caps)["no weights"]
-    assert torch.nn.functional.cosine_similarity(total, exact, dim=0) > 0.99
-    assert (total / n).norm() == pytest.approx(exact.norm().item(), rel=0.05)
+        each.append(gradients.flat_gradients(policy, some, A * scale, where, caps)["no weights"])
+    each = torch.stack(each)
+    mean, noise = each.mean(0), (each.var(0).sum() / n).sqrt()  # that of the mean
+    assert torch.nn.functional.cosine_similarity(mean, exact, dim=0) > 0.98
+    assert (mean - exact).norm() < 3 * noise < 0.3 * exact.norm()
 
 
 def test_two_random_steps_are_two_of_t_each_equally_likely():

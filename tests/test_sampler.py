@@ -182,7 +182,8 @@ def test_a_new_head_gives_every_prompt_the_median_gamma_0():
     head = ThresholdHead(HIDDEN, gamma_0=0.37)
     distribution = head(torch.randn((50, HIDDEN), generator=generator(0)))
     torch.testing.assert_close(distribution.median, torch.full((50,), 0.37))
-    draws = head(torch.zeros(20001, HIDDEN)).sample(generator(1))
+    chance = torch.rand(20001, generator=generator(1), dtype=torch.float64)
+    draws = head(torch.zeros(20001, HIDDEN)).sample(chance)
     error = 1.25 * 0.5 / math.sqrt(20001)  # a median's standard error
     assert abs(draws.log().median().item() - math.log(0.37)) < 4 * error
 
@@ -209,7 +210,8 @@ def test_a_heads_median_is_its_linear_layer_on_the_standardised_state():
 
 def test_sampled_gammas_stay_within_the_bounds_and_reach_both():
     head = random_head(floor=0.05, ceiling=0.3, sigma=1.0)
-    gamma = head(torch.randn((2000, HIDDEN), generator=generator(3))).sample(generator(4))
+    chance = torch.rand(2000, generator=generator(4), dtype=torch.float64)
+    gamma = head(torch.randn((2000, HIDDEN), generator=generator(3))).sample(chance)
     assert gamma.min().item() == pytest.approx(0.05) and gamma.max().item() == pytest.approx(0.3)
     assert 0.2 < ((gamma > 0.051) & (gamma < 0.299)).float().mean() < 0.8
 
@@ -252,7 +254,7 @@ def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_b
 ):
     n, mean, sigma = 40000, math.log(0.3), 0.8
     distribution = ClampedLogNormal(torch.full((n,), mean), sigma, floor, ceiling)
-    gamma = distribution.sample(generator(5))
+    gamma = distribution.sample(torch.rand(n, generator=generator(5), dtype=torch.float64))
     p = distribution.log_prob(gamma).exp()
     for bound in (floor, ceiling):
         at_bound = torch.isclose(gamma, torch.tensor(bound))

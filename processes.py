@@ -1,0 +1,121 @@
+"""Several processes, one run: what torchrun starts work on the same step together.
+
+    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a
+
+Each completes and scores its share of the rows, whole groups. What they find is put together, so
+that each has the whole batch: rewards, advantages, boundaries and the log are computed everywhere
+from the same numbers, as one process would. Gradients are summed, since a row counts 1/B whoever
+scores it. All chance is drawn for the whole batch. So nothing but speed depends on their number N.
+
+Files are written by the first process alone; it alone speaks. This file needs torch alone, and
+does nothing in a program that torchrun did not start.
+"""
+
+import os
+import sys
+from dataclasses import fields, replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
+
+
+def start():
+    """Join the others. -> N"""
+    if not is_several():
+        return 1
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
+    if not is_first():
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    return count()
+
+
+def wait():
+    """For the first, which looks after the files."""
+    if count() > 1:
+        reduced(torch.zeros(1))
+
+
+def is_several():
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def count():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first():
+    return rank() == 0
+
+
+def rank():
+    return int(os.environ["RANK"]) if is_several() else 0
+
+
+def share(B, group_size=1):
+    """The rows of this process: a slice of B, whole groups. Too few for N: all of them have all."""
+    groups, N = B // group_size, count()
+    if N == 1 or groups < N:
+        return slice(0, B)
+    first, end = (groups * k // N for k in (rank(), rank() + 1))
+    return slice(first * group_size, end * group_size)
+
+
+def reduced(tensor, how=dist.ReduceOp.SUM):
+    """A tensor's sum over all processes, in place."""
+    try:
+        dist.all_reduce(tensor, how)
+    except RuntimeError as error:
+        first = str(error).strip().split("\n")[0]
+        raise ValueError(f"another process has ended, it says why [{first[:100]}]") from None
+    return tensor
+
+
+def merged(part, rows, B):
+    """(b, ...) of each process's share of the rows -> (B, ...) of all, in each of them."""
+    if len(part) == B:
+        return part
+    kind = torch.uint8 if part.dtype == torch.bool else part.dtype
+    whole = torch.zeros((B, *part.shape[1:]), dtype=kind, device=part.device)
+    whole[rows] = part.to(kind)
+    return reduced(whole).to(part.dtype)
+
+
+def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, group_size=1):
+    """policy.rollout, by all processes. -> the whole Rollout, in each of them."""
+    B = len(prompt_ids)
+    rows, chance = share(B, group_size), policy.draw_chance(B, length, generator)
+    how = length, decoder, chance[rows], group_size
+    mine = policy.rollout(prompt_ids[rows], prompt_mask[rows], *how)
+    tensors = {f.name: getattr(mine, f.name) for f in fields(mine)}
+    tensors = {k: merged(v, rows, B) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+    return replace(mine, **tensors)
+
+
+def sum_gradients(model):
+    """Each learning weight's gradient becomes the sum over the processes."""
+    if count() == 1:
+        return
+    weights = [p for p in model.parameters() if p.requires_grad]
+    # An expert that no token of a process went to has no gradient there.
+    used = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
+    used = reduced(used.int()).tolist()
+    for p, n in zip(weights, used, strict=True):
+        if n:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            reduced(p.grad)
+
+
+def largest(number):
+    """The largest of the processes' numbers."""
+    return number if count() == 1 else reduced(torch.tensor(number), dist.ReduceOp.MAX).item()
+
+
+def total(number):
+    return number if count() == 1 else reduced(torch.tensor(number)).item()

@@ -1,0 +1,181 @@
+"""Several processes against one: the same batch, metrics, gradients, weights and files."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import processes
+import train
+
+# Each child is forked from a server that has imported everything once.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train"])
+FLAGS = (  # noqa: SIM905
+    "--task countdown --model tiny --prompts_per_step 5 --group_size 4 --micro_batch_size 3 "
+    "--inner_updates 2 --prompt_hide_probability 0.2 --kl_beta 0.04 --warmup_steps 0 "
+    "--learning_rate 0.1 --eval_problems 5 --frontier false"
+).split()
+
+
+def child(rank, N, port, folder, call, *arguments):
+    """One of N processes, as torchrun would start it. What it says goes to files."""
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    where |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": N}
+    os.environ.update({name: str(value) for name, value in where.items()})
+    torch.set_num_threads(1)
+    for stream in ("stdout", "stderr"):
+        setattr(sys, stream, open(folder / f"{stream}-{rank}", "w"))  # noqa: SIM115
+    code = call(*arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code or 0)
+
+
+def together(N, folder, call, *arguments):
+    """Calls it in N processes that know of each other. -> their exit codes"""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    how = [(rank, N, port, folder, call, *arguments) for rank in range(N)]
+    children = [CONTEXT.Process(target=child, args=one) for one in how]
+    for one in children:
+        one.start()
+    for one in children:
+        one.join(60)
+        if one.is_alive():  # a deadlock
+            one.kill()
+            one.join()
+    return [one.exitcode for one in children]
+
+
+def result(run):
+    """(the steps' metrics, the evaluation's rows), without times, and what is null."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [rows, json.loads((run / "eval.json").read_text())]
+    left_out = ("second", "memory")
+    return [
+        [
+            {k: v for k, v in row.items() if v is not None and not any(x in k for x in left_out)}
+            for row in part
+        ]
+        for part in rows
+    ]
+
+
+class Descent(torch.optim.SGD):
+    """In AdamW's place: its steps are the gradients, where AdamW's first are their signs."""
+
+    def __init__(self, weights, lr, **_):
+        super().__init__(weights, lr)
+
+
+def descend(flags):
+    torch.optim.AdamW = Descent
+    return train.main(flags)
+
+
+def test_four_processes_then_two_give_what_one_does(monkeypatch, tmp_path):
+    one, many, said = tmp_path / "one", tmp_path / "many", tmp_path / "said"
+    monkeypatch.setattr(torch.optim, "AdamW", Descent)
+    assert train.main([*FLAGS, "--steps", "2", "--run_dir", str(one)]) == 0
+    flags = [*FLAGS, "--steps", "1", "--run_dir", str(many)]
+    assert together(4, said, descend, flags) == [0] * 4
+    flags = ["--resume", "--steps", "2", "--run_dir", str(many)]
+    assert together(2, said, descend, flags) == [0] * 2
+
+    (steps, scores), (expected, base) = result(many), result(one)
+    for row, other in zip(steps, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=0, abs=1e-5)
+        exact = ("solved_mean", "nfe_mean", "denoiser_calls", "threshold_mean")
+        assert [row[name] for name in exact] == [other[name] for name in exact]
+    for row, other in zip(scores, base, strict=True):
+        numbers = {k: pytest.approx(v, rel=1e-5) for k, v in other.items() if type(v) is float}
+        assert row == other | numbers
+    for name in ("adapter_model", "threshold_head"):
+        file = f"checkpoint/{name}.safetensors"
+        weights, expected = (load_file(run / file) for run in (many, one))
+        for key, weight in weights.items():
+            torch.testing.assert_close(weight, expected[key], rtol=1e-5, atol=1e-6)
+
+    # Files are written and words are said by the first alone.
+    assert {f.name for f in many.iterdir()} - {"checkpoint.old"} == {f.name for f in one.iterdir()}
+    assert "processes 4" in (many / "environment.txt").read_text()
+    assert "step 1 begins" not in (said / "stdout-1").read_text()
+    assert all((said / f"std{end}-{rank}").read_text() == "" for end in ("out",) for rank in (1, 2))
+
+
+def one_ends():
+    processes.start()
+    if processes.rank() == 1:
+        return 9  # as if killed
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="another process has ended"):
+        processes.wait()
+        processes.wait()
+    assert time.perf_counter() - began < 30
+
+
+def test_the_others_hear_of_a_process_that_has_ended(tmp_path):
+    assert together(2, tmp_path, one_ends) == [0, 9]
+
+
+def some_have_no_gradient():
+    """Weights a, b, c: both processes use a, the second alone b, none c."""
+    processes.start()
+    model = torch.nn.ParameterDict({name: torch.ones(2) for name in "abc"})
+    rank = processes.rank()
+    (model.a * (rank + 1) + (model.b * 5 if rank else 0)).sum().backward()
+    processes.sum_gradients(model)
+    assert model.a.grad.tolist() == [3, 3] and model.b.grad.tolist() == [5, 5]
+    assert model.c.grad is None  # so that AdamW leaves it alone, as in one process
+    assert processes.total(rank + 1) == 3 and processes.largest(rank + 0.5) == 1.5
+    rows = processes.share(3)
+    part = torch.tensor([[True], [False], [True]])[rows]
+    assert processes.merged(part, rows, 3).tolist() == [[True], [False], [True]]
+    lone = torch.tensor([float("nan"), 2.0])[processes.share(2)]
+    assert processes.merged(lone, processes.share(2), 2).isnan().tolist() == [True, False]
+
+
+def test_gradients_are_summed_also_where_a_process_has_none(tmp_path):
+    codes = together(2, tmp_path, some_have_no_gradient)
+    assert codes == [0, 0], (tmp_path / "stderr-0").read_text()
+
+
+@pytest.mark.parametrize("N", [1, 2, 3, 5])
+@pytest.mark.parametrize("groups", [1, 2, 5, 7])
+def test_shares_are_whole_groups_and_together_all_rows(monkeypatch, N, groups):
+    monkeypatch.setattr(processes, "count", lambda: N)
+    shares = []
+    for rank in range(N):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(list(range(groups * 4))[processes.share(groups * 4, 4)])
+    if groups < N:  # nobody may be without
+        assert shares == [list(range(groups * 4))] * N
+        return
+    assert sum(shares, []) == list(range(groups * 4))
+    assert all(share and len(share) % 4 == 0 and share[0] % 4 == 0 for share in shares)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 4
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ([], "several processes need one --run_dir"),
+        (["--run_dir", "x", "--prompts_per_step", "2"], "at least 1 for each of the 3 processes"),
+    ],
+)
+def test_what_several_processes_need_is_asked_for(monkeypatch, capsys, tmp_path, flags, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    assert train.main(["--task", "countdown", "--model", "tiny", *flags]) == 2
+    assert said in capsys.readouterr().err and not Path("x").exists()
