@@ -286,11 +286,12 @@ def describe_lora(model):
     return f"LoRA: {found} matrices ({kinds}: {n:.1f}M of {total:,.1f}M parameters are trained"
 
 
-def export(denoiser, tokenizer, folder):
+def export(denoiser, tokenizer, folder, weights=None):
     """Write the whole model to `folder` as its source was stored, for other tools of its family.
 
     An adapter is merged first, in place: there is no room for two of 8 billion. The source's small
-    files go beside the weights. Raises ValueError where transformers (5.2, say) renames those.
+    files go beside the weights, which `weights`, a state dict, may have whole where they are split.
+    Raises ValueError where transformers (5.2, say) renames those.
     """
     folder, source = Path(folder), getattr(denoiser, "hub_folder", None)
     if dtype_of(denoiser) == "4bit":  # merged into the base as it was before it was rounded
@@ -300,7 +301,7 @@ def export(denoiser, tokenizer, folder):
         set_peft_model_state_dict(denoiser, lora)
     if hasattr(denoiser, "disable_adapter"):
         denoiser = denoiser.merge_and_unload()
-    denoiser.save_pretrained(folder, max_shard_size="5GB")
+    denoiser.save_pretrained(folder, max_shard_size="5GB", state_dict=weights)
     tokenizer.save_pretrained(folder)
     if source is None:
         return

@@ -7,17 +7,25 @@ that each has the whole batch: rewards, advantages, boundaries and the log are c
 from the same numbers, as one process would. Gradients are summed, since a row counts 1/B whoever
 scores it. All chance is drawn for the whole batch. So nothing but speed depends on their number N.
 
+With --shard the layers' weights are split too (FSDP2): each process keeps 1/N of every layer, and a
+layer comes together while it runs. So all processes have to make every call: one whose completions
+are done goes on calling until the last one's are.
+
 Files are written by the first process alone; it alone speaks. This file needs torch alone, and
 does nothing in a program that torchrun did not start.
 """
 
 import os
 import sys
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
 
@@ -92,7 +100,8 @@ def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, gr
     B = len(prompt_ids)
     rows, chance = share(B, group_size), policy.draw_chance(B, length, generator)
     how = length, decoder, chance[rows], group_size
-    mine = policy.rollout(prompt_ids[rows], prompt_mask[rows], *how)
+    with in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
+        mine = policy.rollout(prompt_ids[rows], prompt_mask[rows], *how)
     tensors = {f.name: getattr(mine, f.name) for f in fields(mine)}
     tensors = {k: merged(v, rows, B) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
     return replace(mine, **tensors)
@@ -102,7 +111,9 @@ def sum_gradients(model):
     """Each learning weight's gradient becomes the sum over the processes."""
     if count() == 1:
         return
-    weights = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in model.parameters() if p.requires_grad and not is_split(p)]
+    if not weights:  # the others' are summed when a layer is left
+        return
     # An expert that no token of a process went to has no gradient there.
     used = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
     used = reduced(used.int()).tolist()
@@ -119,3 +130,77 @@ def largest(number):
 
 def total(number):
     return number if count() == 1 else reduced(torch.tensor(number)).item()
+
+
+# ---- split weights -------------------------------------------------------------------------------
+
+
+def shard(denoiser, device):
+    """Split every layer's weights over the processes; the embedding and what follows stay whole."""
+    how = {"mesh": init_device_mesh(device.type, (count(),)), "reshard_after_forward": True}
+    decoder = denoiser.get_decoder()
+    for layer in decoder.layers:
+        fully_shard(layer, **how)
+        layer.set_gradient_divide_factor(1.0)  # a sum, as above
+        layer.set_force_sum_reduction_for_comms(True)
+        layer.set_reduce_scatter_unused_params(True)
+    # As their root it has one layer fetched while another runs.
+    fully_shard(decoder, **how, ignored_params={p for p in decoder.parameters() if not is_split(p)})
+    for tensor in [*denoiser.parameters(), *denoiser.buffers()]:
+        if not is_split(tensor):
+            tensor.data = tensor.data.to(device)
+
+
+def is_split(tensor):
+    return isinstance(tensor, DTensor)
+
+
+def is_sharded(model):
+    return any(map(is_split, model.parameters()))
+
+
+@contextmanager
+def in_step(policy):
+    """Inside, each call says that its process is not done; who leaves calls on until all are."""
+    call = policy.hidden
+
+    def hidden(*args, **how):
+        reduced(torch.ones(1))
+        return call(*args, **how)
+
+    policy.hidden = hidden
+    try:
+        yield
+    finally:
+        del policy.hidden
+    while reduced(torch.zeros(1)).item():
+        call(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
+        policy.calls -= 1
+
+
+def whole(tensor):
+    """A split tensor put together, on the first process's host; any other as it is."""
+    if not is_split(tensor):
+        return tensor
+    tensor = tensor.full_tensor()  # all have to ask
+    return tensor.cpu() if is_first() else None
+
+
+def split_as(tensor, weight):
+    """Of a whole tensor the part that a process keeps of `weight`, if that is split."""
+    if not is_split(weight) or tensor.shape != weight.shape:
+        return tensor
+    how = weight.device_mesh, weight.placements
+    return distribute_tensor(tensor.to(weight.device), *how, src_data_rank=None)
+
+
+def clip_gradient(model, limit):
+    """Scale the gradient down to a norm of `limit` at most. -> its norm before"""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    halves = [[g for g in grads if is_split(g) is split] for split in (False, True)]
+    norms = [torch.nn.utils.get_total_norm(half) for half in halves if half]
+    norm = torch.stack([n.full_tensor() if is_split(n) else n for n in norms]).norm()
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0).item()
+    for g in grads:
+        g.mul_(scale)
+    return norm

@@ -92,6 +92,8 @@ def prepare(settings, run_dir, resume, export):
             f"prompts_per_step = {settings.prompts_per_step}: it has to be at least 1 for each of "
             f"the {processes.count()} processes"
         )
+    if settings.shard:
+        check_shard(settings, export)
     if processes.is_first():
         look_over(run_dir, resume, export)
     processes.wait()
@@ -113,6 +115,8 @@ def prepare(settings, run_dir, resume, export):
         how = (settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.seed)
         policy.denoiser = policy.denoiser if saved else models.add_lora(policy.denoiser, *how)
         print(models.describe_lora(policy.denoiser), flush=True)
+    if settings.shard:
+        processes.shard(policy.denoiser, device)
     size = policy.denoiser.config.hidden_size
     head = policy.threshold_head or ThresholdHead(size, settings.gamma_0).to(device)
     policy.threshold_head, head.sigma = head, settings.head_sigma
@@ -123,6 +127,19 @@ def prepare(settings, run_dir, resume, export):
             create_run(run_dir)
         saving.write_json(run_dir / "config.json", asdict(settings) | {"run_dir": str(run_dir)})
     return policy, task, problems
+
+
+def check_shard(settings, export):
+    """Raises ValueError for what split weights cannot do."""
+    N = processes.count()
+    if N == 1:
+        raise ValueError("--shard splits the weights over processes: start them by torchrun")
+    if settings.prompts_per_step % N:
+        raise ValueError(f"--shard with {N} processes takes --prompts_per_step a multiple of {N}")
+    if settings.dtype == "4bit":
+        raise ValueError("--shard splits no weights of --dtype 4bit: take bfloat16")
+    if export:
+        raise ValueError("--export is for one process: --resume --shard false after the run")
 
 
 def look_over(run_dir, resume, export):
@@ -149,6 +166,9 @@ def base_policy(settings, device, run_dir=None):
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
     dtype = models.DTYPES[settings.dtype] or (None if settings.lora_rank else torch.float32)
+    if settings.shard:  # each layer goes to its GPUs later, in parts
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        device = torch.device("cpu")
     policy = load_policy(run_dir or settings.model, device, dtype, trainable=bool(run_dir))
     policy.prefill, policy.rows_at_once = settings.prefill, settings.rollout_batch_size
     return policy
@@ -194,18 +214,32 @@ def out_of_memory(error, lower):
 
 
 def save_checkpoint(run_dir, policy, optimizers, step):
-    """The state after `step` steps: all that the next one depends on but the seed."""
+    """The state after `step` steps: all that the next one depends on but the seed.
+
+    Whatever is split is put together first, so that any number of processes can go on from it.
+    """
+    weights = None
+    if processes.is_sharded(policy.denoiser):
+        weights = {k: processes.whole(v) for k, v in policy.denoiser.state_dict().items()}
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    for state in states:
+        state["state"] = {
+            i: {k: processes.whole(v) for k, v in part.items()}
+            for i, part in state["state"].items()
+        }
+    if not processes.is_first():
+        return
     for name in ("metrics.jsonl", "samples.jsonl"):  # the steps that it counts as done
         if (run_dir / name).exists():
             saving.sync(run_dir / name)
     with saving.replacing(run_dir / "checkpoint", keep=True) as folder:
         if hasattr(policy.denoiser, "disable_adapter"):  # the adapter alone, which names its base
-            policy.denoiser.save_pretrained(folder, save_embedding_layers=False)
+            how = {"save_embedding_layers": False, "state_dict": weights}
+            policy.denoiser.save_pretrained(folder, **how)
         else:
-            models.export(policy.denoiser, policy.tokenizer, folder)
+            models.export(policy.denoiser, policy.tokenizer, folder, weights)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
-        state = {"step": step, "optimizers": [o.state_dict() for o in optimizers]}
-        torch.save(state, folder / "state.pt")
+        torch.save({"step": step, "optimizers": states}, folder / "state.pt")
         saving.write_sums(folder)
 
 
@@ -216,6 +250,9 @@ def load_state(run_dir, optimizers):
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         step = state["step"]
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            weights = [p for group in optimizer.param_groups for p in group["params"]]
+            for i, part in saved["state"].items():
+                part |= {k: processes.split_as(v, weights[i]) for k, v in part.items()}
             optimizer.load_state_dict(saved)
     if not processes.is_first():
         return step

@@ -65,6 +65,7 @@ class Settings:
     lora_alpha: float = flag(32.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
     lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
     gradient_checkpointing: bool = flag(False, "less memory for a third more work")
+    shard: bool = flag(False, "split the layers' weights over torchrun's processes (FSDP2)")
     dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16", "4bit"))
     # measuring and saving
     eval_problems: int = flag(1000, "held-out problems before and after", 1)
@@ -82,7 +83,7 @@ class Settings:
                 raise ValueError(f"{f.name} = {value}: it has to be {limits}")
 
 
-LATER = {"rollout_batch_size"}  # settings that came later: an older run had their default
+LATER = {"rollout_batch_size", "shard"}  # settings that came later: an older run had their default
 
 
 def settings_of(saved, file):
@@ -127,6 +128,7 @@ GROUPS = {
 }
 # What may change on --resume.
 FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")
+FREE += ("shard",)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -155,7 +155,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
         logps = [processes.merged(torch.cat(new), mine, B), old, plain, ref]  # of the whole batch
         loss, metrics = objective(logps, rollout, advantage, settings)
         watch.finite("the loss", loss, rollout)
-        norm = torch.nn.utils.clip_grad_norm_(policy.denoiser.parameters(), settings.grad_clip)
+        norm = processes.clip_gradient(policy.denoiser, settings.grad_clip)
         watch.finite("the gradient", norm, rollout)
         optimizer.step()
         old = logps[0] if old is None else old
@@ -204,9 +204,12 @@ def run_steps(settings, task, run_dir, policy, interrupt):
         reference = policy.without_adapter()
         if not settings.lora_rank:
             reference = runs.base_policy(settings, policy.denoiser.device)
+            if settings.shard:
+                processes.shard(reference.denoiser, policy.denoiser.device)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}
+    how["foreach"] = False if settings.shard else None  # one at a time: some are split, some not
     optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
@@ -232,8 +235,8 @@ def run_steps(settings, task, run_dir, policy, interrupt):
             for text in watch.warnings(history, said):
                 bar.write(f"step {step + 1}: {text}")
             report.tenth(run_dir, bar, step + 1)
-            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
-                runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
+            runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
         if asked:
             raise KeyboardInterrupt(asked)
 

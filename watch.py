@@ -31,7 +31,8 @@ def finite(what, value, rollout=None):
 def finite_weights(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
-            finite(f"weight {name}", p.detach())
+            p = p.detach()
+            finite(f"weight {name}", p.to_local() if processes.is_split(p) else p)
 
 
 def told(error, run_dir, step):

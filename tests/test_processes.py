@@ -19,9 +19,9 @@ import train
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
 FLAGS = (  # noqa: SIM905
-    "--task countdown --model tiny --prompts_per_step 5 --group_size 4 --micro_batch_size 3 "
+    "--task countdown --model tiny --group_size 4 --micro_batch_size 4 "
     "--inner_updates 2 --prompt_hide_probability 0.2 --kl_beta 0.04 --warmup_steps 0 "
-    "--learning_rate 0.1 --eval_problems 5 --frontier false"
+    "--eval_problems 5 --frontier false"
 ).split()
 
 
@@ -83,14 +83,17 @@ def descend(flags):
     return train.main(flags)
 
 
-def test_four_processes_then_two_give_what_one_does(monkeypatch, tmp_path):
+@pytest.mark.parametrize("shard, prompts, rank", [(False, 5, 16), (True, 4, 16), (True, 4, 0)])
+def test_four_processes_then_two_give_what_one_does(monkeypatch, tmp_path, shard, prompts, rank):
     one, many, said = tmp_path / "one", tmp_path / "many", tmp_path / "said"
+    flags = [*FLAGS, "--prompts_per_step", str(prompts), "--lora_rank", str(rank)]
+    flags += ["--learning_rate", "0.1" if rank else "0.001"]
     monkeypatch.setattr(torch.optim, "AdamW", Descent)
-    assert train.main([*FLAGS, "--steps", "2", "--run_dir", str(one)]) == 0
-    flags = [*FLAGS, "--steps", "1", "--run_dir", str(many)]
-    assert together(4, said, descend, flags) == [0] * 4
+    assert train.main([*flags, "--steps", "2", "--run_dir", str(one)]) == 0
+    flags += ["--steps", "1", "--run_dir", str(many), "--shard", str(shard)]
+    assert together(4, said, descend, flags) == [0] * 4, (said / "stderr-0").read_text()
     flags = ["--resume", "--steps", "2", "--run_dir", str(many)]
-    assert together(2, said, descend, flags) == [0] * 2
+    assert together(2, said, descend, flags) == [0] * 2, (said / "stderr-0").read_text()
 
     (steps, scores), (expected, base) = result(many), result(one)
     for row, other in zip(steps, expected, strict=True):
@@ -101,7 +104,7 @@ def test_four_processes_then_two_give_what_one_does(monkeypatch, tmp_path):
     for row, other in zip(scores, base, strict=True):
         numbers = {k: pytest.approx(v, rel=1e-5) for k, v in other.items() if type(v) is float}
         assert row == other | numbers
-    for name in ("adapter_model", "threshold_head"):
+    for name in ("adapter_model" if rank else "model", "threshold_head"):
         file = f"checkpoint/{name}.safetensors"
         weights, expected = (load_file(run / file) for run in (many, one))
         for key, weight in weights.items():
