@@ -33,15 +33,19 @@ def boxed(text):
     A box that is part of a formula, as in -\\boxed{3}, \\boxed{3}! or \\boxed{3} million, is none.
     """
     before, box, after = text.rpartition("boxed{")
-    depths = accumulate((character == "{") - (character == "}") for character in after)
-    end = next((i for i, depth in enumerate(depths) if depth < 0), len(after))
+    if not box:
+        return ""
+    braces = [*re.finditer("[{}]", after)]
+    depths = accumulate(1 if brace[0] == "{" else -1 for brace in braces)
+    closing = (brace.start() for brace, depth in zip(braces, depths, strict=True) if depth < 0)
+    end = next(closing, len(after))
     near, behind = re.sub(r"<[^<>]*>", "\n", before[-30:]), after[end + 1 : end + 30]
     in_formula = (
         re.search(r"(?:[-+/^<>≠−–×÷] ?|\d)\\?$", near)
         or re.match(r"\.?\d| ?(?:[/^!_×÷+]|\*(?!\*)|- ?\d)", behind)
         or re.match(rf"(?i)(?:[ \\,;!]|text\{{)*\b(?:{SCALES})\b", behind)
     )
-    return after[:end].strip() if box and not in_formula else ""
+    return "" if in_formula else after[:end].strip()
 
 
 # What stands around an answer: a label, Markdown's and LaTeX's signs, one period.

@@ -15,7 +15,8 @@ from math import inf
 BEGAN = time.perf_counter()  # of the program: this file is imported first
 
 
-def flag(default, help, low=-inf, high=inf, choices=()):
+def flag(default, help, low=-inf, high=1_000_000, choices=()):
+    """A setting. A number with a lower limit has an upper one too: more is a slip of the finger."""
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
 
 
@@ -28,7 +29,7 @@ class Settings:
     model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
     data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
     run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
-    seed: int = flag(0, "of everything that is drawn")
+    seed: int = flag(0, "of everything that is drawn", 0, 2**63 - 1)
     train: str = flag("joint", "what learns", choices=("policy", "sampler", "joint"))
     steps: int = flag(120, "RL steps, each on a fresh batch of rollouts", 1)
     # rollout
@@ -41,7 +42,9 @@ class Settings:
     cache: str = flag("none", "block cache; none is exact", choices=("none", "prefix", "dual"))
     gamma_0: float = flag(0.1, "nats; the entropy threshold that the learned one starts from")
     # objective
-    num_stages: int = flag(2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1)
+    num_stages: int = flag(
+        2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1, 10_000
+    )
     is_cap: float = flag(1.0, "C, cap of the importance-sampling weight; 0: no weights (d1)", 0)
     normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
     clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
@@ -61,7 +64,7 @@ class Settings:
     # memory
     rollout_batch_size: int = flag(0, "rows rolled out at once, in whole groups; 0: all", 0)
     micro_batch_size: int = flag(256, "rows scored at once; changes no gradient", 1)
-    lora_rank: int = flag(16, "of an adapter on the layers' matrices; 0 trains every weight", 0)
+    lora_rank: int = flag(16, "of the layers' adapter; 0 trains every weight", 0, 10_000)
     lora_alpha: float = flag(32.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
     lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
     gradient_checkpointing: bool = flag(False, "less memory for a third more work")
@@ -76,11 +79,16 @@ class Settings:
     def __post_init__(self):
         for f in fields(self):
             value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
+            if type(value) is not f.type and (f.type, type(value)) != (float, int):
+                kind = f.type.__name__
+                raise ValueError(f"{f.name} = {value!r:.40}: it has to be of type {kind}")
             if choices and value not in choices:
                 raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
-            if low > -inf and not (low <= value <= high and value < inf):
-                limits = f"at least {low}" + (f" and at most {high}" if high < inf else "")
-                raise ValueError(f"{f.name} = {value}: it has to be {limits}")
+            if low > -inf and not low <= value <= high:
+                limits = f"at least {low} and at most {high}"
+                raise ValueError(f"{f.name} = {value:.9g}: it has to be {limits}")
+        if self.prompts_per_step * self.group_size > 1_000_000:
+            raise ValueError("prompts_per_step times group_size is over 1000000 completions a step")
 
 
 LATER = {"rollout_batch_size", "shard"}  # settings that came later: an older run had their default
