@@ -45,7 +45,7 @@ class Settings:
     num_stages: int = flag(
         2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1, 10_000
     )
-    is_cap: float = flag(1.0, "C, cap of the importance-sampling weight; 0: no weights (d1)", 0)
+    is_cap: float = flag(1.0, "C, cap of the importance weight; 0: no weights (d1)", 0, 1e12)
     normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
     clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
     inner_updates: int = flag(1, "mu, optimisation steps per batch of rollouts; d1 8 to 12", 1)
