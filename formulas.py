@@ -8,6 +8,7 @@ the processor's time, so that the verdict does not depend on what else a machine
 
 import json
 import logging
+import os
 import queue
 import signal
 import subprocess
@@ -17,14 +18,15 @@ from functools import lru_cache
 
 LIMIT = 0.5  # seconds of the processor for one comparison
 PATIENCE = 20  # seconds by the clock, where the system has no such timer
-START = 60  # for the worker's imports
+START = 60  # for a worker's imports
+AT_ONCE = min(4, os.cpu_count() or 1)  # workers, for as many threads
 
 
 class Worker:
-    """One process that compares, for all threads of this one."""
+    """One process that compares, for one thread at a time."""
 
     def __init__(self):
-        self.process, self.lock, self.said = None, threading.Lock(), None
+        self.process, self.said = None, None
 
     def start(self):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -40,31 +42,34 @@ class Worker:
         said.put(None)  # it has ended
 
     def compare(self, answer, gold):
-        with self.lock:
-            if self.process is None or self.process.poll() is not None:
-                self.start()
-            try:
-                self.process.stdin.write(json.dumps([answer, gold]) + "\n")
-                self.process.stdin.flush()
-                verdict = self.said.get(timeout=PATIENCE)
-            except (queue.Empty, OSError):
-                verdict = None
-            if verdict is None:
-                self.process.kill()
-                self.process.wait()
-                self.process = None
-            return verdict == "equal"
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        try:
+            self.process.stdin.write(json.dumps([answer, gold]) + "\n")
+            self.process.stdin.flush()
+            verdict = self.said.get(timeout=PATIENCE)
+        except (queue.Empty, OSError):
+            verdict = None
+        if verdict is None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        return verdict == "equal"
 
 
-WORKER = Worker()
+FREE = queue.LifoQueue()  # the last one that was used comes first: others start only when needed
+for _ in range(AT_ONCE):
+    FREE.put(Worker())
 
 
-@lru_cache(
-    maxsize=100_000
-)  # a completion is asked about twice: for its reward, and if it is solved
+@lru_cache(maxsize=100_000)  # a completion is asked about twice: its reward, and if it is solved
 def same_formula(answer, gold):
     """Whether math-verify finds two LaTeX formulas equal, within the limit."""
-    return WORKER.compare(answer, gold)
+    worker = FREE.get()
+    try:
+        return worker.compare(answer, gold)
+    finally:
+        FREE.put(worker)
 
 
 def compare(answer, gold):

@@ -15,8 +15,9 @@ from math import inf
 BEGAN = time.perf_counter()  # of the program: this file is imported first
 
 
-def flag(default, help, low=-inf, high=1_000_000, choices=()):
+def flag(default, help, low=-inf, high=None, choices=()):
     """A setting. A number with a lower limit has an upper one too: more is a slip of the finger."""
+    high = high or (1_000_000 if isinstance(default, int) else 1e12)
     return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
 
 
@@ -45,7 +46,7 @@ class Settings:
     num_stages: int = flag(
         2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1, 10_000
     )
-    is_cap: float = flag(1.0, "C, cap of the importance weight; 0: no weights (d1)", 0, 1e12)
+    is_cap: float = flag(1.0, "C, cap of the importance weight; 0: no weights (d1)", 0)
     normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
     clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
     inner_updates: int = flag(1, "mu, optimisation steps per batch of rollouts; d1 8 to 12", 1)

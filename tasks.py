@@ -11,6 +11,7 @@ A task is an object with these methods; a problem is a plain dict that JSON can 
     key(problem)              optional: a string that near-duplicates share. They land in one split,
                               and are one cluster in an interval. Without it: the prompt.
     load(path)                optional: the problems of a file, for --data; ValueError for a bad one
+    at_once                   optional: threads that may judge completions at the same time
 
 The embedded model "tiny" is too small for instructions. A task that it can learn also has
 
@@ -362,6 +363,7 @@ class MATH(Questions):
     name, example = "math", r'{"question": "text", "answer": "\\frac{1}{2}"}'
     train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
     form = "Inside the answer tags, put the final answer into \\boxed{}."
+    at_once = 4  # there may be as many workers (formulas.py)
 
     def solved(self, problem, text):
         return answers.equivalent(answers.final_answer(text), problem["answer"])
@@ -369,10 +371,8 @@ class MATH(Questions):
     def reward(self, problem, text):
         """d1's parts over their sum; d1's own looked for a box and never found it."""
         inside = answers.extract_answer(text)
-        if inside:
-            form = 1.0 if answers.boxed(inside) else 0.75
-        else:
-            form = 0.5 if answers.boxed(text) else 0.25 if text.strip() else 0.0
+        form = 1.0 if answers.boxed(inside) else 0.75
+        form = form if inside else 0.5 if answers.boxed(text) else 0.25 * bool(text.strip())
         return (2.0 * self.solved(problem, text) + form) / 3
 
 

@@ -19,6 +19,7 @@ class Together:
         self.tasks = tasks
         self.lengths = {name: task.length for name, task in tasks.items()} if compact else {}
         self.length = max(self.lengths.values(), default=0)
+        self.at_once = min(getattr(task, "at_once", 1) for task in tasks.values())  # threads
 
     def problems(self, split, n, seed):
         """n problems in turn, as many of each task; the first tasks have what is left over."""

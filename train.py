@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -110,9 +111,13 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
 def verify(task, problems, texts, group_size, device):
     """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
     mine = processes.share(len(texts), group_size)
-    pairs = zip(problems[mine], texts[mine], strict=True)
-    earned = torch.tensor([[task.reward(*pair), float(task.solved(*pair))] for pair in pairs])
-    return processes.merged(earned.to(device), mine, len(texts)).unbind(1)
+
+    def judge(problem, text):
+        return task.reward(problem, text), float(task.solved(problem, text))
+
+    with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
+        earned = torch.tensor([*pool.map(judge, problems[mine], texts[mine])]).to(device)  # (b, 2)
+    return processes.merged(earned, mine, len(texts)).unbind(1)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):

@@ -1,7 +1,9 @@
 """Formulas compared in a worker: right, in any thread, and never for longer than its limit."""
 
+import queue
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -29,6 +31,20 @@ def test_it_works_in_any_thread():
     thread.start()
     thread.join()
     assert found == [True]
+
+
+def test_several_threads_have_a_worker_each_and_the_same_verdicts(monkeypatch):
+    monkeypatch.setattr(formulas, "FREE", free := queue.LifoQueue())
+    workers = [Worker(), Worker()]
+    for worker in workers:
+        free.put(worker)
+    pairs = [(f"\\sqrt{{{n * n}}}", str(n + n % 2)) for n in range(2, 30)]
+    with ThreadPoolExecutor(4) as pool:  # more than there are workers
+        verdicts = [*pool.map(lambda pair: same_formula(*pair), pairs)]
+    assert verdicts == [n % 2 == 0 for n in range(2, 30)]
+    assert all(worker.process.poll() is None for worker in workers) and free.qsize() == 2
+    for worker in workers:
+        worker.process.kill()
 
 
 def test_what_takes_longer_than_the_limit_is_not_equal_and_the_next_one_is_compared(worker):
