@@ -1,12 +1,18 @@
-"""Twenty runs killed at random moments and resumed: each ends as one that was never killed.
+"""Runs killed and resumed: each ends as one that was never killed.
 
-    python tests/kill.py        about 15 minutes on two cores; EXPERIMENTS.md has the last result
+    python tests/kill.py           20 runs, killed at random moments        about 15 minutes
+    python tests/kill.py events    a kill before every file event           about 15 minutes
 
-SIGKILL, several times a run, at moments drawn from all of its life: before the first step, while
-the base is measured, while a checkpoint is written.
+The first kills from outside, several times a run, at moments drawn from all of its life. The second
+kills from inside, before the n-th time that a file is opened to be written, synced, renamed or
+removed, for every n. EXPERIMENTS.md has the last results. (Two cores, nothing beside.)
 """
 
+import builtins
+import io
 import json
+import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -17,14 +23,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAGS = "--task countdown --model tiny --steps 12 --save_every 2 --prompts_per_step 4"
-FLAGS += " --eval_problems 16"
+sys.path.insert(0, str(ROOT))
+FLAGS = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 16"
+LONG, SHORT = " --steps 12 --save_every 2", " --steps 3 --save_every 1 --frontier false"
 
 
-def command(folder):
+def arguments(folder, flags):
     first = not (folder / "config.json").exists()
-    flags = [*FLAGS.split()] if first else ["--resume"]
-    return [sys.executable, str(ROOT / "train.py"), *flags, "--run_dir", str(folder)]
+    return [*(flags.split() if first else ["--resume"]), "--run_dir", str(folder)]
 
 
 def result(folder):
@@ -37,12 +43,13 @@ def result(folder):
     return steps, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
-def main():
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    work, chance = Path(tempfile.mkdtemp()), random.Random(0)
-    began = time.time()
+def at_random(work, runs):
+    def command(folder):
+        return [sys.executable, str(ROOT / "train.py"), *arguments(folder, FLAGS + LONG)]
+
+    chance, kills, began = random.Random(0), 0, time.time()
     subprocess.run(command(work / "whole"), check=True, capture_output=True)
-    took, expected, kills = time.time() - began, result(work / "whole"), 0
+    took, expected = time.time() - began, result(work / "whole")
     for i in range(runs):
         folder = work / f"run-{i}"
         for _ in range(3):
@@ -59,7 +66,78 @@ def main():
             return 1
         shutil.rmtree(folder)
     print(f"{runs} runs, {kills} kills: all ended as the one that was never killed")
-    shutil.rmtree(work)
+
+
+def run_until(folder, event, said):
+    """A run that kills itself before its n-th file event in its folder; 0: never. Tells events."""
+    import torch
+
+    import train
+
+    torch.set_num_threads(1)
+    train.plot_curves = lambda run_dir: None  # slow
+    sys.stdout = sys.stderr = open(said / "words", "w")  # noqa: SIM115
+    seen = 0
+
+    def counted(name, call, writes=lambda *_: True):
+        def wrapped(path, *args, **how):
+            nonlocal seen
+            if str(folder) in str(path) and writes(*args):
+                seen += 1
+                (said / "events").write_text(f"{seen} {name} {Path(str(path)).name}")
+                if seen == event:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return call(path, *args, **how)
+
+        return wrapped
+
+    # os.fsync takes a number, not a path: saving.fsync's own argument is counted.
+    train.saving.fsync = counted("sync", train.saving.fsync)
+    for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
+        setattr(os, name, counted(name, getattr(os, name)))
+    builtins.open = io.open = counted("open", open, lambda mode="r", *_: "r" not in mode)
+    os._exit(train.main(arguments(folder, FLAGS + SHORT)))
+
+
+def at_every_event(work):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train", "peft"])
+
+    def run(folder, event, said):
+        said.mkdir(exist_ok=True)
+        process = context.Process(target=run_until, args=(folder, event, said))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    said = work / "said"
+    assert run(work / "whole", 0, said) == 0, (said / "words").read_text()
+    expected, n = result(work / "whole"), 0
+    while True:
+        n, folder = n + 1, work / "run"
+        code = run(folder, n, said)
+        what = (said / "events").read_text()
+        if code != -signal.SIGKILL:  # it has ended before its n-th event
+            break
+        code = run(folder, 0, said)
+        same = code == 0 and result(folder) == expected
+        print(f"before {what}: {'equal' if same else 'NOT EQUAL'}", flush=True)
+        if not same:
+            print((said / "words").read_text()[-500:])
+            return 1
+        shutil.rmtree(folder)
+    print(f"killed before each of {n - 1} file events: all ended as the one that never was")
+
+
+def main():
+    work = Path(tempfile.mkdtemp())
+    if sys.argv[1:] == ["events"]:
+        failed = at_every_event(work)
+    else:
+        failed = at_random(work, int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    if not failed:
+        shutil.rmtree(work)
+    return failed
 
 
 if __name__ == "__main__":

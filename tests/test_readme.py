@@ -27,9 +27,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 MODULES = sorted(ROOT.glob("*.py"))
 BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
-COMMANDS = re.findall(
-    r"python (?:train|evaluate|tiny|claims|benchmark)\.py[^;&\n]*", BLOCKS
-)  # of loops, the body
+COMMANDS = re.findall(  # of loops, the body; of several processes, one
+    r"python (?:train|evaluate|tiny|claims|benchmark)\.py[^;&\n]*",
+    re.sub(r"torchrun --nproc_per_node \d+", "python", BLOCKS),
+)
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 IDEAS = re.findall(r"^\| .*? \| `(\w+)\.(\w+)` \| ?`?(\w*).*? \| `(\[[A-Z ]+\])` \|$", README, re.M)
 
