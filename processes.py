@@ -16,6 +16,7 @@ does nothing in a program that torchrun did not start.
 """
 
 import os
+import re
 import sys
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -50,6 +51,17 @@ def wait():
         reduced(torch.zeros(1))
 
 
+@contextmanager
+def losing_none():
+    """Raises ValueError, in one line, where the connection to another process is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("by peer|peer closed|remote process|ncclRemoteError", str(error)):
+            raise
+        raise ValueError("another process has ended, and its own words say why") from None
+
+
 def is_several():
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
@@ -77,11 +89,7 @@ def share(B, group_size=1):
 
 def reduced(tensor, how=dist.ReduceOp.SUM):
     """A tensor's sum over all processes, in place."""
-    try:
-        dist.all_reduce(tensor, how)
-    except RuntimeError as error:
-        first = str(error).strip().split("\n")[0]
-        raise ValueError(f"another process has ended, it says why [{first[:100]}]") from None
+    dist.all_reduce(tensor, how)
     return tensor
 
 

@@ -280,7 +280,8 @@ def main(arguments=None):
         given = read_flags(arguments)
         processes.start()
         settings, run_dir, resume, export = runs.choose(given)
-        with saving.locked(run_dir) if processes.is_first() else nullcontext():
+        lock = saving.locked(run_dir) if processes.is_first() else nullcontext()
+        with lock, processes.losing_none():
             whole_run(settings, run_dir, resume, export)
         return 0
     except KeyboardInterrupt as stop:
