@@ -1,7 +1,7 @@
 """A million completions through the four verifiers: none fails, none is slow, none is paid wrongly.
 
-    python tests/fuzz.py [N] [SEED]     250,000 each: about an hour of one core; EXPERIMENTS.md has
-                                        the last result
+    python tests/fuzz.py [N] [SEED] [TASK ...]    250,000 each: about half an hour of one core;
+                                                  EXPERIMENTS.md has the last result
 
 Each completion is made from parts whose truth is known: a value, a dress, a hostile surrounding. A
 wrong one that counts as solved is printed; so is a right one that is missed, as a share only, since
@@ -115,7 +115,7 @@ def math(chance):
     if chance.random() < 0.5:
         problem, text, right = gsm8k(chance)
         return problem, text, right
-    a, b = chance.randrange(2, 12), chance.randrange(2, 12)
+    a, b = chance.sample(range(2, 13), 2)
     gold, same, other = chance.choice((
         (f"\\frac{{{a}}}{{{b}}}", f"\\dfrac{{{a}}}{{{b}}}", f"\\frac{{{a}}}{{{b + 1}}}"),
         (f"{a}\\sqrt{{{b}}}", f"{a} \\sqrt {{{b}}}", f"{a + 1}\\sqrt{{{b}}}"),
@@ -130,7 +130,7 @@ def math(chance):
     right = chance.random() < 0.4
     text = same if right else other
     if chance.random() < 0.2:
-        text, right = text + chance.choice(("!", "^9", " + 1", " \\text{ or } 1")), False
+        text, right = same + chance.choice(("!", "^9", " + 1", " \\text{ or } 1")), False
     return {"question": "q", "answer": gold}, text, right
 
 
@@ -164,7 +164,7 @@ def main():
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     seed = sys.argv[2] if len(sys.argv) > 2 else "0"
     wrong = slow = 0
-    for name in MAKERS:
+    for name in sys.argv[3:] or MAKERS:
         chance, seen, times = random.Random(f"{seed} {name}"), Counter(), []
         for _ in range(n // 4):
             problem, text, right = completion(name, chance)
