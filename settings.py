@@ -87,7 +87,7 @@ class Settings:
                 raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
             if low > -inf and not low <= value <= high:
                 limits = f"at least {low} and at most {high}"
-                raise ValueError(f"{f.name} = {value:.9g}: it has to be {limits}")
+                raise ValueError(f"{f.name} = {value!s:.20}: it has to be {limits}")
         if self.prompts_per_step * self.group_size > 1_000_000:
             raise ValueError("prompts_per_step times group_size is over 1000000 completions a step")
 

@@ -15,7 +15,7 @@ from settings import Settings, settings_of
 from tasks import TASKS
 
 quick = run_with(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=30, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 PIECES = st.sampled_from([*fuzz.NOISE, *fuzz.BEFORE, *fuzz.BEHIND, "72", "<reasoning>", "\ud800"])

@@ -216,9 +216,10 @@ def test_an_export_into_the_runs_own_folder_is_refused_before_anything_is_lost(t
 
 
 def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_path):
-    hold = "import saving, sys, time, pathlib\nwith saving.locked(pathlib.Path(sys.argv[1])):\n"
-    hold += "    print('held', flush=True)\n    time.sleep(60)"
-    command = [sys.executable, "-c", hold, str(tmp_path / "a")]
+    (tmp_path / "a").mkdir()
+    hold = "import fcntl, sys, time\nfile = open(sys.argv[1], 'a')\n"
+    hold += "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)"
+    command = [sys.executable, "-c", hold, str(tmp_path / "a" / ".lock")]  # as locked does it
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="in use by another run"):
