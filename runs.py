@@ -218,9 +218,11 @@ def save_checkpoint(run_dir, policy, optimizers, step):
 
     Whatever is split is put together first, so that any number of processes can go on from it.
     """
-    weights = None
+    weights, adapted = None, hasattr(policy.denoiser, "disable_adapter")
     if processes.is_sharded(policy.denoiser):
-        weights = {k: processes.whole(v) for k, v in policy.denoiser.state_dict().items()}
+        weights = policy.denoiser.state_dict().items()
+        kept = "lora_" if adapted else ""  # of an adapted model the adapter alone
+        weights = {k: processes.whole(v) for k, v in weights if kept in k}
     states = [optimizer.state_dict() for optimizer in optimizers]
     for state in states:
         state["state"] = {
@@ -233,7 +235,7 @@ def save_checkpoint(run_dir, policy, optimizers, step):
         if (run_dir / name).exists():
             saving.sync(run_dir / name)
     with saving.replacing(run_dir / "checkpoint", keep=True) as folder:
-        if hasattr(policy.denoiser, "disable_adapter"):  # the adapter alone, which names its base
+        if adapted:  # the adapter alone, which names its base
             how = {"save_embedding_layers": False, "state_dict": weights}
             policy.denoiser.save_pretrained(folder, **how)
         else:
