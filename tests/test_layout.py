@@ -17,7 +17,7 @@ FILES = sorted(file.name for file in ROOT.glob("*.py"))
 def python(*arguments, folder):
     """What it prints, in a process of its own."""
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -50,7 +50,7 @@ def together(N, folder, call, *arguments):
     for one in children:
         one.start()
     for one in children:
-        one.join(60)
+        one.join(150)
         if one.is_alive():  # a deadlock
             one.kill()
             one.join()
