@@ -54,13 +54,13 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
     began, device, n = time.perf_counter(), policy.denoiser.device, len(problems)
     texts, *columns = outcomes(policy, task, problems, decoder, length, batch_size, seed)
     pairs, key = list(zip(problems, texts, strict=True)), getattr(task, "key", task.prompt)
-    solved = [task.solved(*pair) for pair in pairs]
+    rewards, solved = zip(*together.judged(task, problems, texts), strict=True)
     columns = decoder, solved, [key(problem) for problem in problems], *columns
     row = {
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
         "prefill": policy.prefill, "temperature": decoder.temperature, "seed": seed,
-        **scored(range(n), *columns), "reward": sum(task.reward(*pair) for pair in pairs) / n,
+        **scored(range(n), *columns), "reward": sum(rewards) / n,
         "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
         "dtype": models.dtype_of(policy.denoiser),

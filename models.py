@@ -90,13 +90,14 @@ PEFT = "base_model.model."  # in front of the module's name in an adapter's weig
 LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def load_denoiser(name_or_path, device="cpu", dtype=None):
+def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     """(denoiser, tokenizer) of "tiny", of a checkpoint folder, or of a model on the hub.
 
     "tiny" is the embedded one, as shipped. dtype None is float32 on a CPU and for tiny, else
     bfloat16; "4bit" rounds the layers' matrices to that, and the rest is as with None.
-    `denoiser.source` is that name, or the folder's absolute path. Raises ValueError, in one line,
-    for whatever is broken, missing, left over or not understood.
+    `denoiser.source` is that name, or the folder's absolute path. on_host: as for `device`, but
+    still on the CPU. Raises ValueError, in one line, for whatever is broken, missing, left over or
+    not understood.
     """
     folder = _folder(name_or_path)
     config, kind = read_config(folder, name_or_path)
@@ -106,7 +107,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None):
     options = {"dtype": rest if dtype in (None, "4bit") else dtype, "config": config}
     if dtype == "4bit":
         options["quantization_config"] = _four_bit(rest)
-    options |= {"key_mapping": WEIGHTS.get(kind), "device_map": {"": device}}
+    options |= {"key_mapping": WEIGHTS.get(kind), "device_map": {"": "cpu" if on_host else device}}
     with one_line(f"{folder} cannot be loaded"):
         model = PLAIN.get(kind) or FAMILIES[kind][0]
         denoiser, info = model.from_pretrained(

@@ -32,9 +32,9 @@ WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
 
 
 def start():
-    """Join the others. -> N"""
+    """Join the others."""
     if not is_several():
-        return 1
+        return
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -42,7 +42,6 @@ def start():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
     if not is_first():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    return count()
 
 
 def wait():

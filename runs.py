@@ -87,13 +87,7 @@ def prepare(settings, run_dir, resume, export):
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
     if settings.dtype == "4bit" and not settings.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
-    if settings.prompts_per_step < processes.count():
-        raise ValueError(
-            f"prompts_per_step = {settings.prompts_per_step}: it has to be at least 1 for each of "
-            f"the {processes.count()} processes"
-        )
-    if settings.shard:
-        check_shard(settings, export)
+    check_processes(settings, export)
     if processes.is_first():
         look_over(run_dir, resume, export)
     processes.wait()
@@ -129,12 +123,17 @@ def prepare(settings, run_dir, resume, export):
     return policy, task, problems
 
 
-def check_shard(settings, export):
-    """Raises ValueError for what split weights cannot do."""
-    N = processes.count()
+def check_processes(settings, export):
+    """Raises ValueError for what several processes, or split weights, cannot do."""
+    N, prompts = processes.count(), settings.prompts_per_step
+    if prompts < N:
+        least = f"it has to be at least 1 for each of the {N} processes"
+        raise ValueError(f"prompts_per_step = {prompts}: {least}")
+    if not settings.shard:
+        return
     if N == 1:
         raise ValueError("--shard splits the weights over processes: start them by torchrun")
-    if settings.prompts_per_step % N:
+    if prompts % N:
         raise ValueError(f"--shard with {N} processes takes --prompts_per_step a multiple of {N}")
     if settings.dtype == "4bit":
         raise ValueError("--shard splits no weights of --dtype 4bit: take bfloat16")
@@ -166,10 +165,8 @@ def base_policy(settings, device, run_dir=None):
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
     dtype = models.DTYPES[settings.dtype] or (None if settings.lora_rank else torch.float32)
-    if settings.shard:  # each layer goes to its GPUs later, in parts
-        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        device = torch.device("cpu")
-    policy = load_policy(run_dir or settings.model, device, dtype, trainable=bool(run_dir))
+    how = {"trainable": bool(run_dir), "on_host": settings.shard}  # layers leave it in parts
+    policy = load_policy(run_dir or settings.model, device, dtype, **how)
     policy.prefill, policy.rows_at_once = settings.prefill, settings.rollout_batch_size
     return policy
 
@@ -287,17 +284,18 @@ def is_compact(name_or_path):
     return name == "tiny" or bool(file.is_file() and saving.read_json(file).get("compact_prompts"))
 
 
-def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None):
+def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, on_host=False):
     """The policy of a run folder, a checkpoint folder or a hub name, with `adapter` put onto it.
 
-    An adapter's own folder will do as `path`: it names its base. Raises ValueError.
+    An adapter's own folder will do as `path`: it names its base. on_host: see load_denoiser.
+    Raises ValueError.
     """
     folder = checkpoint_of(path)
     saving.verify(folder)
     base = base_of(folder)
     if base and (adapter or not Path(base).is_dir() and base.count("/") != 1 and base != "tiny"):
         raise ValueError(f"{path} is an adapter of {base}: give BASE_MODEL --adapter {path}")
-    denoiser, tokenizer = models.load_denoiser(base or str(folder), device, dtype)
+    denoiser, tokenizer = models.load_denoiser(base or str(folder), device, dtype, on_host)
     if adapter or base:
         denoiser = models.load_lora(denoiser, adapter or folder, trainable)
     file = Path(adapter or folder) / "threshold_head.safetensors"

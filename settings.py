@@ -136,8 +136,10 @@ GROUPS = {
     "eval_problems": "measuring and saving",
 }
 # What may change on --resume.
-FREE = ("steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "save_every")
-FREE += ("shard",)
+FREE = (
+    "steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "shard",
+    "save_every",
+)  # fmt: skip
 
 
 class OneLineParser(argparse.ArgumentParser):

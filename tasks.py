@@ -371,8 +371,8 @@ class MATH(Questions):
     def reward(self, problem, text):
         """d1's parts over their sum; d1's own looked for a box and never found it."""
         inside = answers.extract_answer(text)
-        form = 1.0 if answers.boxed(inside) else 0.75
-        form = form if inside else 0.5 if answers.boxed(text) else 0.25 * bool(text.strip())
+        form = 0.5 if answers.boxed(text) else 0.25 if text.strip() else 0.0
+        form = (1.0 if answers.boxed(inside) else 0.75) if inside else form
         return (2.0 * self.solved(problem, text) + form) / 3
 
 

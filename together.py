@@ -4,6 +4,7 @@ One model and one threshold head learn them all. The tasks take turns, a step ea
 has one length: on the tiny model a completion of countdown has 10 tokens, one of sudoku 19.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
 import splits
@@ -81,6 +82,19 @@ def by_task(task, problems):
         name = problem["task"] if isinstance(task, Together) else ""
         places.setdefault(name, []).append(place)
     return places
+
+
+def judged(task, problems, texts):
+    """[(reward, whether it is solved)] of the completions, as many at once as the task allows."""
+    pairs, at_once = zip(problems, texts, strict=True), getattr(task, "at_once", 1)
+
+    def judge(pair):
+        return task.reward(*pair), task.solved(*pair)
+
+    if at_once == 1:  # in this thread: what a verifier of one's own may need, an alarm say
+        return [*map(judge, pairs)]
+    with ThreadPoolExecutor(at_once) as pool:
+        return [*pool.map(judge, pairs)]
 
 
 def length_of(task, problem, length):

@@ -20,7 +20,6 @@ import random
 import signal
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -111,12 +110,8 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
 def verify(task, problems, texts, group_size, device):
     """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
     mine = processes.share(len(texts), group_size)
-
-    def judge(problem, text):
-        return task.reward(problem, text), float(task.solved(problem, text))
-
-    with ThreadPoolExecutor(getattr(task, "at_once", 1)) as pool:
-        earned = torch.tensor([*pool.map(judge, problems[mine], texts[mine])]).to(device)  # (b, 2)
+    earned = together.judged(task, problems[mine], texts[mine])
+    earned = torch.tensor(earned, dtype=torch.float32, device=device)  # (b, 2)
     return processes.merged(earned, mine, len(texts)).unbind(1)
 
 
@@ -219,9 +214,9 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
     start = runs.load_state(run_dir, optimizers)
-    steps, quiet = range(start, settings.steps), None if processes.is_first() else True
-    # None: not in a pipe
-    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=quiet)
+    steps = range(start, settings.steps)
+    hidden = None if processes.is_first() else True  # None: in a pipe alone
+    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=hidden)
     if steps:  # else the run was finished
         print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
     history, said = saving.read_lines(run_dir / "metrics.jsonl"), set()

@@ -22,8 +22,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from toy import metrics_of
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 FLAGS = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 16"
 LONG, SHORT = " --steps 12 --save_every 2", " --steps 3 --save_every 1 --frontier false"
 
@@ -35,12 +38,8 @@ def arguments(folder, flags):
 
 def result(folder):
     """What has to be equal: every step's metrics but times, and the trained model's scores."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [
-        {k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows
-    ]
     rows = json.loads((folder / "eval.json").read_text())
-    return steps, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return metrics_of(folder), [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def at_random(work, runs):

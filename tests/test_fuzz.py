@@ -46,17 +46,9 @@ def test_any_text_has_a_reward(name, text, inside):
         fuzz.judged(name, problem, whole)
 
 
-FIELDS = [
-    "numbers",
-    "nums",
-    "target",
-    "puzzle",
-    "solution",
-    "question",
-    "answer",
-    "input",
-    "output",
-]
+FIELDS = (
+    "numbers", "nums", "target", "puzzle", "solution", "question", "answer", "input", "output",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -623,3 +623,11 @@ def test_a_recipe_fits_its_card_and_says_what_to_expect(monkeypatch, tmp_path, c
     monkeypatch.setattr(models, "gpu", lambda: None)
     recipe, expect = models.recipe_of(str(tmp_path))
     assert "dtype" not in recipe and "GiB" not in expect(settings)
+
+
+def test_weights_that_are_split_later_wait_on_the_host_in_the_dtype_of_their_device(tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    for path, dtype in ((tmp_path, torch.bfloat16), ("tiny", torch.float32)):
+        denoiser, _ = models.load_denoiser(str(path), "cuda", on_host=True)
+        kinds = {(p.device.type, p.dtype) for p in denoiser.parameters()}
+        assert kinds == {("cpu", dtype)}

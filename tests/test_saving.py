@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy import metrics_of
 
 import saving
 import train
@@ -128,13 +129,6 @@ def whole(tmp_path_factory):
     return folder
 
 
-def metrics_of(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows
-    ]
-
-
 def flip(file):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -216,6 +210,8 @@ def test_an_export_into_the_runs_own_folder_is_refused_before_anything_is_lost(t
 
 
 def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_path):
+    import fcntl
+
     (tmp_path / "a").mkdir()
     hold = "import fcntl, sys, time\nfile = open(sys.argv[1], 'a')\n"
     hold += "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)"
@@ -225,8 +221,12 @@ def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_
         with pytest.raises(ValueError, match="in use by another run"):
             saving.locked(tmp_path / "a").__enter__()
         holder.kill()
-    with saving.locked(tmp_path / "a"):
-        assert (tmp_path / "a" / ".lock").exists()
+    with (
+        saving.locked(tmp_path / "a"),
+        open(tmp_path / "a" / ".lock") as file,
+        pytest.raises(BlockingIOError),  # whoever else tries
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not (tmp_path / "a").exists()  # nothing came of it
 
 

@@ -1,13 +1,14 @@
 """Several tasks in one run: whose turn it is, whose problem, in which length."""
 
 import random
+import threading
 
 import pytest
 
 from answers import solutions
 from tasks import TASKS
 from tiny import for_tiny
-from together import Together, batches, find, length_of, turn
+from together import Together, batches, find, judged, length_of, turn
 
 NAMES = ("countdown", "sudoku")
 BOTH = ",".join(NAMES)
@@ -118,3 +119,23 @@ def test_what_cannot_be_together_is_one_line(names, how, says):
     with pytest.raises(ValueError) as caught:
         find(names, True, **how)
     assert says in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_completions_are_judged_in_their_order_by_as_many_threads_as_the_task_allows(at_once):
+    threads = set()
+
+    class Task:
+        def reward(self, problem, text):
+            threads.add(threading.get_ident())
+            return problem / 8
+
+        def solved(self, problem, text):
+            return text == "yes"
+
+    Task.at_once = at_once
+    found = judged(Task(), range(8), ["yes", "no"] * 4)
+    assert found == [(n / 8, n % 2 == 0) for n in range(8)]
+    assert len(threads) <= at_once and (threads == {threading.get_ident()}) is (at_once == 1)
+    with pytest.raises(ValueError):
+        judged(Task(), [1, 2], ["yes"])

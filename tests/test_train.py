@@ -9,7 +9,7 @@ import pytest
 import torch
 from checkpoints import write_checkpoint
 from safetensors.torch import load_file
-from toy import random_tiny
+from toy import metrics_of, random_tiny
 
 import report
 import runs
@@ -26,8 +26,6 @@ from saving import read_lines
 from settings import Settings
 from tasks import TASKS
 from train import update_denoiser
-
-TIMES = {"seconds_rollout", "seconds_update", "tokens_per_second", "peak_memory_gib"}
 
 
 @pytest.fixture(autouse=True)
@@ -55,12 +53,6 @@ def run(tmp_path):
         return train.main(arguments), tmp_path / name
 
     return start
-
-
-def metrics_of(folder):
-    """The rows of metrics.jsonl without what differs from run to run."""
-    rows = read_lines(folder / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def config_of(folder):
@@ -148,8 +140,8 @@ def test_hidden_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
     assert metrics["unit_weight_error"] < 1e-5 and metrics["ratio_mean"] == 1.0
     with torch.no_grad():
         hiding = surrogate_logp(batch[0], rollout, every_step, stages[0][1])
-    seen = (rollout.behaviour_logp - hiding)[rollout.token_mask]
-    assert seen.abs().mean() > 0.01  # it would be seen
+    seen = (rollout.behaviour_logp - hiding)[rollout.token_mask].mean()
+    assert seen > 1e-3  # it would be seen
 
 
 def test_old_and_new_policy_are_scored_under_the_same_dropout(run):

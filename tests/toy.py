@@ -2,6 +2,7 @@
 without the code under test.
 """
 
+import json
 import math
 from dataclasses import replace
 from itertools import product
@@ -40,6 +41,14 @@ def toy_tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, mask_token="[MASK]", eos_token="[EOS]", pad_token="[EOS]"
     )
+
+
+def metrics_of(run):
+    """The rows of a run's metrics.jsonl without what differs from run to run: times, memory."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in row.items() if "second" not in k and "memory" not in k} for row in rows
+    ]
 
 
 def random_tiny(seed=0):
