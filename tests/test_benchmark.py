@@ -1,11 +1,7 @@
 """The benchmark on a shape that takes no time: the naive loop's tokens, and the table."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -63,13 +59,16 @@ def test_the_table_has_a_line_for_every_row_and_says_why_one_failed(rows, monkey
     assert lines[1].split()[5] == "1.000" and lines[2].endswith("out of memory")
 
 
-def test_one_row_is_a_process_of_its_own_that_prints_json():
-    command = [sys.executable, benchmark.__file__, "--shape", "tiny", "--method", "ours"]
-    folder, env = Path(benchmark.__file__).parent, os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    row = json.loads(done.stdout)
-    assert row["method"] == "ours" and len(row["tokens"]) == 256
+def test_one_row_is_a_line_of_json_that_the_table_reads(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(benchmark.SHAPES, "tiny", SMALL)
+    flags = ["--shape", "tiny", "--method", "ours"]
+    benchmark.main(flags)
+    line = capsys.readouterr().out.strip()
+    assert json.loads(line)["method"] == "ours" and len(json.loads(line)["tokens"]) == 6
+    code = f"import sys\nassert sys.argv[1:] == {flags}\nprint({line!r})"
+    (tmp_path / "row.py").write_text(code)
+    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "row.py"))
+    assert benchmark.run_apart("tiny", "ours") == json.loads(line)
 
 
 def test_a_row_that_fails_says_why_in_its_last_line(tmp_path, monkeypatch):

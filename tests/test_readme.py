@@ -3,9 +3,8 @@
 import hashlib
 import json
 import re
+import runpy
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -129,20 +128,14 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         base = [] if "--model" in words else ["--model", "tiny"]
         words += ["--lora_rank", "2"] if llada else base
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
-    if number == 0:  # the one that everybody types, in a process of its own
-        command = [sys.executable, script, *words]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
-    else:
+    if number:  # the first draws its curves
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
-        mains = {"train.py": train.main, "evaluate.py": evaluate.main, "tiny.py": tiny.main}
-        mains |= {"claims.py": claims.main, "benchmark.py": benchmark.main}
-        assert not mains[script](words)
+    mains = {"train.py": train.main, "evaluate.py": evaluate.main, "tiny.py": tiny.main}
+    mains |= {"claims.py": claims.main, "benchmark.py": benchmark.main}
+    assert not mains[script](words)
 
 
 def test_your_own_model_learns_in_15_lines(tmp_path):
-    check = "\nassert model.model.weight.grad.abs().max() > 0\n"
-    (tmp_path / "mine.py").write_text(EXAMPLES[1] + check + "print(loss.item())", encoding="utf-8")
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import mine"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0 and abs(float(result.stdout)) < 1, result.stderr
+    (tmp_path / "mine.py").write_text(EXAMPLES[1], encoding="utf-8")
+    mine = runpy.run_path(str(tmp_path / "mine.py"))
+    assert mine["model"].model.weight.grad.abs().max() > 0 and abs(mine["loss"].item()) < 1

@@ -258,7 +258,7 @@ def every_completion_earns_something(request, monkeypatch):
         monkeypatch.setattr(type(TASKS["countdown"]), "reward", pay)
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])  # not saved yet, just saved, and in between
+@pytest.mark.parametrize("killed_after", [1, 3])  # not saved yet, and saved before
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
     settings = dict(steps=5, save_every=2, inner_updates=2)
     _, whole = run("whole", **settings)
