@@ -32,6 +32,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 import memory
 import models
+import processes
 import runs
 import together
 from diffusion_policy import DiffusionPolicy, Rollout
@@ -63,6 +64,7 @@ HALF_BASE = dict(dtype="bfloat16", micro_batch_size=64, prompts_per_step=8)  # s
 ONE_STAGE = dict(num_stages=1, prompts_per_step=288, group_size=2, micro_batch_size=576)
 FRUGAL = dict(prompts_per_step=64, micro_batch_size=512, gradient_checkpointing=True)
 FRUGAL_STAGE = FRUGAL | ONE_STAGE | dict(prompts_per_step=576, micro_batch_size=1152)
+SHARD = dict(shard=True, prompts_per_step=4, length=16, block_length=16, micro_batch_size=6)
 CHECKS = {
     "rollout": ("rollout", MANY),
     "rollout, dual": ("rollout", MANY | dict(cache="dual")),
@@ -77,8 +79,12 @@ CHECKS = {
     "update, checkpointing, m = 1": ("update", FRUGAL_STAGE),
     "update, checkpointing, full": ("update", FRUGAL | FULL),
     "update, checkpointing, bfloat16": ("update", FRUGAL | HALF_BASE),
+    "rollout, split": ("rollout", SHARD),  # by two processes, and so are the next
+    "update, split": ("update", SHARD),
+    "update, split, full": ("update", SHARD | FULL),
 }
 CHECKED = ((2048, 64, 192, 4, 4, 2), 192)  # llama's arguments, prompt tokens
+SPLIT = ((128, 1024, 3072, 8, 8), 16)  # those of what is split over two processes: large layers
 
 
 def llama(V, D, MLP, layers, heads, kv_heads=None):
@@ -165,7 +171,8 @@ def run_apart(name, method):
 def apart(method, *flags):
     # glibc returns freed memory to the system at once, so that a peak is what was asked for.
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"} if "--check" in flags else None
-    command = [sys.executable, __file__, *flags]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2") if "split" in method else ()
+    command = [sys.executable, *launcher, __file__, *flags]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         return {"method": method, "failed": (done.stderr.strip().splitlines() or ["?"])[-1]}
@@ -202,17 +209,24 @@ def config_of(name):
     return models.read_config(folder)[0]
 
 
-def show_memory(name, prompt_tokens, gpu_gib, given):
-    """Print what a run of this model takes, and the most that fits a GPU. given: {flag: value}."""
-    if prompt_tokens < 1:
-        raise ValueError(f"prompt_tokens = {prompt_tokens}: a prompt has at least 1")
+def show_memory(name, given, prompt_tokens=200, gpu_gib=None, processes=1):
+    """Print what a run of this model takes of a process, and the most that fits a GPU.
+
+    given: {flag: value}, of train.py. Raises ValueError.
+    """
+    if min(prompt_tokens, processes) < 1:
+        few = f"prompt_tokens = {prompt_tokens}, processes = {processes}"
+        raise ValueError(f"{few}: there has to be 1 at least of either")
     config, compact = config_of(name), name == "tiny" or runs.is_compact(name)
     recipe = RECIPES.get(given.get("task"), {}) if compact else models.recipe_by_size(config)
     settings = Settings(**recipe | given | {"model": name})
     if not settings.length:
         settings.length = together.find(settings.task, compact, "", 0).length
-    print(f"{name}, {prompt_tokens} prompt tokens and {settings.length} of the completion, GiB")
-    for part, size in memory.budget(config, settings, prompt_tokens).items():
+    runs.check_processes(settings, processes)
+    each = f", each of {processes} processes" if processes > 1 else ""
+    print(f"{name}, {prompt_tokens} prompt tokens, {settings.length} of a completion{each}, GiB")
+    how = {"processes": processes}
+    for part, size in memory.budget(config, settings, prompt_tokens, **how).items():
         print(f"{part:16}{size:8.2f}")
     if not gpu_gib:
         return
@@ -220,11 +234,12 @@ def show_memory(name, prompt_tokens, gpu_gib, given):
     print(f"{'cache':8}{'micro_batch_size':>18}{'rollout_batch_size':>20}{'peak':>8}")
     for cache in ("none", "prefix", "dual")[: 3 if settings.block_length else 1]:
         try:
-            most = memory.largest(config, replace(settings, cache=cache), prompt_tokens, gpu_gib)
+            cached = replace(settings, cache=cache)
+            most = memory.largest(config, cached, prompt_tokens, gpu_gib, **how)
         except ValueError as error:
             print(f"{cache:8}{error}")
             continue
-        peak = memory.budget(config, most, prompt_tokens)["peak"]
+        peak = memory.budget(config, most, prompt_tokens, **how)["peak"]
         rows = most.rollout_batch_size or "0 (all)"
         print(f"{cache:8}{most.micro_batch_size:>18}{rows:>20}{peak:>8.2f}")
 
@@ -236,51 +251,58 @@ def run_phase(phase, config, prompt_tokens, settings):
     policy, chance = make_policy(config, dtype, "cpu"), torch.Generator().manual_seed(0)
     if settings.lora_rank:
         policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
+    if settings.shard:  # that the whole model was there before does not count
+        processes.shard(policy.denoiser, torch.device("cpu"))
+        Path("/proc/self/clear_refs").write_text("5")
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
     mask = torch.ones_like(prompts) > 0
     mask[:G, 0] = False  # one prompt is shorter: batches are padded
     if phase == "rollout":
         # All of a block at once, the most that a call can draw.
         decoder = Decoder("top_k", block, block, cache=settings.cache)
-        return policy.rollout(prompts, mask, L, decoder, chance, G)
+        return processes.rollout(policy, prompts, mask, L, decoder, chance, G)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     B, steps = len(prompts), torch.randint(1, 9, (len(prompts), L), generator=chance)
     logp, nfe, one = torch.full((B, L), -8.0), torch.full((B,), 8), torch.ones(B)
     sample = Rollout(prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one, 1.0)
-    optimizer = torch.optim.AdamW(policy.denoiser.parameters(), lr=settings.learning_rate)
+    how = {"lr": settings.learning_rate, "foreach": False if settings.shard else None}
+    optimizer = torch.optim.AdamW(policy.denoiser.parameters(), **how)
     boundaries = draw_boundaries(sample.nfe, settings.num_stages, chance)
     stages = [(boundaries, None, 0)] * settings.inner_updates  # from the second on, with moments
     return update_denoiser(policy, None, optimizer, sample, stages, one, settings)
 
 
-def check_memory(name, sizes=CHECKED[0], prompt_tokens=CHECKED[1], **changes):
+def check_memory(name, sizes=None, prompt_tokens=None, **changes):
     """How much this process grows by in a phase, and what memory.py says. One phase a process."""
     phase, other = CHECKS[name]
+    usual = SPLIT if "split" in name else CHECKED
+    sizes, prompt_tokens = sizes or usual[0], prompt_tokens or usual[1]
+    processes.start()
     settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
     small = replace(settings, prompts_per_step=1, group_size=2, micro_batch_size=2)
     run_phase(phase, llama(128, 16, 16, 1, 2), 8, small)  # what a first call loads does not count
     before, config = runs.peak_memory_gib(), llama(*sizes)
     run_phase(phase, config, prompt_tokens, settings)
     measured = runs.peak_memory_gib() - before
-    parts = memory.budget(config, settings, prompt_tokens, "cpu")
-    there = ("base", "adapter", "rollout_cache", "rollout_call")
+    parts = memory.budget(config, settings, prompt_tokens, "cpu", processes.count())
+    there = ("base", "adapter", "rollout_cache", "rollout_call", "gathered")
     if phase == "update":
-        there = (*memory.RESIDENT, "update_saved", "update_work")
+        there = (*memory.RESIDENT, "update_saved", "update_work", "gathered")
     predicted = sum(parts[part] for part in there)
     return {"predicted": predicted, "measured": measured, "ratio": predicted / measured}
 
 
 def show_check(name):
     """One row of CHECKS as JSON, or all of them as a table, each of a process of its own."""
-    if name:
+    if name and ("split" not in name or processes.is_several()):
         return print(json.dumps(check_memory(name)))
     columns = ("predicted", "measured", "ratio")
     print(f"{'GiB':32}" + "".join(f"{key:>11}" for key in columns))
-    for name in CHECKS:
-        row = apart(name, "--check", name)
+    for check in [name] if name else CHECKS:
+        row = apart(check, "--check", check)
         cells = "".join(f"{row[key]:11.3f}" for key in columns) if "ratio" in row else row["failed"]
-        print(f"{name:32}{cells}", flush=True)
+        print(f"{check:32}{cells}", flush=True)
 
 
 def main(arguments=None):
@@ -292,15 +314,17 @@ def main(arguments=None):
     parser.add_argument("--memory", metavar="MODEL", help="LLaDA-8B, Qwen3-0.6B, tiny, a folder...")
     parser.add_argument("--gpu_gib", type=float, help="with --memory: find the most that fits")
     parser.add_argument("--prompt_tokens", type=int, help="with --memory [200]")
+    parser.add_argument("--processes", type=int, help="with --memory: of each of so many [1]")
     parser.add_argument("--check", nargs="?", const="", choices=["", *CHECKS], help="or one row")
     options, rest = parser.parse_known_args(arguments)
-    if options.memory is None and (rest or options.gpu_gib or options.prompt_tokens):
-        unfit = rest[0] if rest else "--gpu_gib" if options.gpu_gib else "--prompt_tokens"
+    how = {name: getattr(options, name) for name in ("prompt_tokens", "gpu_gib", "processes")}
+    how = {name: value for name, value in how.items() if value is not None}
+    if options.memory is None and (rest or how):
+        unfit = [*rest, *(f"--{name}" for name in how)][0]
         parser.error(f"{unfit} is understood only with --memory MODEL")
     if options.memory is not None:
         try:
-            tokens = 200 if options.prompt_tokens is None else options.prompt_tokens
-            return show_memory(options.memory, tokens, options.gpu_gib, read_flags(rest))
+            return show_memory(options.memory, read_flags(rest), **how)
         except ValueError as error:
             parser.error(" ".join(str(error).split()))
     if options.check is not None:

@@ -22,13 +22,18 @@ GIB = 2**30
 # the allocator loses between its blocks, a share of all that comes and goes.
 CONTEXT, FRAGMENTED = 0.75 * GIB, 0.05
 # NF4 with double quantisation: 4 bits a weight, 8 for the largest of 64, 32 for 256 of those.
+GATHERED = 3  # split layers that are whole: one runs, one has come, one is in the sending buffer
 NF4 = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 0.516
 # Dense bfloat16 (T4, V100: float16) TFLOP/s by the makers' data sheets; a GPU's name holds the key.
 SPEEDS = {
     "H200": 989, "H100": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71,
     "RTX A6000": 155, "RTX 6000 Ada": 364, "A10": 125, "L4": 121, "V100": 125, "T4": 65,
 }  # fmt: skip
-PHASES = ("rollout_cache", "rollout_call"), ("update_saved", "update_work"), ("optimizer_step",)
+PHASES = (
+    ("rollout_cache", "rollout_call", "gathered"),
+    ("update_saved", "update_work", "gathered"),
+    ("optimizer_step",),
+)
 RESIDENT = ("base", "reference", "adapter", "gradients", "moments")
 
 
@@ -99,18 +104,27 @@ def work(config, settings, prompt_tokens, calls=None):
     return 2 * weights * (rollout + canvases * S * (passes * mu + mu - 1))
 
 
-def budget(config, settings, prompt_tokens, device="cuda"):
+def budget(config, settings, prompt_tokens, device="cuda", processes=1):
     """{part: GiB}: the RESIDENT parts, those of each of the PHASES, "allowance", and "peak".
 
     The phases take turns, so the peak has the largest of them. On a "cpu" a few things differ.
+    Of several processes it is what each of them takes.
     """
     m, rank = shape_of(config), settings.lora_rank
     m.device, m.rank, dtype = device, rank, precision(config, settings, device)
     m.w = 4 if dtype == "float32" else 2
+    settings = replace(settings, prompts_per_step=-(-settings.prompts_per_step // processes))
     linear, total = parameters(config)
-    base = NF4 * linear + 2 * (total - linear) if dtype == "4bit" else m.w * total
     learned = adapter_parameters(config, rank) if rank else total
     number = 4 if rank else m.w  # bytes of a number that learns: an adapter is float32
+    gathered = 0
+    if settings.shard:  # of the layers each has its part, and a few of them whole for a while
+        inside = total - m.D - m.V * m.D * (1 if config.tie_word_embeddings else 2)
+        layer = (m.w * inside + number * learned * bool(rank)) / m.layers
+        gathered = GATHERED * layer
+        total -= inside - inside / processes
+        learned = learned / processes if rank else total
+    base = NF4 * linear + 2 * (total - linear) if dtype == "4bit" else m.w * total
     # During a call autocast keeps the adapter in bfloat16 too; 4 bits are unpacked a matrix a time.
     m.copies = 2 * learned if rank and m.w == 2 else 0
     m.unpacked = 2 * max(a * b for a, b in m.matrices.values()) if dtype == "4bit" else 0
@@ -122,6 +136,7 @@ def budget(config, settings, prompt_tokens, device="cuda"):
         "adapter": number * learned if rank else 0,
         "gradients": number * learned,  # kept until the next update
         "moments": 2 * number * learned,
+        "gathered": gathered,
     }
     parts |= rollout_parts(m, settings, prompt_tokens) | update_parts(m, settings, prompt_tokens)
     parts["optimizer_step"] = number * learned if device == "cuda" else 0  # all at once: foreach
@@ -185,16 +200,17 @@ def update_parts(m, settings, prompt_tokens):
     return {"update_saved": saved, "update_work": max(n * work + m.unpacked, logits)}
 
 
-def largest(config, settings, prompt_tokens, gpu_gib):
+def largest(config, settings, prompt_tokens, gpu_gib, processes=1):
     """The settings with the largest micro-batch and rollout batch that fit into gpu_gib.
 
     Only parts of equal size are tried. Raises ValueError, in one line, for what does not fit.
     """
-    P, G = settings.prompts_per_step, settings.group_size
+    P, G = settings.prompts_per_step // processes, settings.group_size
 
     def first(name, phase, sizes):
         for size in sizes:
-            parts = budget(config, replace(settings, **{name: size}), prompt_tokens)
+            how = {"processes": processes}
+            parts = budget(config, replace(settings, **{name: size}), prompt_tokens, **how)
             stays = sum(parts[part] for part in RESIDENT)
             takes = max(sum(parts[part] for part in phase), parts["optimizer_step"])
             aside = CONTEXT / GIB + FRAGMENTED * takes

@@ -87,7 +87,7 @@ def prepare(settings, run_dir, resume, export):
     ThresholdHead(1, settings.gamma_0)  # raises for a gamma_0 outside its bounds
     if settings.dtype == "4bit" and not settings.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
-    check_processes(settings, export)
+    check_processes(settings, processes.count(), export)
     if processes.is_first():
         look_over(run_dir, resume, export)
     processes.wait()
@@ -123,9 +123,9 @@ def prepare(settings, run_dir, resume, export):
     return policy, task, problems
 
 
-def check_processes(settings, export):
-    """Raises ValueError for what several processes, or split weights, cannot do."""
-    N, prompts = processes.count(), settings.prompts_per_step
+def check_processes(settings, N, export=None):
+    """Raises ValueError for what N processes, or split weights, cannot do."""
+    prompts = settings.prompts_per_step
     if prompts < N:
         least = f"it has to be at least 1 for each of the {N} processes"
         raise ValueError(f"prompts_per_step = {prompts}: {least}")

@@ -132,6 +132,27 @@ def test_canvases_that_a_group_shares_count_once():
         assert saved(*rows) == pytest.approx(canvases * one), rows
 
 
+@pytest.mark.parametrize("rank", [128, 0])
+def test_split_layers_are_divided_and_three_of_them_are_whole_for_a_while(rank):
+    one = memory.budget(LLADA, replace(RECIPE, lora_rank=rank), 200)
+    four = memory.budget(LLADA, replace(RECIPE, lora_rank=rank, shard=True), 200, processes=4)
+    words = (2 * 126464 + 1) * 4096 * (2 if rank else 4) / 2**30  # and the last norm: whole
+    assert four["base"] == pytest.approx(words + (one["base"] - words) / 4)
+    learned = one["gradients"] if rank else one["gradients"] - words
+    for name, numbers in (("gradients", 1), ("moments", 2)):
+        kept = numbers * (learned / 4 + (0 if rank else words))
+        assert four[name] == pytest.approx(kept)
+    assert four["gathered"] == pytest.approx(3 * (one["base"] - words + one["adapter"]) / 32)
+    assert one["gathered"] == 0 and four["peak"] < one["peak"]
+
+
+def test_processes_that_share_rows_take_what_one_takes_for_its_share():
+    share = replace(RECIPE, prompts_per_step=4)
+    shared = memory.budget(LLADA, RECIPE, 200, processes=4)
+    assert shared == memory.budget(LLADA, share, 200)
+    assert memory.largest(LLADA, RECIPE, 200, 24, 4).micro_batch_size <= 24
+
+
 @pytest.mark.parametrize("gib", [24, 40, 80])
 def test_the_largest_that_fits_fits_and_the_next_does_not(gib):
     found = memory.largest(LLADA, RECIPE, 200, gib)
@@ -200,8 +221,16 @@ def test_every_part_is_printed_and_what_fits_with_each_cache(capsys):
     parts = memory.budget(LLADA, replace(RECIPE, length=128, dtype="bfloat16"), 200)
     for name, size in parts.items():
         assert f"{name:16}{size:8.2f}\n" in text
-    assert "200 prompt tokens and 128 of the completion" in text
+    assert "200 prompt tokens, 128 of a completion" in text
     assert [line.split()[0] for line in text.splitlines()[-3:]] == ["none", "prefix", "dual"]
+
+
+def test_it_is_told_of_one_of_several_processes(capsys):
+    flags = ("--gpu_gib", "24", "--processes", "4", "--shard", "true")
+    text = printed(capsys, "LLaDA-8B", *flags)
+    parts = memory.budget(LLADA, replace(RECIPE, shard=True), 200, processes=4)
+    assert f"{'gathered':16}{parts['gathered']:8.2f}\n" in text and "4 processes" in text
+    assert "24 0 (all)" in " ".join(text.splitlines()[-1].split())  # 4 of 16 prompts
 
 
 def test_no_weights_are_loaded(capsys, tmp_path, monkeypatch):
@@ -228,6 +257,10 @@ def test_a_gpu_that_is_too_small_gets_a_line_for_each_cache(capsys):
         (["--memory", "LLaDA-8B", "--lenght", "3"], "--lenght"),
         (["--memory", "LLaDA-8B", "--length", "-3"], "length = -3"),
         (["--memory", "LLaDA-8B", "--prompt_tokens", "0"], "prompt_tokens = 0"),
+        (["--memory", "LLaDA-8B", "--processes", "0"], "processes = 0"),
+        (["--processes", "2"], "--processes is understood only with --memory"),
+        (["--memory", "LLaDA-8B", "--processes", "17"], "at least 1 for each of the 17"),
+        (["--memory", "LLaDA-8B", "--shard", "true"], "start them by torchrun"),
         (["--check", "sleep"], "update"),
     ],
 )
