@@ -101,6 +101,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     """
     folder = _folder(name_or_path)
     config, kind = read_config(folder, name_or_path)
+    if not 0 < config.num_hidden_layers <= 1000:  # building as many as it says takes for ever
+        raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
     tokenizer = _load_tokenizer(folder, config)
     small = torch.device(device).type == "cpu" or getattr(config, "compact_prompts", False)
     rest = torch.float32 if small else torch.bfloat16

@@ -136,6 +136,7 @@ def truncate(folder):
     [
         (lambda f: edit_config(f, is_causal=True), "causal"),
         (lambda f: edit_config(f, vocab_size=50), "mismatched|size"),
+        (lambda f: edit_config(f, num_hidden_layers=10**7), "10000000 layers"),
         (drop_weight, "missing"),
         (add_weight, "unexpected"),
         (truncate, "cannot be loaded"),
