@@ -60,9 +60,10 @@ def plot_gradients(found, path):
         )
         figure.legend(*axis.get_legend_handles_labels(), **how)
     about, n = found[0]["about"], found[0]["rows"][0]["batches"]
+    P = ", ".join(str(state["about"]["prompts"]) for state in found)
     figure.supxlabel(
-        f"{n} batches of P x {about['group_size']} rollouts a state, P as in training; bars: 95% "
-        "intervals, bootstrapped over batches.\nBelow: from bias and noise at the P of training "
+        f"{n} batches of P x {about['group_size']} rollouts a state, P = {P}; bars: 95% "
+        "intervals, bootstrapped over batches.\nBelow: from bias and noise at that P "
         "(dotted), told apart by products of different batches; all weights, float32.",
         fontsize=8, color="0.3",
     )  # fmt: skip

@@ -4,7 +4,7 @@
     python train.py --task countdown,sudoku           both, by one model (together.py)
     python train.py --task my_task.py:MyTask          your own task (tasks.py says what it needs)
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
-    python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct                 one 80 GB GPU
+    python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct        a GPU of 24 GB or more
     torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a      four (processes.py)
 
 DiFFPO is GRPO with four changes:
@@ -231,7 +231,7 @@ def run_steps(settings, task, run_dir, policy, interrupt):
         asked = processes.largest(interrupt.asked)
         if processes.is_first():
             report.log_step(run_dir, bar, step + 1, metrics, samples)
-            history.append(metrics)
+            history = [*history[-49:], metrics]  # as many as watch.py looks back
             for text in watch.warnings(history, said):
                 bar.write(f"step {step + 1}: {text}")
             report.tenth(run_dir, bar, step + 1)
