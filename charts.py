@@ -59,10 +59,10 @@ def plot_gradients(found, path):
             fontsize=8, loc="outside right upper" if axis is axes[0, 0] else "outside right lower"
         )
         figure.legend(*axis.get_legend_handles_labels(), **how)
-    about, n = found[0]["about"], found[0]["rows"][0]["batches"]
+    n, G = found[0]["rows"][0]["batches"], found[0]["about"]["group_size"]
     P = ", ".join(str(state["about"]["prompts"]) for state in found)
     figure.supxlabel(
-        f"{n} batches of P x {about['group_size']} rollouts a state, P = {P}; bars: 95% "
+        f"{n} batches of P x {G} rollouts a state, P = {P}; bars: 95% "
         "intervals, bootstrapped over batches.\nBelow: from bias and noise at that P "
         "(dotted), told apart by products of different batches; all weights, float32.",
         fontsize=8, color="0.3",

@@ -209,8 +209,8 @@ def largest(config, settings, prompt_tokens, gpu_gib, processes=1):
 
     def first(name, phase, sizes):
         for size in sizes:
-            how = {"processes": processes}
-            parts = budget(config, replace(settings, **{name: size}), prompt_tokens, **how)
+            tried = replace(settings, **{name: size})
+            parts = budget(config, tried, prompt_tokens, processes=processes)
             stays = sum(parts[part] for part in RESIDENT)
             takes = max(sum(parts[part] for part in phase), parts["optimizer_step"])
             aside = CONTEXT / GIB + FRAGMENTED * takes

@@ -181,8 +181,7 @@ class FinishTheStep:
     asked = 0
 
     def __enter__(self):
-        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-        numbers = [getattr(signal, name) for name in names]
+        numbers = filter(None, map(vars(signal).get, ("SIGINT", "SIGTERM", "SIGHUP")))
         self.before = {number: signal.signal(number, self.note) for number in numbers}
         return self
 
@@ -191,11 +190,13 @@ class FinishTheStep:
             return
         self.asked, more = number, ""
         if not processes.is_several():
-            self.__exit__()
+            self.__exit__("not yet")
             what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             more = f"; {what} once more stops at once"
         print(f"\nending this step, then saving{more}", flush=True)
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.asked and not error:  # after the last step
+            raise KeyboardInterrupt(self.asked)

@@ -107,12 +107,8 @@ def settings_of(saved, file):
 # Both together have 120 turns each, and one price of speed. That is not tuned.
 # LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
 RECIPES = {
-    "sudoku": dict(
-        prompts_per_step=16, steps=140, speed_weight=0.15, learning_rate=1e-3,
-    ),
-    "countdown,sudoku": dict(
-        prompts_per_step=24, steps=240, speed_weight=0.25, learning_rate=1e-3,
-    ),
+    "sudoku": dict(prompts_per_step=16, steps=140, speed_weight=0.15, learning_rate=1e-3),
+    "countdown,sudoku": dict(prompts_per_step=24, steps=240, speed_weight=0.25, learning_rate=1e-3),
     "LLaDA": dict(
         prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
         cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,

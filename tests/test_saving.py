@@ -255,6 +255,15 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert again(tmp_path / "a") == 0 and metrics_of(tmp_path / "a") == metrics_of(whole)
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_after_the_last_step_is_not_lost(name):
+    number = getattr(signal, name)
+    with pytest.raises(KeyboardInterrupt) as stop, saving.FinishTheStep():
+        os.kill(os.getpid(), number)
+        time.sleep(0.01)
+    assert stop.value.args == (number,)
+
+
 def test_a_training_prompt_that_does_not_fit_is_told_before_the_first_step(tmp_path, capsys):
     rows = [{"numbers": [n, n + 1, 5], "target": n + 6} for n in range(1, 15)]
     rows.append({"numbers": [1] * 600, "target": 3})
