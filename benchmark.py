@@ -276,19 +276,19 @@ def run_phase(phase, config, prompt_tokens, settings):
 def check_memory(name, sizes=None, prompt_tokens=None, **changes):
     """How much this process grows by in a phase, and what memory.py says. One phase a process."""
     phase, other = CHECKS[name]
-    usual = SPLIT if "split" in name else CHECKED
+    settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
+    usual = SPLIT if settings.shard else CHECKED
     sizes, prompt_tokens = sizes or usual[0], prompt_tokens or usual[1]
     processes.start()
-    settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
     small = replace(settings, prompts_per_step=1, group_size=2, micro_batch_size=2)
     run_phase(phase, llama(128, 16, 16, 1, 2), 8, small)  # what a first call loads does not count
     before, config = runs.peak_memory_gib(), llama(*sizes)
     run_phase(phase, config, prompt_tokens, settings)
     measured = runs.peak_memory_gib() - before
     parts = memory.budget(config, settings, prompt_tokens, "cpu", processes.count())
-    there = ("base", "adapter", "rollout_cache", "rollout_call", "gathered")
+    there = ("base", "adapter", *memory.PHASES[0])
     if phase == "update":
-        there = (*memory.RESIDENT, "update_saved", "update_work", "gathered")
+        there = (*memory.RESIDENT, *memory.PHASES[1])
     predicted = sum(parts[part] for part in there)
     return {"predicted": predicted, "measured": measured, "ratio": predicted / measured}
 

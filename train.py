@@ -231,7 +231,7 @@ def run_steps(settings, task, run_dir, policy, interrupt):
         asked = processes.largest(interrupt.asked)
         if processes.is_first():
             report.log_step(run_dir, bar, step + 1, metrics, samples)
-            history = [*history[-49:], metrics]  # as many as watch.py looks back
+            history = [*history, metrics][-watch.BACK :]
             for text in watch.warnings(history, said):
                 bar.write(f"step {step + 1}: {text}")
             report.tenth(run_dir, bar, step + 1)

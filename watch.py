@@ -52,7 +52,10 @@ def told(error, run_dir, step):
 # ---- what a run is warned of ---------------------------------------------------------------------
 
 
-def has_doubled(values, windows=5, size=10):
+BACK = 50  # steps that the last of the warnings looks back
+
+
+def has_doubled(values, windows=5, size=BACK // 5):
     """Whether the means of the last five times ten values rise from each to the next, to almost
     twice the first. (In 68 logged runs: two of three collapses, one decline, none that went well.)
     """

@@ -7,7 +7,6 @@ slopes over the longest life of one process, without its first tenth, and that o
 step. At the end each step has to stand in the log once.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,10 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import saving
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = "--task countdown --model tiny --steps 1000000 --save_every 25 --learning_rate 1e-5"
@@ -122,17 +125,6 @@ def slope(x, y):
     return numpy.polyfit(x[start:], y[start:], 1)[0] if len(x) - start > 2 else float("nan")
 
 
-def steps_of(folder):
-    lines = (folder / "metrics.jsonl").read_text(errors="replace").splitlines()
-    rows = []
-    for line in lines:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
-
-
 def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 120
     folder = Path(tempfile.mkdtemp()) / "run"
@@ -158,7 +150,7 @@ def main():
             lives.append([])
     process.send_signal(signal.SIGINT)
     failed |= process.wait(120) != 130
-    rows = steps_of(folder)
+    rows = saving.read_lines(folder / "metrics.jsonl")
     numbers = [row["step"] for row in rows]
     once = numbers == [*range(1, len(rows) + 1)]
     print(f"{len(rows)} steps, {'each once' if once else 'NOT EACH ONCE'}")

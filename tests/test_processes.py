@@ -1,6 +1,5 @@
 """Several processes against one: the same batch, metrics, gradients, weights and files."""
 
-import json
 import multiprocessing
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toy import metrics_of
+from toy import metrics_of, scores_of
 
 import processes
 import train
@@ -56,12 +55,6 @@ def together(N, folder, call, *arguments):
             one.kill()
             one.join()
     return [one.exitcode for one in children]
-
-
-def scores_of(run):
-    """The rows of a run's eval.json, without times."""
-    rows = json.loads((run / "eval.json").read_text())
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 class Descent(torch.optim.SGD):

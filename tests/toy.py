@@ -51,6 +51,12 @@ def metrics_of(run):
     ]
 
 
+def scores_of(run):
+    """The rows of a run's eval.json without times."""
+    rows = json.loads((run / "eval.json").read_text())
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
 def random_tiny(seed=0):
     """(denoiser, tokenizer) of the embedded model before it has learned anything."""
     tokenizer = tiny_tokenizer()
