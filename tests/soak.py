@@ -128,28 +128,30 @@ def slope(x, y):
 def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 120
     folder = Path(tempfile.mkdtemp()) / "run"
-    every = min(EVERY, minutes * 60 / 12)
+    every = min(EVERY, max(60, minutes * 5))  # a start has to be through
     process, began = start(folder), time.time()
     lives, failed, next_fault = [[]], False, began + every
     halves = cycle(LIVE.items()), cycle(DEADLY.items())
-    while time.time() < began + 60 * minutes:
+    end = began + 60 * minutes
+    while time.time() < end:
         time.sleep(min(10, every / 5))
         if process.poll() is not None:
             print(f"ended by itself, {process.returncode}: {folder.with_suffix('.txt')} says why")
             return 1
         lives[-1].append((time.time(), *in_use(process)))
-        if time.time() < next_fault:
+        if time.time() < next_fault or next_fault > end - every / 2:  # the last run gets its time
             continue
         what, fault = next(halves[time.time() > began + 30 * minutes])
         went = fault(folder, process)
         failed, next_fault = failed or not went, next_fault + every
-        said = "" if went else ": WENT WRONG"
-        print(f"{(time.time() - began) / 60:5.1f} min: {what}{said}", flush=True)
+        said, (_, memory, *other) = "" if went else ", WENT WRONG", lives[-1][-1]
+        before = f"before it {memory / 1024:.0f} MiB, {other[0]} files, {other[1]} threads"
+        print(f"{(time.time() - began) / 60:5.1f} min: {what}{said}; {before}", flush=True)
         if process.poll() is not None:
             process = start(folder)
             lives.append([])
-    process.send_signal(signal.SIGINT)
-    failed |= process.wait(120) != 130
+    process.send_signal(signal.SIGTERM)  # a job in the background may be deaf to SIGINT
+    failed |= process.wait(120) != 143
     rows = saving.read_lines(folder / "metrics.jsonl")
     numbers = [row["step"] for row in rows]
     once = numbers == [*range(1, len(rows) + 1)]
