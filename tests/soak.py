@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import saving
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import saving  # noqa: E402
+
 FLAGS = "--task countdown --model tiny --steps 1000000 --save_every 25 --learning_rate 1e-5"
 FLAGS += " --eval_problems 16 --frontier false"
 EVERY = 600  # seconds from fault to fault
@@ -133,19 +133,21 @@ def main():
     lives, failed, next_fault = [[]], False, began + every
     halves = cycle(LIVE.items()), cycle(DEADLY.items())
     end = began + 60 * minutes
+    last_fault = end - every / 2  # the last life gets its time
     while time.time() < end:
         time.sleep(min(10, every / 5))
         if process.poll() is not None:
             print(f"ended by itself, {process.returncode}: {folder.with_suffix('.txt')} says why")
             return 1
         lives[-1].append((time.time(), *in_use(process)))
-        if time.time() < next_fault or next_fault > end - every / 2:  # the last run gets its time
+        if time.time() < next_fault or next_fault > last_fault:
             continue
         what, fault = next(halves[time.time() > began + 30 * minutes])
         went = fault(folder, process)
         failed, next_fault = failed or not went, next_fault + every
-        said, (_, memory, *other) = "" if went else ", WENT WRONG", lives[-1][-1]
-        before = f"before it {memory / 1024:.0f} MiB, {other[0]} files, {other[1]} threads"
+        said = "" if went else ", WENT WRONG"
+        _, memory, files, threads = lives[-1][-1]
+        before = f"before it {memory / 1024:.0f} MiB, {files} files, {threads} threads"
         print(f"{(time.time() - began) / 60:5.1f} min: {what}{said}; {before}", flush=True)
         if process.poll() is not None:
             process = start(folder)
