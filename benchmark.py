@@ -5,7 +5,7 @@
     python benchmark.py --memory LLaDA-8B --gpu_gib 24 --dtype bfloat16
                                                        what a run takes by arithmetic (memory.py);
                                                        any flag of train.py may follow
-    OMP_NUM_THREADS=1 python benchmark.py --check      that arithmetic beside what a CPU takes
+    OMP_NUM_THREADS=1 python benchmark.py --check      that arithmetic beside what is taken here
 
     naive          LLaDA's loop: all rows and positions at every step, all logits in float64
     ours           diffusion_policy.py without a cache: the same tokens by the same random numbers
@@ -42,8 +42,10 @@ from settings import RECIPES, OneLineParser, Settings, read_flags
 from tiny import BASE
 from train import update_denoiser
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
 HALF = dict(prompts_per_step=8, dtype="bfloat16")  # the naive logits of more would not fit 80 GB
+FEWER = HALF | dict(prompts_per_step=2)  # the naive loop of 8 would take five minutes on an H100
 SHAPES = {  # (V, D, MLP, layers, heads, key-value heads), prompt tokens, tokens a step, settings
     "tiny": ((112, 104, 312, 6, 4), 5, 1, Settings(length=10, block_length=5, lora_rank=8)),
     "mid": ((126464, 256, 768, 4, 4), 64, 2, Settings(**RECIPES["LLaDA"] | MID)),
@@ -53,7 +55,7 @@ SHAPES = {  # (V, D, MLP, layers, heads, key-value heads), prompt tokens, tokens
         2,
         Settings(**RECIPES["small"] | HALF),
     ),
-    "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Settings(**RECIPES["LLaDA"] | HALF)),
+    "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Settings(**RECIPES["LLaDA"] | FEWER)),
 }
 METHODS = {"naive": "none", "ours": "none", "prefix": "prefix", "dual": "dual", "learning": "dual"}
 COLUMNS = ("seconds", "tokens_per_s", "x_naive", "same_tokens", "peak_gib")
@@ -96,10 +98,10 @@ def llama(V, D, MLP, layers, heads, kv_heads=None):
     )  # fmt: skip
 
 
-def make_policy(config, dtype, device):
+def make_policy(config, dtype):
     """A policy with random weights."""
     torch.manual_seed(0)
-    with torch.device(device):
+    with torch.device(DEVICE):
         denoiser = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
     ids = SimpleNamespace(chat_template=None, mask_token_id=1, eos_token_id=2)
     return DiffusionPolicy(denoiser, ids)
@@ -130,12 +132,11 @@ def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, grou
 def measure(shape, method):
     """One row of the table, in this process."""
     sizes, P, per_step, settings = shape
-    G, device = settings.group_size, "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, settings.dtype, torch.float32)  # float32: "auto" too
-    policy = make_policy(llama(*sizes), dtype, device)
-    generator = torch.Generator(device).manual_seed(0)
+    G, dtype = settings.group_size, getattr(torch, settings.dtype, torch.float32)  # "auto" too
+    policy = make_policy(llama(*sizes), dtype)
+    generator = torch.Generator(DEVICE).manual_seed(0)
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
-    prompts = prompts.to(device)  # (B, P)
+    prompts = prompts.to(DEVICE)  # (B, P)
     decoder = Decoder("top_k", per_step, settings.block_length, cache=METHODS[method])
     rollout = naive_rollout if method == "naive" else DiffusionPolicy.rollout
     how = (prompts, prompts > 0, settings.length, decoder, generator, G)
@@ -150,10 +151,10 @@ def measure(shape, method):
         how = (None, optimizer, sample, stages, torch.ones_like(sample.threshold), settings)
         run = partial(update_denoiser, policy, *how)
     policy.hidden(prompts[:G])  # the first call of every kernel is slow
-    if device == "cuda":
+    if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began, result = time.perf_counter(), run()
-    if device == "cuda":
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
     row = {"method": method, "seconds": seconds, "peak_gib": runs.peak_memory_gib()}
@@ -248,11 +249,11 @@ def run_phase(phase, config, prompt_tokens, settings):
     """One rollout, or the updates of one batch of made-up completions."""
     P, G, L, block = prompt_tokens, settings.group_size, settings.length, settings.block_length
     dtype = getattr(torch, settings.dtype, torch.float32)
-    policy, chance = make_policy(config, dtype, "cpu"), torch.Generator().manual_seed(0)
+    policy, chance = make_policy(config, dtype), torch.Generator().manual_seed(0)
     if settings.lora_rank:
         policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
     if settings.shard:  # that the whole model was there before does not count
-        processes.shard(policy.denoiser, torch.device("cpu"))
+        processes.shard(policy.denoiser, torch.device(DEVICE))
         Path("/proc/self/clear_refs").write_text("5")
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
     mask = torch.ones_like(prompts) > 0
@@ -260,21 +261,24 @@ def run_phase(phase, config, prompt_tokens, settings):
     if phase == "rollout":
         # All of a block at once, the most that a call can draw.
         decoder = Decoder("top_k", block, block, cache=settings.cache)
-        return processes.rollout(policy, prompts, mask, L, decoder, chance, G)
+        chance = torch.Generator(DEVICE).manual_seed(0)
+        where = (prompts.to(DEVICE), mask.to(DEVICE))
+        return processes.rollout(policy, *where, L, decoder, chance, G)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     B, steps = len(prompts), torch.randint(1, 9, (len(prompts), L), generator=chance)
     logp, nfe, one = torch.full((B, L), -8.0), torch.full((B,), 8), torch.ones(B)
-    sample = Rollout(prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one, 1.0)
+    sample = (prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one)
+    sample = Rollout(*(x.to(DEVICE) for x in sample), 1.0)
     how = {"lr": settings.learning_rate, "foreach": False if settings.shard else None}
     optimizer = torch.optim.AdamW(policy.denoiser.parameters(), **how)
-    boundaries = draw_boundaries(sample.nfe, settings.num_stages, chance)
+    boundaries = draw_boundaries(sample.nfe, settings.num_stages, torch.Generator(DEVICE))
     stages = [(boundaries, None, 0)] * settings.inner_updates  # from the second on, with moments
-    return update_denoiser(policy, None, optimizer, sample, stages, one, settings)
+    return update_denoiser(policy, None, optimizer, sample, stages, sample.threshold, settings)
 
 
 def check_memory(name, sizes=None, prompt_tokens=None, **changes):
-    """How much this process grows by in a phase, and what memory.py says. One phase a process."""
+    """What a phase takes of the GPU or this process, and by memory.py. One phase a process."""
     phase, other = CHECKS[name]
     settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
     usual = SPLIT if settings.shard else CHECKED
@@ -282,10 +286,12 @@ def check_memory(name, sizes=None, prompt_tokens=None, **changes):
     processes.start()
     small = replace(settings, prompts_per_step=1, group_size=2, micro_batch_size=2)
     run_phase(phase, llama(128, 16, 16, 1, 2), 8, small)  # what a first call loads does not count
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     before, config = runs.peak_memory_gib(), llama(*sizes)
     run_phase(phase, config, prompt_tokens, settings)
     measured = runs.peak_memory_gib() - before
-    parts = memory.budget(config, settings, prompt_tokens, "cpu", processes.count())
+    parts = memory.budget(config, settings, prompt_tokens, DEVICE, processes.count())
     there = ("base", "adapter", *memory.PHASES[0])
     if phase == "update":
         there = (*memory.RESIDENT, *memory.PHASES[1])
@@ -306,9 +312,8 @@ def show_check(name):
 
 
 def main(arguments=None):
-    parser = OneLineParser(
-        description="Speed and memory of rollouts and of learning.", allow_abbrev=False
-    )
+    what = "Speed and memory of rollouts and of learning."
+    parser = OneLineParser(description=what, allow_abbrev=False)
     parser.add_argument("--shape", choices=SHAPES, help="default: all that this machine can")
     parser.add_argument("--method", choices=METHODS, help="one row, in this process, as JSON")
     parser.add_argument("--memory", metavar="MODEL", help="LLaDA-8B, Qwen3-0.6B, tiny, a folder...")

@@ -63,15 +63,12 @@ def plot_curves(run_dir):
 
     Squares and stars are eval.json's: greedy, on held-out problems, before and after.
     """
-    rows, figure = (
-        saving.read_lines(run_dir / "metrics.jsonl"),
-        Figure((12, 6.4), layout="constrained"),
-    )
+    rows = saving.read_lines(run_dir / "metrics.jsonl")
+    figure = Figure((12, 6.4), layout="constrained")
     measured = saving.read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
     w = max(1, len(rows) // 20)
-    for axis, (key, (label, greedy)) in zip(
-        figure.subplots(2, 3).flat, PANELS.items(), strict=True
-    ):
+    panels = zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True)
+    for axis, (key, (label, greedy)) in panels:
         steps = [row["step"] for row in rows if row[key] is not None]
         values = [row[key] for row in rows if row[key] is not None]
         spans = [values[max(0, i - w) : i] for i in range(1, len(values) + 1)]
@@ -87,9 +84,8 @@ def plot_curves(run_dir):
         axis.grid(alpha=0.3)
     said = f"{run_dir.name}: each step, and the mean of {w}"
     if measured:
-        figure.legend(
-            *figure.axes[1].get_legend_handles_labels(), loc="outside upper right", ncols=3
-        )
+        shown = figure.axes[1].get_legend_handles_labels()
+        figure.legend(*shown, loc="outside upper right", ncols=3)
         said += "; marks: greedy, on held-out problems"
     figure.suptitle(said, x=0.01, ha="left", size=11)
     save(figure, run_dir / "curves.png")

@@ -125,10 +125,8 @@ def log_step(run_dir, bar, step, metrics, samples):
 
 def before(row):
     """The base's row in words."""
-    n = problems_in(row)
-    return (
-        f"base: {row['solved']:.1%} of {n} solved, {row['nfe']:.2f} calls each, at γ {gamma(row)}"
-    )
+    solved = f"{row['solved']:.1%} of {problems_in(row)} solved"
+    return f"base: {solved}, {row['nfe']:.2f} calls each, at γ {gamma(row)}"
 
 
 def tenth(run_dir, bar, step):

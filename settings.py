@@ -43,9 +43,7 @@ class Settings:
     cache: str = flag("none", "block cache; none is exact", choices=("none", "prefix", "dual"))
     gamma_0: float = flag(0.1, "nats; the entropy threshold that the learned one starts from")
     # objective
-    num_stages: int = flag(
-        2, "m, stages of the likelihood: 1 mean-field (d1), 2 two-stage", 1, 10_000
-    )
+    num_stages: int = flag(2, "m, stages of likelihood: 1 mean-field (d1), 2 two-stage", 1, 10**4)
     is_cap: float = flag(1.0, "C, cap of the importance weight; 0: no weights (d1)", 0)
     normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
     clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)

@@ -35,6 +35,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 logging.disable_progress_bar()  # it would show one for a file of 2 MB
 BASE = Path(__file__).parent / "bases" / "tiny"  # as shipped
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where a base is trained
 
 
 def tiny_tokenizer():
@@ -120,7 +121,8 @@ def masked_loss(denoiser, prompt, prompt_mask, completion, mask_id, generator):
     (B, L), options = completion.shape, {}
     t = (torch.arange(B) + torch.rand(B, generator=generator)) / B  # one in each B-th of (0, 1)
     t = t.clamp(min=1e-3).unsqueeze(1).expand(-1, L)  # (B, L)
-    masked = torch.rand((B, L), generator=generator) < t
+    masked = (torch.rand((B, L), generator=generator) < t).to(completion.device)
+    t = t.to(completion.device)
     ids = torch.cat([prompt, completion.masked_fill(masked, mask_id)], dim=1)  # (B, P + L)
     if not prompt_mask.all():
         mask = pad(prompt_mask, (0, L), value=1)  # (B, P + L)
@@ -167,6 +169,7 @@ class Training:
         """tasks take turns, a step each: objects with prompt, length and demonstrations."""
         self.tasks, self.recipe, self.tokenizer, self.done = tasks, recipe, tiny_tokenizer(), 0
         self.denoiser, parts = tiny_denoiser(self.tokenizer, recipe.seed), {True: [], False: []}
+        self.denoiser.to(DEVICE)
         for name, p in self.denoiser.named_parameters():
             parts["layers" in name and p.ndim == 2].append(p)  # the layers' matrices, and the rest
         how = {"lr": 0.0, "betas": (0.9, 0.95), "weight_decay": 0.0}
@@ -183,7 +186,7 @@ class Training:
         pairs = [(task.prompt(problem), text) for problem, text in shown]
         chance = random.Random(f"{recipe.seed} {step}").getrandbits(63)
         generator = torch.Generator().manual_seed(chance)
-        batch = encode(self.tokenizer, pairs, task.length)
+        batch = [x.to(DEVICE) for x in encode(self.tokenizer, pairs, task.length)]
         loss = masked_loss(self.denoiser, *batch, self.tokenizer.mask_token_id, generator)
         self.denoiser.zero_grad()
         loss.backward()
@@ -226,10 +229,10 @@ def make(out, tasks, recipe, about, save_every=200):
     a dict, is what made.json says of it besides.
     """
     training, total, seconds = Training(tasks, recipe), recipe.steps + recipe.habit_steps, 0.0
-    about = about | {"recipe": asdict(recipe), "torch": str(torch.__version__)}
+    about |= {"recipe": asdict(recipe), "torch": str(torch.__version__), "device": DEVICE}
     kept = out.with_name(f"{out.name}.training")
     if kept.exists():
-        saved = torch.load(kept, weights_only=True)
+        saved = torch.load(kept, DEVICE, weights_only=True)
         if saved["about"] != about:
             raise ValueError(f"{kept} is of another recipe: remove it to begin anew")
         training.load(saved)

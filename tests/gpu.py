@@ -3,11 +3,15 @@
     precision   bfloat16 at real depth: importance weights that must be 1, and rollouts with
                 attention's kernel for no mask against its kernel for a mask of padding
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
-                first step, seconds a step, peak memory, and whether a stopped run goes on exactly
+                first step, seconds a step, peak memory beside memory.py's
+    stop        the same, stopped between its two steps: whether it goes on exactly
     main job    python train.py --task countdown --model tiny: minutes, and what came of it
     benchmark   benchmark.py's rows
 
-One table is printed, and gpu.json has the same with device, commit and versions.
+One table is printed, and gpu.json has the same with device, commit and versions. With 80 GB:
+
+    python tests/gpu.py --shape 8b --parts run                LLaDA-8B's shape, layout and recipe
+    python tests/gpu.py --shape 8b --parts run --dtype 4bit   (2 inner updates); its base in NF4
 """
 
 import argparse
@@ -19,8 +23,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
+from checkpoints import edit_config
+from checkpoints import write_checkpoint as write_small
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -30,7 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import memory  # noqa: E402
+from diffusion_policy import DiffusionPolicy  # noqa: E402
 from evaluate import device_name  # noqa: E402
+from families import read_config  # noqa: E402
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp  # noqa: E402
 from runs import load_policy  # noqa: E402
 from sampler import Decoder  # noqa: E402
@@ -39,31 +49,84 @@ from tasks import TASKS  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-SHAPES = {  # V, D, MLP, layers, heads, key-value heads, width of a head
+SHAPES = {  # V, D, MLP, layers, heads, key-value heads, width of a head; those of LLaDA have five
     "0.6b": (151936, 1024, 3072, 28, 16, 8, 128),
+    "8b": (126464, 4096, 12288, 32, 32),
     "small": (2000, 128, 384, 6, 4, 2, 32),
+    "small llada": (2000, 128, 384, 6, 4),
 }
+RUN = "--cache dual --inner_updates 2 --micro_batch_size 12 --lora_rank 16"
+RUNS = {  # flags of train.py; those of 8b are LLaDA's recipe but for the inner updates
+    "0.6b": f"{RUN} --prompts_per_step 8 --group_size 6 --length 128 --block_length 32",
+    "8b": "--inner_updates 2",
+    "small": f"{RUN} --prompts_per_step 2 --group_size 2 --length 16 --block_length 8",
+}
+RUNS["small llada"] = RUNS["small"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
-def write_checkpoint(folder, shape):
-    """Random weights as dllm's converter writes a Qwen3: its sizes, names and configuration."""
-    V, D, MLP, layers, heads, kv_heads, head_dim = SHAPES[shape]
+def write_tokenizer(folder, special, **words):
+    """Byte pairs of this project's own texts, behind the special tokens."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
     special = [AddedToken(word, special=True, normalized=False) for word in special]
     letters = pre_tokenizers.ByteLevel.alphabet()
     how = {"special_tokens": special, "initial_alphabet": letters, "show_progress": False}
     trainer = BpeTrainer(vocab_size=1900, **how)
     tokenizer.train([str(ROOT / "README.md"), str(ROOT / "EXPERIMENTS.md")], trainer)
-    words = dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", mask_token="<|mask|>")
+    words["pad_token"] = special[0].content
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **words)
     fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    return fast
+
+
+def write_llada(folder, shape):
+    """Random weights as GSAI-ML published LLaDA: its sizes, names and configuration."""
+    V, D, MLP, layers, heads = SHAPES[shape]
+    write_small(folder, "llada")  # for its config.json
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mdm_mask|>"]
+    fast = write_tokenizer(folder, special, eos_token=special[0])
+    end, mask = fast.eos_token_id, fast.convert_tokens_to_ids("<|mdm_mask|>")
+    edit_config(
+        folder, embedding_size=V, vocab_size=V, d_model=D, mlp_hidden_size=MLP, n_layers=layers,
+        n_heads=heads, n_kv_heads=heads, max_sequence_length=4096, mask_token_id=mask,
+        eos_token_id=end, pad_token_id=end,
+    )  # fmt: skip
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    torch.manual_seed(0)
+
+    def matrix(*shape):
+        return (torch.randn(shape, dtype=torch.bfloat16, device=DEVICE) * 1.28 / D**0.5).cpu()
+
+    norm, inside = torch.ones(D, dtype=torch.bfloat16), {"ff_proj": (MLP, D), "up_proj": (MLP, D)}
+    inside |= {f"{name}_proj": (D, D) for name in "qkv"} | {"attn_out": (D, D), "ff_out": (D, MLP)}
+    where = {}
+    for i in range(layers + 1):
+        names = {f"blocks.{i}.{name}": matrix(*shape) for name, shape in inside.items()}
+        names |= {f"blocks.{i}.attn_norm": norm.clone(), f"blocks.{i}.ff_norm": norm.clone()}
+        if i == layers:
+            names = {"wte": matrix(V, D), "ff_out": matrix(V, D), "ln_f": norm}
+        names = {f"model.transformer.{name}.weight": w for name, w in names.items()}
+        file = f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors"
+        save_file(names, folder / file, metadata={"format": "pt"})
+        where |= dict.fromkeys(names, file)
+    index = json.dumps({"metadata": {}, "weight_map": where})
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+def write_checkpoint(folder, shape):
+    """Random weights as dllm's converter writes a Qwen3: its sizes, names and configuration."""
+    if "llada" in shape or shape == "8b":
+        return write_llada(folder, shape)
+    V, D, MLP, layers, heads, kv_heads, head_dim = SHAPES[shape]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
+    fast = write_tokenizer(folder, special, eos_token="<|im_end|>", mask_token="<|mask|>")
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=V, hidden_size=D, intermediate_size=MLP, num_hidden_layers=layers,
@@ -74,8 +137,7 @@ def write_checkpoint(folder, shape):
     )  # fmt: skip
     with DEVICE:
         model = Qwen3ForCausalLM._from_config(config, dtype=torch.bfloat16)
-    for part in (model, fast):
-        part.save_pretrained(folder)
+    model.save_pretrained(folder)
     file = folder / "config.json"
     said = json.loads(file.read_text()) | {"model_type": "a2d-qwen3"}
     file.write_text(json.dumps(said | {"architectures": ["A2DQwen3LMHeadModel"]}, indent=2))
@@ -125,28 +187,33 @@ def rows_of(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def random_run(folder, work):
-    """Two steps at once, and two with a stop between them."""
-    rows = "--prompts_per_step 8 --group_size 6 --length 128 --block_length 32"
-    if not GPU:
-        rows = "--prompts_per_step 2 --group_size 2 --length 16 --block_length 8"
-    flags = (
-        f"--task countdown --model {folder} {rows} --cache dual --inner_updates 2 --lora_rank 16"
-    )
-    flags = f"{flags} --micro_batch_size 12 --eval_problems 2 --frontier false".split()
-    seconds, lines = train(*flags, "--steps", 2, "--run_dir", work / "whole")
-    [began] = [line for line in lines if "begins after" in line]
+def stopped_run(flags, work):
+    """The metrics of two steps with a stop between them that differ from those of random_run."""
     train(*flags, "--steps", 1, "--run_dir", work / "parts")
     train("--resume", "--run_dir", work / "parts", "--steps", 2)
     whole, parts = rows_of(work / "whole"), rows_of(work / "parts")
     same = {key for key in whole[0] if "second" not in key and "memory" not in key}
     differ = [k for a, b in zip(whole, parts, strict=True) for k in same if a[k] != b[k]]
+    return {"metrics that differ": len(differ), "which": " ".join(sorted({*differ}))}
+
+
+def random_run(flags, work):
+    """Two steps."""
+    seconds, lines = train(*flags, "--steps", 2, "--run_dir", work / "whole")
+    [began] = [line for line in lines if "begins after" in line]
+    whole = rows_of(work / "whole")
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
-    policy, task = load_policy(work / "whole"), TASKS["countdown"]
-    prompt = policy.encode([task.prompt(task.problems("train", 1, 0)[0])])[0]
+    tokenizer, task = PreTrainedTokenizerFast.from_pretrained(work / "model"), TASKS["countdown"]
+    prompt, config = task.prompt(task.problems("train", 1, 0)[0]), read_config(work / "model")[0]
+    P = (
+        DiffusionPolicy(SimpleNamespace(config=config, device="cpu"), tokenizer)
+        .encode([prompt])[0]
+        .shape[1]
+    )
     settings = Settings(**json.loads((work / "whole" / "config.json").read_text()))
-    config, calls = policy.denoiser.config, whole[1]["nfe_mean"]
-    flop = memory.work(config, settings, prompt.shape[1], calls)
+    calls = whole[1]["nfe_mean"]
+    flop = memory.work(config, settings, P, calls)
+    parts = memory.budget(config, settings, P, DEVICE.type)
     speeds = [speed for key, speed in memory.SPEEDS.items() if key in device_name(DEVICE)]
     return {
         "seconds to the first step": float(began.split()[-2]), "seconds, all": seconds,
@@ -154,8 +221,9 @@ def random_run(folder, work):
         "TFLOP of the second": flop / 1e12,
         "MFU": flop / (step[1] * 1e12 * speeds[0]) if speeds else None,
         "of it rollout": whole[1]["seconds_rollout"],
-        "tokens/s": whole[1]["tokens_per_second"], "peak GiB": whole[-1]["peak_memory_gib"],
-        "metrics that differ after a stop": len(differ),
+        "tokens/s": whole[1]["tokens_per_second"], "prompt tokens": P, "calls": calls,
+        "peak GiB": whole[-1]["peak_memory_gib"],
+        "predicted GiB, less the allowance": parts["peak"] - parts["allowance"],
     }  # fmt: skip
 
 
@@ -180,7 +248,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--shape", choices=SHAPES, default="0.6b" if GPU else "small")
-    parser.add_argument("--parts", nargs="+", default=["precision", "run", "main job", "benchmark"])
+    parser.add_argument("--parts", nargs="+", help="default: all")
+    parser.add_argument("--dtype", default="auto", help="train.py's, for the parts run and stop")
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
@@ -192,25 +261,27 @@ def main():
     print(" ".join(f"{name} {value}," for name, value in found.items()).rstrip(","))
     work = Path(tempfile.mkdtemp())
     write_checkpoint(work / "model", options.shape)
+    flags = f"--task countdown --eval_problems 2 --frontier false {RUNS[options.shape]}".split()
+    flags += ["--model", work / "model", "--dtype", options.dtype]
     parts = {
         "precision": lambda: precision(work / "model"),
-        "run": lambda: random_run(work / "model", work),
+        "run": lambda: random_run(flags, work), "stop": lambda: stopped_run(flags, work),
         "main job": lambda: main_job(work), "benchmark": benchmark,
     }  # fmt: skip
-    for name in options.parts:
+    for name in options.parts or parts:
         began = time.time()
         try:
             found[name] = parts[name]()
         except Exception as error:  # the others are still worth their time
             found[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
-        title = f"{name} {options.shape}" if name in ("precision", "run") else name
+        title = f"{name} {options.shape}" if name in ("precision", "run", "stop") else name
         print(f"\n{title} ({time.time() - began:.0f} s)")
         for key, value in found[name].items():
             value = f"{value:.4g}" if isinstance(value, float) else value
             print(f"  {key:36}{value}")
         Path(options.out).write_text(json.dumps(found, indent=1) + "\n")  # what a stop leaves
     shutil.rmtree(work)
-    return int(any("failed" in found[name] for name in options.parts))
+    return int(any("failed" in found.get(name, {}) for name in parts))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_four_bits_are_those_of_the_layers_matrices_alone():
 
 def test_the_cache_is_what_a_block_cache_holds():
     config, settings = benchmark.llama(*SMALL), replace(RECIPE, dtype="float32")
-    policy, cache = benchmark.make_policy(config, torch.float32, "cpu"), BlockCache()
+    policy, cache = benchmark.make_policy(config, torch.float32), BlockCache()
     ids = torch.randint(3, 100, (12, 50))
     with torch.no_grad():
         policy.hidden(ids, cache=cache)
@@ -200,6 +200,7 @@ for name, changes in {MEASURED}.items():
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are those of Linux and its allocator")
 def test_predicted_peaks_are_measured_ones():
     env = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    env["CUDA_VISIBLE_DEVICES"] = ""
     how = dict(cwd=ROOT, env=env, capture_output=True, text=True, timeout=180)
     done = subprocess.run([sys.executable, "-c", CODE], **how)
     rows = dict(json.loads(line) for line in done.stdout.splitlines())
