@@ -280,7 +280,7 @@ def run_phase(phase, config, prompt_tokens, settings):
 def check_memory(name, sizes=None, prompt_tokens=None, **changes):
     """What a phase takes of the GPU or this process, and by memory.py. One phase a process."""
     phase, other = CHECKS[name]
-    settings = Settings(**FEW | dict(lora_rank=16) | other | changes)
+    settings = Settings(**FEW | dict(lora_rank=16, dtype="float32") | other | changes)
     usual = SPLIT if settings.shard else CHECKED
     sizes, prompt_tokens = sizes or usual[0], prompt_tokens or usual[1]
     processes.start()

@@ -32,12 +32,14 @@ WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
 
 
 def start():
-    """Join the others."""
+    """Join the others. Raises ValueError for a process without a GPU where others have one."""
     if not is_several():
         return
-    gpu = torch.cuda.is_available()
+    gpu, local = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
+    if gpu and local >= (n := torch.cuda.device_count()):
+        raise ValueError(f"process {local + 1} finds {n} GPU(s), and each takes its own: start {n}")
     if gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(local)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
     if not is_first():

@@ -248,11 +248,9 @@ def words(found):
     yield said
     best = max(fixed, key=lambda point: point["objective"])
     more, low, high = found["objective_gain"]
-    said = (
-        f"In what it was trained for, reward × (1 - λ · NFE / L): {learned['objective']:.4f}; the "
-    )
-    said += f"best fixed γ, {best['level']:g}, has {best['objective']:.4f}. Difference {more:+.4f}"
-    yield f"{said} ({low:+.4f} to {high:+.4f})."
+    said = f"In what it was trained for, reward × (1 - λ · NFE / L): {learned['objective']:.4f}; "
+    said += f"the best fixed γ, {best['level']:g}, has {best['objective']:.4f}. "
+    yield f"{said}Difference {more:+.4f} ({low:+.4f} to {high:+.4f})."
     if len(found["gain_within"]) > 1:
         for name, (points, low, high) in found["gain_within"].items():
             interval = f"{100 * low:+.1f} to {100 * high:+.1f}"

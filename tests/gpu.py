@@ -10,8 +10,9 @@
 
 One table is printed, and gpu.json has the same with device, commit and versions. With 80 GB:
 
-    python tests/gpu.py --shape 8b --parts run                LLaDA-8B's shape, layout and recipe
-    python tests/gpu.py --shape 8b --parts run --dtype 4bit   (2 inner updates); its base in NF4
+    python tests/gpu.py --shape 8b --parts run "run 4bit"
+                LLaDA-8B's shape, layout and recipe, one step of 2 inner updates; its base in NF4,
+                128 tokens, 24 rows at once
 """
 
 import argparse
@@ -58,10 +59,11 @@ SHAPES = {  # V, D, MLP, layers, heads, key-value heads, width of a head; those 
 RUN = "--cache dual --inner_updates 2 --micro_batch_size 12 --lora_rank 16"
 RUNS = {  # flags of train.py; those of 8b are LLaDA's recipe but for the inner updates
     "0.6b": f"{RUN} --prompts_per_step 8 --group_size 6 --length 128 --block_length 32",
-    "8b": "--inner_updates 2",
+    "8b": "--inner_updates 2 --steps 1",
     "small": f"{RUN} --prompts_per_step 2 --group_size 2 --length 16 --block_length 8",
 }
 RUNS["small llada"] = RUNS["small"]
+IN_4_BITS = ["--dtype", "4bit", "--length", "128", "--rollout_batch_size", "24", "--steps", "1"]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -197,11 +199,11 @@ def stopped_run(flags, work):
     return {"metrics that differ": len(differ), "which": " ".join(sorted({*differ}))}
 
 
-def random_run(flags, work):
-    """Two steps."""
-    seconds, lines = train(*flags, "--steps", 2, "--run_dir", work / "whole")
+def random_run(flags, work, name="whole"):
+    """A step or two."""
+    seconds, lines = train(*flags, "--run_dir", work / name)
     [began] = [line for line in lines if "begins after" in line]
-    whole = rows_of(work / "whole")
+    whole = rows_of(work / name)
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
     tokenizer, task = PreTrainedTokenizerFast.from_pretrained(work / "model"), TASKS["countdown"]
     prompt, config = task.prompt(task.problems("train", 1, 0)[0]), read_config(work / "model")[0]
@@ -210,18 +212,17 @@ def random_run(flags, work):
         .encode([prompt])[0]
         .shape[1]
     )
-    settings = Settings(**json.loads((work / "whole" / "config.json").read_text()))
-    calls = whole[1]["nfe_mean"]
+    settings = Settings(**json.loads((work / name / "config.json").read_text()))
+    calls = whole[-1]["nfe_mean"]
     flop = memory.work(config, settings, P, calls)
     parts = memory.budget(config, settings, P, DEVICE.type)
     speeds = [speed for key, speed in memory.SPEEDS.items() if key in device_name(DEVICE)]
     return {
         "seconds to the first step": float(began.split()[-2]), "seconds, all": seconds,
-        "seconds, first step": step[0], "seconds, second step": step[1],
-        "TFLOP of the second": flop / 1e12,
-        "MFU": flop / (step[1] * 1e12 * speeds[0]) if speeds else None,
-        "of it rollout": whole[1]["seconds_rollout"],
-        "tokens/s": whole[1]["tokens_per_second"], "prompt tokens": P, "calls": calls,
+        "seconds, first step": step[0], "seconds, last step": step[-1],
+        "of it rollout": whole[-1]["seconds_rollout"], "TFLOP of it": flop / 1e12,
+        "MFU": flop / (step[-1] * 1e12 * speeds[0]) if speeds else None,
+        "tokens/s": whole[-1]["tokens_per_second"], "prompt tokens": P, "calls": calls,
         "peak GiB": whole[-1]["peak_memory_gib"],
         "predicted GiB, less the allowance": parts["peak"] - parts["allowance"],
     }  # fmt: skip
@@ -248,8 +249,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--shape", choices=SHAPES, default="0.6b" if GPU else "small")
-    parser.add_argument("--parts", nargs="+", help="default: all")
-    parser.add_argument("--dtype", default="auto", help="train.py's, for the parts run and stop")
+    parser.add_argument("--parts", nargs="+", help="default: all but `run 4bit`")
     options = parser.parse_args()
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
@@ -261,20 +261,21 @@ def main():
     print(" ".join(f"{name} {value}," for name, value in found.items()).rstrip(","))
     work = Path(tempfile.mkdtemp())
     write_checkpoint(work / "model", options.shape)
-    flags = f"--task countdown --eval_problems 2 --frontier false {RUNS[options.shape]}".split()
-    flags += ["--model", work / "model", "--dtype", options.dtype]
+    flags = ["--task", "countdown", "--eval_problems", "2", "--frontier", "false", "--steps", "2"]
+    flags += [*RUNS[options.shape].split(), "--model", work / "model"]
     parts = {
         "precision": lambda: precision(work / "model"),
         "run": lambda: random_run(flags, work), "stop": lambda: stopped_run(flags, work),
+        "run 4bit": lambda: random_run([*flags, *IN_4_BITS], work, "4bit"),
         "main job": lambda: main_job(work), "benchmark": benchmark,
     }  # fmt: skip
-    for name in options.parts or parts:
+    for name in options.parts or [name for name in parts if name != "run 4bit"]:
         began = time.time()
         try:
             found[name] = parts[name]()
         except Exception as error:  # the others are still worth their time
             found[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
-        title = f"{name} {options.shape}" if name in ("precision", "run", "stop") else name
+        title = name if name in ("main job", "benchmark") else f"{name} {options.shape}"
         print(f"\n{title} ({time.time() - began:.0f} s)")
         for key, value in found[name].items():
             value = f"{value:.4g}" if isinstance(value, float) else value

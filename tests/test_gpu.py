@@ -5,15 +5,20 @@ Each test runs on the CPU too, so that it is itself tested where there is no GPU
 
 import pytest
 import torch
+import torch.distributed as dist
 from checkpoints import VOCABULARY, write_checkpoint
 from toy import metrics_of, wide_policy
 
+import processes
+import runs
+import tiny
 import train
 from denoiser import HalfProduct
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
 from models import add_lora, load_denoiser
 from sampler import Decoder, ThresholdHead
+from tasks import find_task
 
 GPU = torch.cuda.is_available()
 ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
@@ -149,3 +154,43 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path,
     assert train.main(again) == 0
     whole, parts = (metrics_of(tmp_path / run) for run in ("whole", "parts"))
     assert whole == parts and len(whole) == 3
+
+
+RUN = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
+
+
+@DEVICES
+@pytest.mark.parametrize("rank", [0, 4])
+def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatch):
+    """By NCCL on a GPU, whose smallest group has one process; gloo's are in test_processes.py."""
+    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+    if device == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    flags = [*RUN.split(), "--lora_rank", str(rank), "--steps", "2", "--run_dir"]
+    assert train.main([*flags, str(tmp_path / "whole")]) == 0
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "1"}
+    for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "is_several", lambda: True)
+    monkeypatch.setattr(runs, "check_processes", lambda *_: None)
+    try:
+        assert train.main([*flags, str(tmp_path / "split"), "--shard", "true"]) == 0
+        backend = "nccl" if device == "cuda" else "gloo"
+        assert backend in dist.get_backend_config()
+    finally:
+        dist.destroy_process_group()
+    whole, split = (metrics_of(tmp_path / run) for run in ("whole", "split"))
+    for a, b in zip(whole, split, strict=True):
+        a, b = ({k: v for k, v in row.items() if v is not None} for row in (a, b))
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@DEVICES
+def test_a_base_learns_its_lesson(device, monkeypatch):
+    monkeypatch.setattr(tiny, "DEVICE", device)
+    training = tiny.Training(
+        [tiny.for_tiny(find_task("countdown"))], tiny.Recipe(steps=30, batch=32)
+    )
+    losses = [training.step() for _ in range(30)]
+    assert training.denoiser.device.type == device
+    assert sum(losses[:5]) > 1.2 * sum(losses[-5:])

@@ -13,6 +13,11 @@ from diffusion_policy import DiffusionPolicy
 from tiny import Recipe, Training, encode, masked_loss, tiny_denoiser, tiny_tokenizer
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(tiny, "DEVICE", "cpu")
+
+
 def test_tiny_has_about_a_million_parameters():
     assert 0.8e6 < sum(p.numel() for p in tiny_denoiser(tiny_tokenizer()).parameters()) < 1.2e6
 
