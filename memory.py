@@ -1,7 +1,7 @@
 """What a training run takes on a GPU, part by part, from a model's shape and the settings.
 
     python benchmark.py --memory LLaDA-8B --gpu_gib 24 --dtype 4bit    prints it
-    python benchmark.py --check                                        holds it against a CPU
+    python benchmark.py --check                                        holds it against this machine
 
 Nothing is loaded: it is arithmetic. Which tensors a phase holds at its peak was found by tracing
 torch's allocator on a CPU. All prompts count as equally long, and as padded, which takes more.
@@ -18,8 +18,8 @@ from types import SimpleNamespace
 from denoiser import CHUNK, SLICE
 
 GIB = 2**30
-# Assumed, since no GPU was at hand: the CUDA context with cuBLAS's workspace, in bytes; and what
-# the allocator loses between its blocks, a share of all that comes and goes.
+# Assumed: the CUDA context with cuBLAS's workspace, in bytes; and what the allocator loses between
+# its blocks, a share of all that comes and goes. (It keeps more for later while there is room.)
 CONTEXT, FRAGMENTED = 0.75 * GIB, 0.05
 # NF4 with double quantisation: 4 bits a weight, 8 for the largest of 64, 32 for 256 of those.
 GATHERED = 3  # split layers that are whole: one runs, one has come, one is in the sending buffer

@@ -103,8 +103,9 @@ def test_top_k_takes_as_many_calls_as_the_length_over_k(run_dir, measured):
 
 
 def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_shared(
-    run_dir, capsys
+    run_dir, capsys, monkeypatch
 ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = "--problems 3 --temperature 0.5 --block_length 5 --seed 4 --level learned 0.2"
     evaluate.main([str(run_dir), *flags.split()])
     *said, header, learned, fixed = capsys.readouterr().out.splitlines()

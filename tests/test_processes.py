@@ -31,6 +31,7 @@ def child(rank, N, port, folder, call, *arguments):
     where |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": N}
     os.environ.update({name: str(value) for name, value in where.items()})
     torch.set_num_threads(1)
+    torch.cuda.is_available = lambda: False  # a GPU may be fewer than they are
     for stream in ("stdout", "stderr"):
         setattr(sys, stream, open(folder / f"{stream}-{rank}", "w"))  # noqa: SIM115
     code = call(*arguments)
