@@ -229,7 +229,7 @@ def make(out, tasks, recipe, about, save_every=200):
     a dict, is what made.json says of it besides.
     """
     training, total, seconds = Training(tasks, recipe), recipe.steps + recipe.habit_steps, 0.0
-    about |= {"recipe": asdict(recipe), "torch": str(torch.__version__), "device": DEVICE}
+    about = about | {"recipe": asdict(recipe), "torch": str(torch.__version__), "device": DEVICE}
     kept = out.with_name(f"{out.name}.training")
     if kept.exists():
         saved = torch.load(kept, DEVICE, weights_only=True)

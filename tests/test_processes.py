@@ -180,3 +180,13 @@ def test_what_several_processes_need_is_asked_for(monkeypatch, capsys, tmp_path,
     monkeypatch.setattr(processes, "count", lambda: 3)
     assert train.main(["--task", "countdown", "--model", "tiny", *flags]) == 2
     assert said in capsys.readouterr().err and not Path("x").exists()
+
+
+def test_a_process_without_a_gpu_of_its_own_gets_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(processes, "is_several", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train.main(["--task", "countdown"]) == 2
+    said = capsys.readouterr().err
+    assert "process 2 finds 1 GPU(s)" in said and said.count("\n") == 1
