@@ -249,32 +249,31 @@ def run_phase(phase, config, prompt_tokens, settings):
     """One rollout, or the updates of one batch of made-up completions."""
     P, G, L, block = prompt_tokens, settings.group_size, settings.length, settings.block_length
     dtype = getattr(torch, settings.dtype, torch.float32)
-    policy, chance = make_policy(config, dtype), torch.Generator().manual_seed(0)
+    policy, chance = make_policy(config, dtype), torch.Generator(DEVICE).manual_seed(0)
     if settings.lora_rank:
         policy.denoiser = models.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
     if settings.shard:  # that the whole model was there before does not count
         processes.shard(policy.denoiser, torch.device(DEVICE))
         Path("/proc/self/clear_refs").write_text("5")
-    prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
+    there = {"device": DEVICE}
+    prompts = torch.randint(3, 100, (settings.prompts_per_step, P), **there)
+    prompts = prompts.repeat_interleave(G, dim=0)
     mask = torch.ones_like(prompts) > 0
     mask[:G, 0] = False  # one prompt is shorter: batches are padded
     if phase == "rollout":
         # All of a block at once, the most that a call can draw.
         decoder = Decoder("top_k", block, block, cache=settings.cache)
-        chance = torch.Generator(DEVICE).manual_seed(0)
-        where = (prompts.to(DEVICE), mask.to(DEVICE))
-        return processes.rollout(policy, *where, L, decoder, chance, G)
+        return processes.rollout(policy, prompts, mask, L, decoder, chance, G)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
-    B, steps = len(prompts), torch.randint(1, 9, (len(prompts), L), generator=chance)
-    logp, nfe, one = torch.full((B, L), -8.0), torch.full((B,), 8), torch.ones(B)
-    sample = (prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one)
-    sample = Rollout(*(x.to(DEVICE) for x in sample), 1.0)
+    B, steps = len(prompts), torch.randint(1, 9, (len(prompts), L), generator=chance, **there)
+    logp, nfe, one = steps * 0 - 8.0, torch.full((B,), 8, **there), torch.ones(B, **there)
+    sample = Rollout(prompts, mask, steps + 3, steps, logp, steps > 0, nfe, one, one, one, 1.0)
     how = {"lr": settings.learning_rate, "foreach": False if settings.shard else None}
     optimizer = torch.optim.AdamW(policy.denoiser.parameters(), **how)
-    boundaries = draw_boundaries(sample.nfe, settings.num_stages, torch.Generator(DEVICE))
+    boundaries = draw_boundaries(sample.nfe, settings.num_stages, chance)
     stages = [(boundaries, None, 0)] * settings.inner_updates  # from the second on, with moments
-    return update_denoiser(policy, None, optimizer, sample, stages, sample.threshold, settings)
+    return update_denoiser(policy, None, optimizer, sample, stages, one, settings)
 
 
 def check_memory(name, sizes=None, prompt_tokens=None, **changes):

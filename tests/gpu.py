@@ -110,9 +110,10 @@ def write_llada(folder, shape):
     inside |= {f"{name}_proj": (D, D) for name in "qkv"} | {"attn_out": (D, D), "ff_out": (D, MLP)}
     where = {}
     for i in range(layers + 1):
-        names = {f"blocks.{i}.{name}": matrix(*shape) for name, shape in inside.items()}
-        names |= {f"blocks.{i}.attn_norm": norm.clone(), f"blocks.{i}.ff_norm": norm.clone()}
-        if i == layers:
+        if i < layers:
+            names = {f"blocks.{i}.{name}": matrix(*shape) for name, shape in inside.items()}
+            names |= {f"blocks.{i}.attn_norm": norm.clone(), f"blocks.{i}.ff_norm": norm.clone()}
+        else:
             names = {"wte": matrix(V, D), "ff_out": matrix(V, D), "ln_f": norm}
         names = {f"model.transformer.{name}.weight": w for name, w in names.items()}
         file = f"model-{i + 1:05d}-of-{layers + 1:05d}.safetensors"
@@ -124,7 +125,7 @@ def write_llada(folder, shape):
 
 def write_checkpoint(folder, shape):
     """Random weights as dllm's converter writes a Qwen3: its sizes, names and configuration."""
-    if "llada" in shape or shape == "8b":
+    if len(SHAPES[shape]) == 5:
         return write_llada(folder, shape)
     V, D, MLP, layers, heads, kv_heads, head_dim = SHAPES[shape]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]
@@ -207,11 +208,8 @@ def random_run(flags, work, name="whole"):
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
     tokenizer, task = PreTrainedTokenizerFast.from_pretrained(work / "model"), TASKS["countdown"]
     prompt, config = task.prompt(task.problems("train", 1, 0)[0]), read_config(work / "model")[0]
-    P = (
-        DiffusionPolicy(SimpleNamespace(config=config, device="cpu"), tokenizer)
-        .encode([prompt])[0]
-        .shape[1]
-    )
+    reader = DiffusionPolicy(SimpleNamespace(config=config, device="cpu"), tokenizer)
+    P = reader.encode([prompt])[0].shape[1]
     settings = Settings(**json.loads((work / name / "config.json").read_text()))
     calls = whole[-1]["nfe_mean"]
     flop = memory.work(config, settings, P, calls)

@@ -23,6 +23,7 @@ from tasks import find_task
 GPU = torch.cuda.is_available()
 ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ABSENT)])
+RUN = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
 DECODERS = [Decoder("eb", None), Decoder("top_k", 2), Decoder("eb", 0.3, 3, cache="dual")]
 
 
@@ -146,17 +147,13 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path,
     monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
     if device == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    flags = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
     for run, steps in (("whole", 3), ("parts", 1)):
         folder = str(tmp_path / run)
-        assert train.main([*flags.split(), "--steps", str(steps), "--run_dir", folder]) == 0
+        assert train.main([*RUN.split(), "--steps", str(steps), "--run_dir", folder]) == 0
     again = ["--resume", "--run_dir", str(tmp_path / "parts"), "--steps", "3"]
     assert train.main(again) == 0
     whole, parts = (metrics_of(tmp_path / run) for run in ("whole", "parts"))
     assert whole == parts and len(whole) == 3
-
-
-RUN = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
 
 
 @DEVICES
