@@ -32,7 +32,7 @@ def key_of(rows):
 
 def grid_of(found, rows, title):
     """A figure with a column for each state, and its axes (rows, columns)."""
-    figure = Figure((2.2 + 4.2 * len(found), 3.7 * rows), layout="constrained")
+    figure = Figure((2.6 + 4.2 * len(found), 3.7 * rows), layout="constrained")
     axes = figure.subplots(rows, len(found), squeeze=False, sharey="row")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     for axis, state in zip(axes[0], found, strict=True):
@@ -56,7 +56,7 @@ def plot_gradients(found, path):
     axes[1, 0].set_ylabel("cosine with the true gradient")
     for axis in axes[:, 0]:  # beside the last column
         how = dict(
-            fontsize=8, loc="outside right upper" if axis is axes[0, 0] else "outside right lower"
+            fontsize=8, loc="outside right upper" if axis is axes[0, 0] else "outside right center"
         )
         figure.legend(*axis.get_legend_handles_labels(), **how)
     n, G = found[0]["rows"][0]["batches"], found[0]["about"]["group_size"]

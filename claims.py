@@ -67,7 +67,7 @@ class State:
         if self.policy.threshold_head is None:
             self.policy.threshold_head = ThresholdHead(size, self.settings.gamma_0).to(device)
         step = revision(folder, self.policy.denoiser)
-        self.name = f"{self.settings.task}, {f'after {step} steps' if step else 'base'}"
+        self.name = f"{self.settings.task}, {f'after step {step}' if step else 'base'}"
         self.about = {"path": str(path), "task": self.settings.task, "step": step or 0}
         self.about |= {"prompts": self.prompts, "group_size": self.settings.group_size}
         self.about |= {"device": device_name(device), "dtype": "float32"}

@@ -56,7 +56,7 @@ def test_a_base_is_drawn_from_as_the_first_step_of_training_would():
 
 def test_a_run_is_its_adapter_merged_and_all_weights_have_gradients(run):
     state = claims.State(run, None)
-    assert state.name == "countdown, after 2 steps"
+    assert state.name == "countdown, after step 2"
     assert (state.prompts, state.settings.group_size) == (4, 4)
     assert all(p.requires_grad for p in state.policy.denoiser.parameters())
     names = [name for name, _ in state.policy.denoiser.named_parameters()]
@@ -123,7 +123,7 @@ def test_gradients_are_told_kept_and_drawn(run, tmp_path, capsys):
     code, out, _ = told(capsys, "gradient", run, "--batches", 4, "--out", tmp_path)
     assert code == 0
     (found,) = json.loads((tmp_path / "gradient.json").read_text())
-    assert found["about"]["name"] == "countdown, after 2 steps"
+    assert found["about"]["name"] == "countdown, after step 2"
     rows = {(row["stages"], row["weights"]): row for row in found["rows"]}
     assert len(rows) == len(gradients.STAGES) * len(gradients.CAPS) + 2
     assert rows["exact", "no weights"]["cosine"] == pytest.approx(1)

@@ -73,7 +73,7 @@ def descend(flags):
 
 @pytest.mark.parametrize(
     "turns, rank",  # of N processes, and whether weights are split
-    [([(3, False), (2, True)], 16), ([(2, False), (3, True)], 0)],
+    [([(3, False), (2, True)], 16), ([(2, False), (4, True)], 0)],
     ids=["an adapter learns", "all learns"],
 )
 def test_one_step_by_some_processes_the_next_by_others_give_what_one_does(
