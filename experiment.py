@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 from settings import OneLineParser
@@ -70,29 +71,23 @@ def run(part, task, row, seed, more=""):
 
 def tune():
     """Every rate, one seed, on validation problems."""
-    for i in range(3):
-        for row in TUNED:
-            for task in TASKS:
-                value = OTHER_RATES.get(row, RATES[task])[i]
-                flags = f"--task {task} --seed 10 {ROWS[row]} {rate(row, value)} {VALIDATION}"
-                yield f"runs/tune/{task}/{row}-{value}", flags.split()
+    for i, row, task in product(range(3), TUNED, TASKS):
+        value = OTHER_RATES.get(row, RATES[task])[i]
+        flags = f"--task {task} --seed 10 {ROWS[row]} {rate(row, value)} {VALIDATION}"
+        yield f"runs/tune/{task}/{row}-{value}", flags.split()
 
 
 def grid():
     """Every row, five seeds."""
-    for seed in range(5):
-        for row in ROWS:
-            for task in TASKS:
-                yield run("grid", task, row, seed)
+    for seed, row, task in product(range(5), ROWS, TASKS):
+        yield run("grid", task, row, seed)
 
 
 def large():
     """Four times the prompts a step, three seeds: less noise, the same bias."""
-    for task, prompts in (("sudoku", 64), ("countdown", 128)):
-        for seed in range(3):
-            for row in MAIN:
-                more = f"--prompts_per_step {prompts} --steps 80"
-                yield run("large", task, row, seed, more)
+    sizes = (("sudoku", 64), ("countdown", 128))
+    for (task, prompts), seed, row in product(sizes, range(3), MAIN):
+        yield run("large", task, row, seed, f"--prompts_per_step {prompts} --steps 80")
 
 
 def caps():
@@ -109,9 +104,8 @@ def caps():
 
 def states():
     """Half-way to two of the grid's ends, for claims.py gradient and surrogate."""
-    for row in MAIN[:2]:
-        for task, steps in (("countdown", 60), ("sudoku", 70)):
-            yield run("states", task, row, 0, f"--steps {steps}")
+    for row, (task, steps) in product(MAIN[:2], (("countdown", 60), ("sudoku", 70))):
+        yield run("states", task, row, 0, f"--steps {steps}")
 
 
 def both():
@@ -121,7 +115,20 @@ def both():
         yield f"runs/both/{seed}", flags.split()
 
 
-PARTS = {part.__name__: part for part in (tune, grid, large, caps, states, both)}
+def written():
+    """A longer task, from its own base (written.py): every rate, one seed; then three seeds."""
+    task = "--task written.py:WrittenCountdown --model bases/written --block_length 8"
+    short = "--seed 10 --steps 40 --eval_split validation --eval_problems 200 --frontier false"
+    for value, row in product(RATES["countdown"], MAIN):
+        flags = f"{task} {ROWS[row]} {rate(row, value)} {short}"
+        yield f"runs/written-tune/{row}-{value}", flags.split()
+    for seed, row in product(range(3), MAIN):
+        chosen = rate(row, "2e-3" if row == "two-stage" else "1e-3")
+        flags = f"{task} {ROWS[row]} {chosen} --seed {seed} --steps 64 --eval_problems 500"
+        yield f"runs/written/{row}-{seed}", flags.split()
+
+
+PARTS = {part.__name__: part for part in (tune, grid, large, caps, states, both, written)}
 
 
 def is_finished(folder):

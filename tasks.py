@@ -67,8 +67,10 @@ class Generated(Task):
     """A task that makes its problems, and has a small form, `compact`, for the tiny model.
 
     A subclass has `draw(split, rng)` -> (problem, solution), `careless(problem, solution)` -> a
-    worse answer, and `asked`, the field in which problems of one key differ.
+    worse one, and `asked`, the field in which problems of one key differ.
     """
+
+    written = "<answer>{}</answer>".format  # a solution's whole text
 
     def __init__(self, small=False):
         self.small = small
@@ -92,9 +94,8 @@ class Generated(Task):
         rng = random.Random(f"{self.name} demonstrations {seed}")
         for _ in range(n):
             problem, text = self.draw("train", rng)
-            if rng.random() < careless:
-                text = self.careless(problem, text)
-            yield problem, f"<answer>{text}</answer>"
+            text = self.careless(problem, text) if rng.random() < careless else text
+            yield problem, self.written(text)
 
 
 class Countdown(Generated):
@@ -391,8 +392,7 @@ def find_task(name):
         task = runpy.run_path(path)[attribute]
         task = task() if isinstance(task, type) else task
         parts = ("problems", "prompt", "reward", "solved")
-        missing = [f"no {part}" for part in parts if not callable(getattr(task, part, None))]
-        if missing:
+        if missing := [f"no {part}" for part in parts if not callable(getattr(task, part, None))]:
             raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
     except (Exception, SystemExit) as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]

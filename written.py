@@ -9,7 +9,6 @@ A completion has 32 tokens, done in blocks of 8, and each step needs the one bef
 call can write it, and the mean-field likelihood, which scores from a single call, is far off.
 """
 
-import random
 from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations, product
@@ -56,7 +55,7 @@ def written(chain):
 class WrittenCountdown(Countdown):
     """Problem: {"numbers": [a, b, c, d], "target": t}, of 715 multisets. Only the answer counts."""
 
-    name, length = "written countdown", 32
+    name, length, written = "written countdown", 32, staticmethod(written)
 
     def __init__(self, small=True):
         super().__init__(small)
@@ -75,10 +74,3 @@ class WrittenCountdown(Countdown):
             other = (*chain[:i], {"-": "+", "/": "*"}.get(chain[i], chain[i]), *chain[i + 1 :])
             chain = other if len(values(other)) == 3 else chain
         return chain
-
-    def demonstrations(self, n, seed, careless):
-        rng = random.Random(f"{self.name} demonstrations {seed}")
-        for _ in range(n):
-            problem, chain = self.draw("train", rng)
-            chain = self.careless(problem, chain) if rng.random() < careless else chain
-            yield problem, written(chain)

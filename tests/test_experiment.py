@@ -20,8 +20,9 @@ def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
         python, script, *flags = line.split()
         given = read_flags(flags)
         settings = Settings(**RECIPES.get(given["task"], {}) | given)
-        assert (python, script) == ("python", "train.py") and settings.frontier
-        assert settings.eval_split == ("validation" if part == "tune" else "test")
+        assert (python, script) == ("python", "train.py")
+        assert settings.frontier is ("written-tune" not in settings.run_dir)
+        assert settings.eval_split == ("validation" if "tune" in settings.run_dir else "test")
         folders.add(settings.run_dir)
     assert len(folders) == len(lines) >= 4
 
