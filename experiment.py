@@ -50,6 +50,8 @@ CHOSEN = {
     ("countdown", "sampler"): "5e-3", ("sudoku", "two-stage-w"): "5e-4",
     ("sudoku", "mean-field"): "5e-4", ("sudoku", "mean-field-w"): "5e-4",
     ("sudoku", "d1"): "2.5e-4", ("sudoku", "sampler"): "2e-2",
+    ("written", "two-stage-w"): "1e-3", ("written", "mean-field"): "1e-3",
+    ("written", "mean-field-w"): "1e-3",
 }  # fmt: skip
 LIKE = {
     "four-stage-w": "two-stage-w", "four-stage": "two-stage", "no-price": "two-stage-w",
@@ -123,7 +125,7 @@ def written():
         flags = f"{task} {ROWS[row]} {rate(row, value)} {short}"
         yield f"runs/written-tune/{row}-{value}", flags.split()
     for seed, row in product(range(3), MAIN):
-        chosen = rate(row, "2e-3" if row == "two-stage" else "1e-3")
+        chosen = rate(row, CHOSEN.get(("written", row), RATES["countdown"][0]))
         flags = f"{task} {ROWS[row]} {chosen} --seed {seed} --steps 64 --eval_problems 500"
         yield f"runs/written/{row}-{seed}", flags.split()
 

@@ -93,9 +93,9 @@ class Generated(Task):
     def demonstrations(self, n, seed, careless):
         rng = random.Random(f"{self.name} demonstrations {seed}")
         for _ in range(n):
-            problem, text = self.draw("train", rng)
-            text = self.careless(problem, text) if rng.random() < careless else text
-            yield problem, self.written(text)
+            problem, solution = self.draw("train", rng)
+            solution = self.careless(problem, solution) if rng.random() < careless else solution
+            yield problem, self.written(solution)
 
 
 class Countdown(Generated):
