@@ -54,7 +54,7 @@ class Rollout:
     @staticmethod
     def from_steps(*args, **more):
         """The Rollout of completions that another engine made: see replay.from_steps."""
-        from replay import from_steps  # which this file does not need otherwise
+        from training.replay import from_steps  # which this file does not need otherwise
 
         return from_steps(*args, **more)
 

@@ -21,23 +21,19 @@ from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from options import DEFAULTS, OF_RUN, read_flags
+from evaluation.flags import DEFAULTS, OF_RUN, read_flags
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
     read_flags()
 
 import torch
 
-import models
-import pictures
-import processes
-import published
-import runs
-import saving
-import together
-import traces
+from evaluation import plots, traces
+from evaluation.metrics import area, aup, pass_at, share_interval
+from models import loading
 from sampler import Decoder
-from scores import area, aup, pass_at, share_interval
+from tasks import mixture, published
+from training import distributed, files, run_folder
 
 LEVELS = {  # of --frontier
     "eb": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
@@ -54,7 +50,7 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
     began, device, n = time.perf_counter(), policy.denoiser.device, len(problems)
     texts, *columns = outcomes(policy, task, problems, decoder, length, batch_size, seed)
     pairs, key = list(zip(problems, texts, strict=True)), getattr(task, "key", task.prompt)
-    rewards, solved = zip(*together.judged(task, problems, texts), strict=True)
+    rewards, solved = zip(*mixture.judged(task, problems, texts), strict=True)
     columns = decoder, solved, [key(problem) for problem in problems], *columns
     row = {
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
@@ -63,13 +59,13 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
         **scored(range(n), *columns), "reward": sum(rewards) / n,
         "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
-        "dtype": models.dtype_of(policy.denoiser),
+        "dtype": loading.dtype_of(policy.denoiser),
     }  # fmt: skip
     if hasattr(task, "cells"):
         row["cells"] = sum(task.cells(*pair) for pair in pairs) / n
-    for name, places in together.by_task(task, problems).items():
+    for name, places in mixture.by_task(task, problems).items():
         if name:
-            part = {"length": together.length_of(task, problems[places[0]], length)}
+            part = {"length": mixture.length_of(task, problems[places[0]], length)}
             row.setdefault("tasks", {})[name] = part | scored(places, *columns)
     return row
 
@@ -78,9 +74,9 @@ def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
     """Completes n problems. -> texts, and NFE, tokens and gamma, (n,) each, in their order."""
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
     order, texts, columns = [], [], []
-    for places, L in together.batches(task, problems, length, batch_size):
+    for places, L in mixture.batches(task, problems, length, batch_size):
         prompts = policy.encode([task.prompt(problems[i]) for i in places], L)
-        rollout = processes.rollout(policy, *prompts, L, decoder, generator)
+        rollout = distributed.rollout(policy, *prompts, L, decoder, generator)
         order, texts = order + places, texts + policy.decode(rollout)
         columns.append((rollout.nfe, rollout.token_mask.sum(dim=1), rollout.threshold))
     back = torch.tensor(order).argsort()  # tasks were completed one after the other
@@ -118,7 +114,7 @@ def print_table(rows):
     """The rows of `evaluate`, as a table: what they share above it. The interval is
     share_interval's.
     """
-    settings = ("name", "adapter", *pictures.SHARED)
+    settings = ("name", "adapter", *plots.SHARED)
     differ = [name for name in settings if len({row.get(name) for row in rows}) > 1]
     columns = {name: f"{{{name}}}" for name in differ} | {"level": "{level}"}
     if any(row["decoder"] == "eb" for row in rows):
@@ -133,7 +129,7 @@ def print_table(rows):
         row = row | {"gamma": gamma.format(**row)}
         table.append([form.format(**row) for form in columns.values()])
     name = "" if "name" in differ else f"{rows[0]['name']}: "
-    print(fill(f"{name}{pictures.conditions(rows)}", 80))
+    print(fill(f"{name}{plots.conditions(rows)}", 80))
     print_columns(table)
 
 
@@ -162,8 +158,8 @@ def device_name(device):
 def options_for(path, given):
     """The flags for one path, with what its config.json says where none is given. ValueError."""
     path, saved = Path(path), {}
-    if runs.checkpoint_of(path) != path:
-        saved = saving.read_json(path / "config.json")
+    if run_folder.checkpoint_of(path) != path:
+        saved = files.read_json(path / "config.json")
     trained = {name: saved[name] for name in OF_RUN if name in saved}
     trained["length"] = [saved.get("length", 0)]
     options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
@@ -185,8 +181,8 @@ def options_for(path, given):
 
 def prepare(options):
     """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
-    compact = runs.is_compact(options.path)
-    task = together.find(options.task, compact, options.data, options.length)
+    compact = run_folder.is_compact(options.path)
+    task = mixture.find(options.task, compact, options.data, options.length)
     if compact and options.prompt:
         raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
     task = published.asked(task, options.prompt, options.shots)
@@ -195,11 +191,11 @@ def prepare(options):
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_trained_on_own:
-        published.warn_of_training(options, together.find(options.task, compact), problems)
+        published.warn_of_training(options, mixture.find(options.task, compact), problems)
     options.lengths = [L or (task.length if compact else 256) for L in options.lengths]
     options.length = options.lengths[0]
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", models.DTYPES[options.dtype]
-    policy = runs.load_policy(options.path, device, dtype, adapter=options.adapter)
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", loading.DTYPES[options.dtype]
+    policy = run_folder.load_policy(options.path, device, dtype, adapter=options.adapter)
     policy.prefill = options.prefill
     return policy, task, problems[: options.trace or None]
 
@@ -217,7 +213,7 @@ def decoders_for(options, has_head):
 
 def revision(path, denoiser):
     """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
-    state, hub = runs.checkpoint_of(path) / "state.pt", getattr(denoiser, "hub_folder", None)
+    state, hub = run_folder.checkpoint_of(path) / "state.pt", getattr(denoiser, "hub_folder", None)
     if state.is_file():
         return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
     return hub.name if hub and hub.parent.name == "snapshots" else None
@@ -225,7 +221,7 @@ def revision(path, denoiser):
 
 def show_traces(options, policy, task, problems, decoder):
     """--trace: the first completions, printed, as a page and as an animation."""
-    lengths = [together.length_of(task, problem, options.length) for problem in problems]
+    lengths = [mixture.length_of(task, problem, options.length) for problem in problems]
     each = [(problem, decoder, L) for problem, L in zip(problems, lengths, strict=True)]
     found = [traces.record(policy, task, *how, options.seed) for how in each]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -240,7 +236,7 @@ def show_frontiers(rows, folder):
     """--frontier: the picture, the rows with their line's area and AUP, and a table of these."""
     largest, best = max(row["nfe"] for row in rows), max(row["solved"] for row in rows)
     table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
-    for (name, rule), line in pictures.curves_of(rows).items():
+    for (name, rule), line in plots.curves_of(rows).items():
         scores = {"area": area(line, largest), "aup": aup(line, best)}
         for row in line:
             row |= scores
@@ -248,14 +244,14 @@ def show_frontiers(rows, folder):
         scores = (f"{scores['area']:.3f}", f"{scores['aup']:.1f}")
         table.append([name, rule, str(len(line)), *scores, f"{top['solved']:.1%}"])
         table[-1].append(f"{top['nfe']:.2f}")
-    files = folder / "frontiers.png", folder / "frontiers.jsonl"
-    pictures.plot_frontier(rows, files[0], f"{rows[0]['task']}: accuracy against calls")
-    with saving.replacing(files[1]) as aside:
+    paths = folder / "frontiers.png", folder / "frontiers.jsonl"
+    plots.plot_frontier(rows, paths[0], f"{rows[0]['task']}: accuracy against calls")
+    with files.replacing(paths[1]) as aside:
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(fill(pictures.conditions(rows), 80))
+    print(fill(plots.conditions(rows), 80))
     print_columns(table)
     print(f"area: mean solved share over budgets of 1 to {largest:.2f} calls")
-    print("written:", *files)
+    print("written:", *paths)
 
 
 def measure(options, name):
@@ -311,7 +307,7 @@ def main(arguments=None):
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         size = f"--batch_size ({given.get('batch_size', DEFAULTS['batch_size'])})"
-        print(f"evaluate.py: {runs.out_of_memory(error, size)}", file=sys.stderr)
+        print(f"evaluate.py: {run_folder.out_of_memory(error, size)}", file=sys.stderr)
         sys.exit(1)
 
 

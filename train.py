@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    from settings import read_flags
+    from config import read_flags
 
     # A pipe gets each line at once, and an old terminal a ? for a γ that it cannot show.
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -34,13 +34,7 @@ import torch
 from tqdm import tqdm
 
 import likelihood
-import models
-import processes
-import report
-import runs
-import saving
-import together
-import watch
+from config import BEGAN, read_flags
 from diffpo_loss import (
     diffpo_loss,
     group_advantages,
@@ -49,15 +43,18 @@ from diffpo_loss import (
     threshold_loss,
     weight_metrics,
 )
-from pictures import plot_curves, plot_frontier
-from settings import BEGAN, read_flags
+from evaluation import summary
+from evaluation.plots import plot_curves, plot_frontier
+from models import loading
+from tasks import mixture
+from training import distributed, files, health, run_folder
 
 # ---- the algorithm -------------------------------------------------------------------------------
 
 
 def diffpo_step(settings, task, policy, reference, optimizers, step):
     """One step of DiFFPO: the README's box. Returns (metrics, completions worth a look)."""
-    task, L = together.turn(task, step, settings.length)  # several tasks take turns, a step each
+    task, L = mixture.turn(task, step, settings.length)  # several tasks take turns, a step each
     G, began, policy.calls = settings.group_size, time.perf_counter(), 0
     # All chance depends on (seed, step) alone: a resumed run draws what an unbroken one would have.
     chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
@@ -69,8 +66,13 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     prompt_ids, prompt_mask = policy.encode([task.prompt(problem) for problem in problems], L)
 
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
-    how = L, runs.decoder_of(settings), generator, G  # by several processes: each has the whole
-    rollout = processes.rollout(policy, prompt_ids, prompt_mask, *how)
+    how = (
+        L,
+        run_folder.decoder_of(settings),
+        generator,
+        G,
+    )  # by several processes: each has the whole
+    rollout = distributed.rollout(policy, prompt_ids, prompt_mask, *how)
     texts, rolled_out = policy.decode(rollout), time.perf_counter()
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
@@ -102,25 +104,25 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    calls = processes.total(policy.calls)
-    metrics |= report.batch_metrics(rollout, advantage, calls, began, rolled_out)
-    return metrics, report.samples(problems, texts, rollout, reward)
+    calls = distributed.total(policy.calls)
+    metrics |= summary.batch_metrics(rollout, advantage, calls, began, rolled_out)
+    return metrics, summary.samples(problems, texts, rollout, reward)
 
 
 def verify(task, problems, texts, group_size, device):
     """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
-    mine = processes.share(len(texts), group_size)
-    earned = together.judged(task, problems[mine], texts[mine])
+    mine = distributed.share(len(texts), group_size)
+    earned = mixture.judged(task, problems[mine], texts[mine])
     earned = torch.tensor(earned, dtype=torch.float32, device=device)  # (b, 2)
-    return processes.merged(earned, mine, len(texts)).unbind(1)
+    return distributed.merged(earned, mine, len(texts)).unbind(1)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
     """mu optimisation steps on one batch of rollouts. Returns the metrics' means over them."""
     B, gpu = len(advantage), [advantage.device] if advantage.is_cuda else []
-    size, mine = settings.micro_batch_size, processes.share(B, settings.group_size)
+    size, mine = settings.micro_batch_size, distributed.share(B, settings.group_size)
     parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
-    watch.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
+    health.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     def score(scorer, stage, part, hide=True):  # -> (b, L)
         boundaries, hidden, seed = stage
@@ -132,7 +134,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
     def score_all(scorer, stage, hide=True):  # -> (B, L), without gradient
         with torch.no_grad():
             logps = torch.cat([score(scorer, stage, part, hide) for part in parts])
-            return processes.merged(logps, mine, B)
+            return distributed.merged(logps, mine, B)
 
     # The old policy is scored under every update's boundaries before anything moves. (Not under the
     # first's: there the new policy still is the old one.) Weights compare with what was drawn from,
@@ -151,12 +153,12 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
-        processes.sum_gradients(policy.denoiser)
-        logps = [processes.merged(torch.cat(new), mine, B), old, plain, ref]  # of the whole batch
+        distributed.sum_gradients(policy.denoiser)
+        logps = [distributed.merged(torch.cat(new), mine, B), old, plain, ref]  # of the whole batch
         loss, metrics = objective(logps, rollout, advantage, settings)
-        watch.finite("the loss", loss, rollout)
-        norm = processes.clip_gradient(policy.denoiser, settings.grad_clip)
-        watch.finite("the gradient", norm, rollout)
+        health.finite("the loss", loss, rollout)
+        norm = distributed.clip_gradient(policy.denoiser, settings.grad_clip)
+        health.finite("the gradient", norm, rollout)
         optimizer.step()
         old = logps[0] if old is None else old
         unit = likelihood.scored_as_drawn(rollout.unmask_step, stage[0])
@@ -190,7 +192,7 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     for _ in range(settings.inner_updates):
         logp_new = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
         loss, metrics = threshold_loss(logp_new, rollout.threshold_logp, advantage, eps)
-        watch.finite("the threshold's loss", loss.detach(), rollout)
+        health.finite("the threshold's loss", loss.detach(), rollout)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -203,9 +205,9 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     if settings.kl_beta:  # the adapter switched off is the base model
         reference = policy.without_adapter()
         if not settings.lora_rank:
-            reference = runs.base_policy(settings, policy.denoiser.device)
+            reference = run_folder.base_policy(settings, policy.denoiser.device)
             if settings.shard:
-                processes.shard(reference.denoiser, policy.denoiser.device)
+                distributed.shard(reference.denoiser, policy.denoiser.device)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}
@@ -213,30 +215,30 @@ def run_steps(settings, task, run_dir, policy, interrupt):
     optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
     head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
-    start = runs.load_state(run_dir, optimizers)
+    start = run_folder.load_state(run_dir, optimizers)
     steps = range(start, settings.steps)
-    hidden = None if processes.is_first() else True  # None: in a pipe alone
+    hidden = None if distributed.is_first() else True  # None: in a pipe alone
     bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=hidden)
     if steps:  # else the run was finished
         print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
-    history, said = saving.read_lines(run_dir / "metrics.jsonl"), set()
+    history, said = files.read_lines(run_dir / "metrics.jsonl"), set()
     for step in bar:
         for group in optimizers[0].param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
         try:
             metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
-            watch.finite_weights(policy.denoiser)
-        except watch.NotFinite as error:
-            raise watch.told(error, run_dir, step + 1) from None
-        asked = processes.largest(interrupt.asked)
-        if processes.is_first():
-            report.log_step(run_dir, bar, step + 1, metrics, samples)
-            history = [*history, metrics][-watch.BACK :]
-            for text in watch.warnings(history, said):
+            health.finite_weights(policy.denoiser)
+        except health.NotFinite as error:
+            raise health.told(error, run_dir, step + 1) from None
+        asked = distributed.largest(interrupt.asked)
+        if distributed.is_first():
+            summary.log_step(run_dir, bar, step + 1, metrics, samples)
+            history = [*history, metrics][-health.BACK :]
+            for text in health.warnings(history, said):
                 bar.write(f"step {step + 1}: {text}")
-            report.tenth(run_dir, bar, step + 1)
+            summary.tenth(run_dir, bar, step + 1)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
-            runs.save_checkpoint(run_dir, policy, optimizers, step + 1)
+            run_folder.save_checkpoint(run_dir, policy, optimizers, step + 1)
         if asked:
             raise KeyboardInterrupt(asked)
 
@@ -246,25 +248,25 @@ def run_steps(settings, task, run_dir, policy, interrupt):
 
 def whole_run(settings, run_dir, resume, export):
     """The base measured, the steps, the trained model measured, and what came of it."""
-    policy, task, problems = runs.prepare(settings, run_dir, resume, export)
+    policy, task, problems = run_folder.prepare(settings, run_dir, resume, export)
     what, file = (policy, task, problems, settings), run_dir / "eval.json"
-    if processes.largest(not file.exists()):
-        report.measure(run_dir, "base", 0, *what)
-    with saving.FinishTheStep() as interrupt:
+    if distributed.largest(not file.exists()):
+        summary.measure(run_dir, "base", 0, *what)
+    with files.FinishTheStep() as interrupt:
         run_steps(settings, task, run_dir, policy, interrupt)
-    measured = saving.read_json(file)[-1]["step"] if processes.is_first() else 0
-    if processes.largest(measured) != settings.steps:  # else it was finished, and measured
-        report.measure(run_dir, "trained", settings.steps, *what)
-    if not processes.is_first():
+    measured = files.read_json(file)[-1]["step"] if distributed.is_first() else 0
+    if distributed.largest(measured) != settings.steps:  # else it was finished, and measured
+        summary.measure(run_dir, "trained", settings.steps, *what)
+    if not distributed.is_first():
         return
     plot_curves(run_dir)
     if settings.frontier:
-        rows = saving.read_json(run_dir / "frontier.json")
+        rows = files.read_json(run_dir / "frontier.json")
         plot_frontier(rows, run_dir / "frontier.png", run_dir.name)
-    report.tell(run_dir, settings)
+    summary.tell(run_dir, settings)
     if export:
-        with saving.replacing(Path(export)) as folder:
-            models.export(policy.denoiser, policy.tokenizer, folder)
+        with files.replacing(Path(export)) as folder:
+            loading.export(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print(run_dir)
 
@@ -273,10 +275,10 @@ def main(arguments=None):
     settings = run_dir = None
     try:
         given = read_flags(arguments)
-        processes.start()
-        settings, run_dir, resume, export = runs.choose(given)
-        lock = saving.locked(run_dir) if processes.is_first() else nullcontext()
-        with lock, processes.losing_none():
+        distributed.start()
+        settings, run_dir, resume, export = run_folder.choose(given)
+        lock = files.locked(run_dir) if distributed.is_first() else nullcontext()
+        with lock, distributed.losing_none():
             whole_run(settings, run_dir, resume, export)
         return 0
     except KeyboardInterrupt as stop:
@@ -292,7 +294,7 @@ def main(arguments=None):
         lower = ", ".join(f"--{name} ({getattr(settings, name, '')})" for name in names)
         other = "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128"
         other += ", --cache none"
-        print(f"train.py: {runs.out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
+        print(f"train.py: {run_folder.out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
         return 1
 
 

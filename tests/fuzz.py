@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fractions import Fraction
 
-from tasks import TASKS
+from tasks.registry import TASKS
 
 LIMIT = 0.005  # seconds of the processor for one completion
 DRESSES = ("{}", "{}", " {} ", "\n{}\n", "**{}**", "`{}`", "${}$", "\\( {} \\)", "\\boxed{{{}}}")

@@ -39,14 +39,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import memory  # noqa: E402
+
+from config import Settings  # noqa: E402
 from diffusion_policy import DiffusionPolicy  # noqa: E402
 from evaluate import device_name  # noqa: E402
-from families import read_config  # noqa: E402
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp  # noqa: E402
-from runs import load_policy  # noqa: E402
+from models.families import read_config  # noqa: E402
 from sampler import Decoder  # noqa: E402
-from settings import Settings  # noqa: E402
-from tasks import TASKS  # noqa: E402
+from tasks.registry import TASKS  # noqa: E402
+from training.run_folder import load_policy  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -238,7 +239,7 @@ def main_job(work):
 
 
 def benchmark():
-    command = [sys.executable, str(ROOT / "benchmark.py"), *([] if GPU else ["--shape", "tiny"])]
+    command = [sys.executable, "-m", "experiments.benchmark", *([] if GPU else ["--shape", "tiny"])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return {line[:16].strip(): line[16:].strip() for line in done.stdout.splitlines()}
 

@@ -8,9 +8,9 @@ from checkpoints import LAYERS, reference_logits, write_checkpoint
 from safetensors.torch import load_file
 from toy import metrics_of
 
-import models
 import train
-from models import add_lora, dtype_of, export, load_denoiser, load_lora, lora_layers
+from models import loading
+from models.loading import add_lora, dtype_of, export, load_denoiser, load_lora, lora_layers
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, which is optional, is not installed")
 
@@ -100,6 +100,6 @@ def test_4_bit_without_an_adapter_or_without_bitsandbytes_gets_one_line(
     assert train.main(flags) == 2
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        models.load_denoiser(str(folder), dtype="4bit")
+        loading.load_denoiser(str(folder), dtype="4bit")
     said = capsys.readouterr().err
     assert "give a --lora_rank above 0" in said and said.count("\n") == 1

@@ -7,8 +7,8 @@ from fractions import Fraction
 
 import pytest
 
-from answers import boxed, equivalent, extract_answer, final_answer, read_number
-from tasks import TASKS
+from tasks.answers import boxed, equivalent, extract_answer, final_answer, read_number
+from tasks.registry import TASKS
 
 GSM8K, MATH = TASKS["gsm8k"], TASKS["math"]
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-import benchmark
+from experiments import benchmark
 
 *SIZES, SETTINGS = benchmark.SHAPES["tiny"]
 SMALL = (*SIZES, replace(SETTINGS, prompts_per_step=2, group_size=3, inner_updates=2))

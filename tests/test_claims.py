@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import claims
-import gradients
 import likelihood
 import train
 from diffpo_loss import weight_metrics
-from saving import read_lines
+from experiments import claims, gradients
+from training.files import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "bases" / "tiny"
@@ -64,7 +63,7 @@ def test_a_run_is_its_adapter_merged_and_all_weights_have_gradients(run):
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         hidden = state.policy.hidden(ids)
-        adapted = claims.runs.load_policy(run).hidden(ids)
+        adapted = claims.run_folder.load_policy(run).hidden(ids)
     torch.testing.assert_close(hidden, adapted, rtol=1e-3, atol=1e-4)
 
 
@@ -150,7 +149,7 @@ def test_the_surrogates_table_is_told_kept_and_drawn(tmp_path, capsys):
 
 
 def test_a_batch_without_a_gradient_is_refused(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(claims.tasks.TASKS["countdown"].compact, "reward", lambda *_: 0.0)
+    monkeypatch.setattr(claims.registry.TASKS["countdown"].compact, "reward", lambda *_: 0.0)
     how = ("--task", "countdown", "--batches", 4, "--prompts", 1, "--out", tmp_path)
     code, _, err = told(capsys, "gradient", "tiny", *how)
     assert code == 2 and "all rewards of a batch are equal" in err and err.count("\n") == 1
@@ -176,11 +175,11 @@ def test_help_answers_without_torch_and_bad_flags_get_one_line(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError")
     environment = {"PYTHONPATH": f"{tmp_path}", "PATH": ""}
     for arguments, code in [(["--help"], 0), (["gradient", "--help"], 0), (["gradient"], 2)]:
-        command = [sys.executable, str(ROOT / "claims.py"), *arguments]
+        command = [sys.executable, "-m", "experiments.claims", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
         assert done.returncode == code
         assert len(done.stdout) > 200 if code == 0 else done.stderr.count("\n") == 1
-    command = [sys.executable, str(ROOT / "claims.py"), "gradient", "x", "--batches", "2"]
+    command = [sys.executable, "-m", "experiments.claims", "gradient", "x", "--batches", "2"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=150)
     assert "batches is at least 4" in done.stderr and done.stderr.count("\n") == 1
 

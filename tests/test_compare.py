@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import compare
-import pictures
-from report import GAMMAS
-from scores import area
-from settings import Settings
-from tasks import TASKS
+from config import Settings
+from evaluation import plots
+from evaluation.metrics import area
+from evaluation.summary import GAMMAS
+from experiments import compare
+from tasks.registry import TASKS
 
 N = 150
 TASK = TASKS["countdown"].compact
@@ -63,7 +63,7 @@ def write_run(folder, seed=0, each=None, more_calls=0.0, calls=100, **settings):
 def drawn(monkeypatch):
     """The figures that would have been saved."""
     figures = []
-    monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     return figures
 
 

@@ -18,7 +18,7 @@ import denoiser
 from denoiser import BlockCache, HalfProduct, LogitsModel
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
-from models import load_denoiser
+from models.loading import load_denoiser
 from sampler import Decoder
 
 # ---- what is read off states ---------------------------------------------------------------------

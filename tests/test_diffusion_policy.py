@@ -35,7 +35,7 @@ import denoiser
 from diffpo_loss import diffpo_loss
 from diffusion_policy import DiffusionPolicy, length_buckets
 from likelihood import draw_boundaries, surrogate_logp
-from models import load_denoiser
+from models.loading import load_denoiser
 from sampler import Decoder, ThresholdHead
 
 RULES = [("eb", 0.3), ("confidence", 0.7), ("top_k", 1), ("top_k", 2)]

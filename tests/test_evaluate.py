@@ -12,15 +12,15 @@ import torch
 from toy import random_tiny
 
 import evaluate
-import models
-import scores
-import together
 from diffusion_policy import DiffusionPolicy
-from runs import create_run, save_checkpoint
+from evaluation import metrics
+from models import loading
 from sampler import Decoder, ThresholdHead
-from saving import write_json
-from splits import FromFile
-from tasks import TASKS
+from tasks import mixture
+from tasks.registry import TASKS
+from tasks.splits import FromFile
+from training.files import write_json
+from training.run_folder import create_run, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkey
     lucky = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731 (it solves nothing else)
     for name in ("countdown", "sudoku"):
         monkeypatch.setattr(type(TASKS[name]), "solved", lucky)
-    task, decoder = together.find("countdown,sudoku", True), Decoder("eb", 2.0, temperature=0.0)
+    task, decoder = mixture.find("countdown,sudoku", True), Decoder("eb", 2.0, temperature=0.0)
     problems = task.problems("test", 9, 0)
     row, each = evaluate.evaluate(policy, task, problems, decoder, 19, 3), [""] * 9
     for name, part in row["tasks"].items():
@@ -77,9 +77,9 @@ def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkey
     for key, by in (("nfe", "problems"), ("solved", "problems"), ("clusters", None)):
         total = sum(part[key] * (part[by] if by else 1) for part in parts)
         assert row[key] == pytest.approx(total / (9 if by else 1))
-    assert "length up to 19" in evaluate.pictures.conditions([row])
+    assert "length up to 19" in evaluate.plots.conditions([row])
     alone = evaluate.evaluate(policy, TASKS["sudoku"].compact, own, decoder, 19)
-    assert "tasks" not in alone and "length 19" in evaluate.pictures.conditions([alone])
+    assert "tasks" not in alone and "length 19" in evaluate.plots.conditions([alone])
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_several_lengths_are_rows_of_one_table_with_an_aup_each(run_dir, capsys)
     header, *table = [re.split("  +", line.strip()) for line in out[-5:]]
     assert header[0] == "length" and header[-1] == "AUP"
     for i, length in ((0, "8"), (2, "10")):
-        score = scores.aup(rows[i : i + 2], max(row["solved"] for row in rows[i : i + 2]))
+        score = metrics.aup(rows[i : i + 2], max(row["solved"] for row in rows[i : i + 2]))
         assert [(line[0], line[-1]) for line in table[i : i + 2]] == [(length, f"{score:.1f}")] * 2
 
 
@@ -244,9 +244,9 @@ def test_an_adapter_is_put_onto_the_model_and_named_in_the_row(tmp_path, measure
     denoiser, tokenizer = random_tiny()
     for part in (denoiser, tokenizer):
         part.save_pretrained(tmp_path / "base")
-    denoiser, _ = models.load_denoiser(str(tmp_path / "base"))
-    model, gain = models.add_lora(denoiser, 2, 4), torch.Generator().manual_seed(0)
-    for layer in models.lora_layers(model).values():
+    denoiser, _ = loading.load_denoiser(str(tmp_path / "base"))
+    model, gain = loading.add_lora(denoiser, 2, 4), torch.Generator().manual_seed(0)
+    for layer in loading.lora_layers(model).values():
         weight = layer.lora_B["default"].weight
         weight.data.copy_(torch.randn(weight.shape, generator=gain))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
@@ -391,8 +391,8 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
     for row in rows:
         line = [x for x in rows if x["name"] == row["name"] and x["decoder"] == row["decoder"]]
         line = [x for x in line if (x["level"] == "learned") == (row["level"] == "learned")]
-        assert row["area"] == scores.area(line, largest)
-        assert row["aup"] == scores.aup(line, max(x["solved"] for x in rows))
+        assert row["area"] == metrics.area(line, largest)
+        assert row["aup"] == metrics.aup(line, max(x["solved"] for x in rows))
     table = said[len(measured) :]
     assert len(table) == 1 + 1 + 2 * 3 + 2 and all(len(line) <= 80 for line in table[:-1])
     (line,) = [x.split() for x in table if x.split()[:2] == ["other", "top_k"]]

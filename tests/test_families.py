@@ -9,9 +9,9 @@ from checkpoints import HIDDEN, drop_field, edit_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-import families
-from models import load_denoiser
-from tiny import tiny_tokenizer
+from models import families
+from models.loading import load_denoiser
+from models.tiny import tiny_tokenizer
 
 REFUSED = [
     ("block_type", "sequential"), ("activation_type", "swiglu"), ("layer_norm_type", "default"),

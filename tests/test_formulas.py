@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import formulas
-from formulas import Worker, same_formula
+from tasks import formulas
+from tasks.formulas import Worker, same_formula
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-import saving
-from settings import Settings, settings_of
-from tasks import TASKS
+from config import Settings, settings_of
+from tasks.registry import TASKS
+from training import files
 
 quick = run_with(
     max_examples=30, deadline=None, derandomize=True, database=None,
@@ -82,4 +82,4 @@ def test_any_log_is_read_and_good_rows_are_kept(tmp_path, lines):
     good, file = {"step": 1, "reward_mean": 0.5}, tmp_path / "metrics.jsonl"
     lines = [*lines, json.dumps(good), ""]
     file.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-    assert saving.read_lines(file)[-1] == good
+    assert files.read_lines(file)[-1] == good

@@ -9,16 +9,15 @@ import torch.distributed as dist
 from checkpoints import VOCABULARY, write_checkpoint
 from toy import metrics_of, wide_policy
 
-import processes
-import runs
-import tiny
 import train
 from denoiser import HalfProduct
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
-from models import add_lora, load_denoiser
+from models import tiny
+from models.loading import add_lora, load_denoiser
 from sampler import Decoder, ThresholdHead
-from tasks import find_task
+from tasks.registry import find_task
+from training import distributed, run_folder
 
 GPU = torch.cuda.is_available()
 ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
@@ -168,8 +167,8 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "1"}
     for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(processes, "is_several", lambda: True)
-    monkeypatch.setattr(runs, "check_processes", lambda *_: None)
+    monkeypatch.setattr(distributed, "is_several", lambda: True)
+    monkeypatch.setattr(run_folder, "check_processes", lambda *_: None)
     try:
         assert train.main([*flags, str(tmp_path / "split"), "--shard", "true"]) == 0
         backend = "nccl" if device == "cuda" else "gloo"

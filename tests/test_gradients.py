@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy import generator, sample, toy_policy
 
-import gradients
-import scores
+from evaluation import metrics
+from experiments import gradients
 from sampler import Decoder
 
 EXACT, TWO = ("exact", "no weights"), (gradients.TWO_STEPS, "no weights")
@@ -117,7 +117,7 @@ def test_bias_and_noise_made_by_hand_are_told_apart():
     found = made_up()
     exact, g = found.values()
     products = [(a @ b.T).double() for a, b in ((g, g), (g, exact), (exact, exact))]
-    draws = scores.bootstrap_weights(len(g))
+    draws = metrics.bootstrap_weights(len(g))
     value = gradients.statistics(*products, torch.ones(len(g), dtype=torch.double))
     spread = gradients.statistics(*products, draws)
     wanted = {"bias_cosine": math.cos(0.6), "noise": 1.5, "norm_ratio": 2.0}

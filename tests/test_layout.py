@@ -2,7 +2,6 @@
 files and functions that stay small.
 """
 
-import ast
 import shutil
 import subprocess
 import sys
@@ -116,35 +115,3 @@ def test_the_policy_needs_two_more_files_and_no_transformers(tmp_path):
 
 def is_an_example(printed):
     assert 3 < len(printed) < 25 and max(map(len, printed)) <= 100
-
-
-# ---- the yardstick -------------------------------------------------------------------------------
-
-
-def length(name):
-    return len((ROOT / name).read_text().splitlines())
-
-
-def functions(name):
-    """A file's functions, each its name, lines and number of arguments, self among them."""
-    for node in ast.walk(ast.parse((ROOT / name).read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            a = node.args
-            several = [x for x in (a.vararg, a.kwarg) if x]
-            arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *several]
-            yield node.name, node.end_lineno - node.lineno + 1, len(arguments)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_no_function_has_more_than_50_lines_or_7_arguments(name):
-    long = [found for found in functions(name) if found[1] > 50 or found[2] > 7]
-    assert not long
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_no_file_is_longer_than_a_sitting(name):
-    assert length(name) <= (400 if name == "tasks.py" else 350)
-
-
-def test_all_files_together_stay_small():
-    assert sum(map(length, FILES)) <= 8000

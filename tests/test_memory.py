@@ -15,13 +15,13 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-import benchmark
-import memory
+from config import RECIPES, Settings
 from denoiser import BlockCache
-from models import LORA
-from settings import RECIPES, Settings
+from experiments import benchmark
+from models.loading import LORA
+from training import memory
 
-ROOT = Path(memory.__file__).parent
+ROOT = Path(memory.__file__).parent.parent
 LLADA, QWEN = benchmark.config_of("LLaDA-8B"), benchmark.config_of("Qwen3-0.6B")
 RECIPE = Settings(**RECIPES["LLaDA"])
 SIZES = dict(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
@@ -188,7 +188,7 @@ STAGES = dict(micro_batch_size=32, prompts_per_step=4, inner_updates=1)
 MEASURED = {"rollout, dual": ROWS, "update, checkpointing": STAGES}
 CODE = f"""
 import json, os
-import benchmark
+from experiments import benchmark
 for name, changes in {MEASURED}.items():
     if not os.fork():  # each is a process of its own, whose peak starts from what it now has
         print(json.dumps([name, benchmark.check_memory(name, {SMALL}, **changes)]), flush=True)

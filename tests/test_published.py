@@ -5,9 +5,9 @@ import json
 import pytest
 
 import evaluate
-import published
-from splits import FromFile, split_of
-from tasks import TASKS, is_solution_grid
+from tasks import published
+from tasks.registry import TASKS, is_solution_grid
+from tasks.splits import FromFile, split_of
 
 COUNTDOWN, SUDOKU = TASKS["countdown"], TASKS["sudoku"]
 

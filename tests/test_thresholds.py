@@ -10,15 +10,15 @@ import pytest
 import torch
 from toy import random_tiny
 
-import report
-import thresholds
-import together
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
-from runs import create_run, save_checkpoint
+from evaluation import summary
+from experiments import thresholds
 from sampler import Decoder, ThresholdHead
-from saving import write_json
-from tasks import TASKS
+from tasks import mixture
+from tasks.registry import TASKS
+from training.files import write_json
+from training.run_folder import create_run, save_checkpoint
 
 
 def fewest_inverses(numbers, target):
@@ -133,7 +133,7 @@ def lucky(monkeypatch):
 def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
     make_run, policy, lucky, tmp_path, capsys
 ):
-    task = together.find("countdown,sudoku", True)
+    task = mixture.find("countdown,sudoku", True)
     problems = task.problems("validation", 9, 0)
     how = dict(temperature=0.0, stop_at_eos=True, sample_threshold=False)
     rows = [
@@ -203,7 +203,7 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
     same, worth, _ = thresholds.words(said)
     assert same == "γ is the same for every prompt." and "0.0 points more" in worth
     assert "No fixed γ takes as many calls: compared with the nearest of 5.00 to 5.00." in worth
-    assert set(report.GAMMAS) <= set(thresholds.FIXED)
+    assert set(summary.GAMMAS) <= set(thresholds.FIXED)
 
 
 def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):

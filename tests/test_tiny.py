@@ -8,9 +8,9 @@ import random
 import pytest
 import torch
 
-import tiny
 from diffusion_policy import DiffusionPolicy
-from tiny import Recipe, Training, encode, masked_loss, tiny_denoiser, tiny_tokenizer
+from models import tiny
+from models.tiny import Recipe, Training, encode, masked_loss, tiny_denoiser, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)

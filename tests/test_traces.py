@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from toy import toy_policy
 
-import traces
+from evaluation import traces
+from evaluation.plots import shade
 from likelihood import latent_at
-from pictures import shade
 from sampler import Decoder
 
 TASK = SimpleNamespace(prompt=lambda problem: problem, solved=lambda problem, text: "a" in text)

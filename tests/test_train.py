@@ -11,21 +11,20 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file
 from toy import metrics_of, random_tiny
 
-import report
-import runs
-import saving
 import train
+from config import Settings
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
+from evaluation import summary
+from evaluation.summary import METRICS
 from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
-from models import load_denoiser
-from report import METRICS
-from runs import load_policy
+from models.loading import load_denoiser
 from sampler import Decoder, ThresholdHead
-from saving import read_lines
-from settings import Settings
-from tasks import TASKS
+from tasks.registry import TASKS
 from train import update_denoiser
+from training import files, run_folder
+from training.files import read_lines
+from training.run_folder import load_policy
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +119,7 @@ def test_speed_multiplies_the_reward(run, monkeypatch):
     monkeypatch.setattr(type(TASKS["countdown"].compact), "reward", pay)
     seen = []
     monkeypatch.setattr(
-        report, "samples", lambda _, texts, rollout, reward: seen.append((rollout, reward)) or []
+        summary, "samples", lambda _, texts, rollout, reward: seen.append((rollout, reward)) or []
     )
     _, folder = run("a", steps=1, prompts_per_step=1, group_size=4, speed_weight=0.4)
     ((rollout, reward),) = seen
@@ -188,21 +187,21 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
             raise KeyboardInterrupt
         return evaluate(policy, task, problems, decoder, *rest)
 
-    monkeypatch.setattr(report, "evaluate", counted)
+    monkeypatch.setattr(summary, "evaluate", counted)
     gammas = [0.1, 0.01, 0.03, 0.3, 1.0]
     code, folder = run("a", frontier=True)
     assert code == 130 and measured == [*gammas, None, 0.1, 0.01]
     known = {path: path.read_text() for path in folder.glob("*.json")}
-    assert len(saving.read_json(folder / "frontier.json")) == 5
+    assert len(files.read_json(folder / "frontier.json")) == 5
     assert run("a", resume=True)[0] == 0 and measured[8:] == [None, *gammas]
-    rows = saving.read_json(folder / "frontier.json")
+    rows = files.read_json(folder / "frontier.json")
     assert [(row["name"], row["step"]) for row in rows] == [("base", 0)] * 5 + [("trained", 2)] * 6
     for path, text in known.items():  # what the base did is as it was
-        now = saving.read_json(path)
+        now = files.read_json(path)
         assert (
             now == json.loads(text) if path.name == "config.json" else text[:-3] in path.read_text()
         )
-    table = saving.read_json(folder / "eval.json")
+    table = files.read_json(folder / "eval.json")
     assert [row | {"name": ""} for row in table] == [rows[i] | {"name": ""} for i in (0, 5, 6)]
     capsys.readouterr()
     assert run("a", resume=True)[0] == 0 and len(measured) == 14  # it was finished: told again
@@ -216,7 +215,7 @@ def test_completions_are_the_base_models_and_the_trained_ones(run):
         load_policy(folder),
         DiffusionPolicy(*load_denoiser("tiny")),
     )
-    rows, task = saving.read_json(folder / "completions.json"), TASKS["countdown"].compact
+    rows, task = files.read_json(folder / "completions.json"), TASKS["countdown"].compact
     problems = task.problems("test", 4, 0)[:3]
     assert [row["problem"] for row in rows] == problems * 2
     for policy, level, part in ((base, 0.1, rows[:3]), (trained, None, rows[3:])):
@@ -262,7 +261,7 @@ def every_completion_earns_something(request, monkeypatch):
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
     settings = dict(steps=5, save_every=2, inner_updates=2)
     _, whole = run("whole", **settings)
-    log_step = report.log_step
+    log_step = summary.log_step
 
     def pull_the_plug(run_dir, bar, step, *rest):
         if step > killed_after:
@@ -271,10 +270,10 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsy
             raise KeyboardInterrupt
         log_step(run_dir, bar, step, *rest)
 
-    monkeypatch.setattr(report, "log_step", pull_the_plug)
+    monkeypatch.setattr(summary, "log_step", pull_the_plug)
     code, folder = run("killed", **settings)
     assert code == 130 and "--resume" in capsys.readouterr().out
-    monkeypatch.setattr(report, "log_step", log_step)
+    monkeypatch.setattr(summary, "log_step", log_step)
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(folder) == metrics_of(whole)
     weights = weights_of(whole)
@@ -291,7 +290,7 @@ def test_a_run_killed_before_its_first_checkpoint_is_resumed_from_the_start(run,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "log_step", pull_the_plug)
+        patch.setattr(summary, "log_step", pull_the_plug)
         assert run("killed")[0] == 130
     assert run("killed", resume=True)[0] == 0
     assert metrics_of(whole.parent / "killed") == metrics_of(whole)
@@ -314,9 +313,9 @@ def test_of_two_tasks_each_step_is_the_one_that_a_run_of_its_task_would_make(run
         its = [row for row in read_lines(alone / "samples.jsonl") if row["step"] == i + 1]
         assert [row["problem"].pop("task") for row in ours] == [task] * len(its) and ours == its
     assert config_of(both)["length"] == 19
-    for row in saving.read_json(both / "eval.json"):
+    for row in files.read_json(both / "eval.json"):
         assert [part["length"] for part in row["tasks"].values()] == [10, 19]
-    shown = [row["problem"]["task"] for row in saving.read_json(both / "completions.json")]
+    shown = [row["problem"]["task"] for row in files.read_json(both / "completions.json")]
     assert shown == ["countdown", "sudoku", "countdown"] * 2
 
 
@@ -335,12 +334,12 @@ def test_a_resumed_run_of_two_tasks_equals_an_unbroken_one(run, capsys):
 
 
 def test_a_task_that_the_shipped_base_does_not_know_asks_for_a_base(run, tmp_path, capsys):
-    source = "from tasks import Countdown\nclass Mine(Countdown): pass\n"
+    source = "from tasks.registry import Countdown\nclass Mine(Countdown): pass\n"
     (tmp_path / "mine.py").write_text(source)
     code, folder = run("a", task=f"{tmp_path}/mine.py:Mine")
     message = capsys.readouterr().err
     assert code == 2 and message.count("\n") == 1 and not folder.exists()
-    assert f"python tiny.py --task {tmp_path}/mine.py:Mine" in message
+    assert f"python -m models.tiny --task {tmp_path}/mine.py:Mine" in message
 
 
 # ---- adapters, caches, real checkpoints ----------------------------------------------------------
@@ -410,7 +409,7 @@ def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
     flags |= dict(inner_updates=1, steps=1, prompts_per_step=1, group_size=2, eval_problems=1)
     _, folder = run("a", **flags)
     settings = Settings(**config_of(folder))
-    resumed = runs.prepare(settings, folder, resume=True, export="")[0].denoiser
+    resumed = run_folder.prepare(settings, folder, resume=True, export="")[0].denoiser
     dtypes = {(p.requires_grad, p.dtype) for p in resumed.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 
@@ -533,12 +532,12 @@ def test_what_a_task_cannot_read_is_one_line_and_the_run_can_go_on(run, monkeypa
 
     run("made")  # the base
     with monkeypatch.context() as patch:
-        patch.setattr(report, "evaluate", fail)
+        patch.setattr(summary, "evaluate", fail)
         capsys.readouterr()
         code, folder = run("a")
     assert code == 2 and capsys.readouterr().err == "train.py: no answer to be read\n"
     assert not (folder / "eval.json").exists()
-    assert run("a", resume=True)[0] == 0 and len(saving.read_json(folder / "eval.json")) == 3
+    assert run("a", resume=True)[0] == 0 and len(files.read_json(folder / "eval.json")) == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):

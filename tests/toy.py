@@ -15,8 +15,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffusion_policy import DiffusionPolicy
+from models.tiny import tiny_denoiser, tiny_tokenizer
 from sampler import ThresholdHead
-from tiny import tiny_denoiser, tiny_tokenizer
 
 MASK, EOS, A, B = range(4)
 HIDDEN = 16

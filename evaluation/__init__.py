@@ -1,0 +1,1 @@
+"""Scores, tables, plots and traces of what a model writes."""

@@ -1,0 +1,1 @@
+"""The paper's claims measured, benchmarks, and the grids behind EXPERIMENTS.md."""

@@ -1,0 +1,73 @@
+"""The flags: --help answers at once and in groups, and what is misspelt is refused."""
+
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import pytest
+
+import config
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def help_text():
+    """What --help prints where torch cannot be imported, whatever the terminal's width."""
+    code = "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['train.py', '--help']"
+    code += "; runpy.run_path('train.py', run_name='__main__')"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"COLUMNS": "200"})
+    assert done.returncode == 0 and not done.stderr
+    return done.stdout
+
+
+def test_help_needs_no_torch_and_fits_80_columns(help_text):
+    assert max(map(len, help_text.splitlines())) <= 80
+    assert "python train.py --task countdown" in help_text and "--resume" in help_text
+
+
+def test_every_setting_is_named_in_its_group(help_text):
+    where = {}
+    for part in help_text.split("\n\n"):
+        title, *lines = part.splitlines()
+        for name in re.findall(r"^  --(\w+)", "\n".join(lines), re.M):
+            where[name] = title.rstrip(":")
+    group = None
+    for f in fields(config.Settings):
+        group = config.GROUPS.get(f.name, group)
+        assert where[f.name] == group, f.name
+    assert len(set(where.values()) - {"options"}) == len(config.GROUPS)
+
+
+def test_the_groups_are_those_that_the_source_shows():
+    source = (ROOT / "config.py").read_text(encoding="utf-8")
+    assert re.findall(r"    # (.+)\n    (\w+):", source) == [
+        (v, k) for k, v in config.GROUPS.items()
+    ]
+
+
+def test_defaults_and_recipes_are_told(help_text):
+    text = " ".join(help_text.split())
+    assert "P, prompts a step [32; sudoku 16; countdown,sudoku 24; LLaDA 16; small 16]" in text
+    assert "what learns: one of policy, sampler, joint [joint]" in text
+    assert "[]" not in text
+
+
+@pytest.mark.parametrize("flags", [["--step", "3"], ["--run", "a"], ["--resum"]])
+def test_an_abbreviated_flag_is_refused(flags, capsys):
+    with pytest.raises(SystemExit) as stop:
+        config.read_flags(flags)
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and flags[0] in message and message.count("\n") == 1
+
+
+def test_a_run_from_before_a_setting_came_had_its_default_and_any_other_is_refused():
+    saved = asdict(config.Settings(seed=3))
+    older = {name: saved[name] for name in saved.keys() - config.LATER}
+    assert config.settings_of(older, "config.json") == config.Settings(seed=3)
+    for other in (saved | {"novelty": 1}, {k: v for k, v in saved.items() if k != "seed"}):
+        with pytest.raises(ValueError, match="config.json is not of this train.py"):
+            config.settings_of(other, "config.json")

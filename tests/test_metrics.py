@@ -1,0 +1,80 @@
+"""Intervals, areas, AUP and pass@k, against the same got by hand or by counting."""
+
+import math
+import random
+from itertools import combinations
+
+import pytest
+
+from evaluation import metrics
+
+
+def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
+    # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
+    low, high, k = metrics.share_interval([True] * 81 + [False] * 182, list(map(str, range(263))))
+    assert (low, high, k) == (pytest.approx(0.2553, abs=0.01), pytest.approx(0.3662, abs=0.01), 263)
+
+
+def test_problems_of_a_cluster_count_together():
+    solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
+    apart = metrics.share_interval(solved, clusters)
+    together = metrics.share_interval(solved * 16, clusters * 16)
+    assert together == apart  # sixteen copies tell nothing new
+    naive = metrics.share_interval(solved * 16, list(map(str, range(960))))
+    assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
+
+
+def test_the_interval_covers_the_true_share_as_often_as_it_says():
+    chance, hits = random.Random(0), 0
+    for _ in range(200):
+        solved, clusters = [], []
+        for cluster in range(60):  # of unequal sizes, each solved or missed as a whole
+            right, size = chance.random() < 0.3, chance.choice([1, 5, 20])
+            solved += [right] * size
+            clusters += [str(cluster)] * size
+        low, high, _ = metrics.share_interval(solved, clusters, draws=400)
+        hits += low <= 0.3 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("solved", "low", "high"), [(False, 0, 0.1611), (True, 0.8389, 1)])
+def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high):  # 0 of 20
+    interval = metrics.share_interval([solved] * 40, [str(i % 20) for i in range(40)])
+    assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
+
+
+def points(*triples):
+    """Rows of a frontier: (nfe, solved, tokens a call) each."""
+    names = ("nfe", "solved", "tokens_per_call")
+    return [dict(zip(names, triple, strict=True)) for triple in triples]
+
+
+def test_the_area_is_the_mean_of_the_best_within_each_budget():
+    # budgets 1 to 2: nothing; 2 to 4: 0.2; 4 to 5: 0.5, and the worse, dearer point adds nothing
+    rows = points((4, 0.5, 0), (2, 0.2, 0), (5, 0.3, 0))
+    assert metrics.area(rows, 5) == pytest.approx((2 * 0.2 + 1 * 0.5) / 4)
+    assert metrics.area(rows, 9) == pytest.approx((2 * 0.2 + 5 * 0.5) / 8)
+    assert metrics.area(rows, 3) == pytest.approx(0.2 / 2)  # what costs more is not reached
+    budgets = [1 + 8 * (i + 0.5) / 8000 for i in range(8000)]
+    reached = [max([x["solved"] for x in rows if x["nfe"] <= b], default=0) for b in budgets]
+    assert metrics.area(rows, 9) == pytest.approx(sum(reached) / 8000)
+    assert metrics.area(points((1, 0.7, 0)), 1) == 0.7 and metrics.area([], 1) == 0
+    assert metrics.area(points((1, 1.0, 0)), 6) == 1  # all solved in one call
+
+
+def test_aup_is_the_formula_worked_by_hand():
+    rows = points((5, 0.40, 2), (10, 0.38, 1), (2, 0.20, 5))  # the last is over 5 points worse
+    below = 38 * math.exp(-3 * 0.05)  # W(38) with y_max 40
+    assert metrics.aup(rows, 0.40) == pytest.approx(1 * 38 + (2 - 1) * (40 + below) / 2)
+    worse = 40 * math.exp(-1.5) + 38 * math.exp(-3 * 42 / 80)  # where another run reaches 80
+    assert metrics.aup(rows, 0.80) == pytest.approx(38 + worse / 2)
+    assert metrics.aup(points((3, 0.5, 4)), 0.5) == 200 and metrics.aup(rows[:1], 0.4) == 80
+    assert metrics.aup(points((3, 0, 4), (2, 0, 5)), 0) == 0  # nothing is solved at all
+
+
+@pytest.mark.parametrize(
+    ("n", "right", "k"), [(5, 2, 1), (5, 2, 3), (6, 1, 2), (4, 0, 2), (3, 3, 2)]
+)
+def test_pass_at_k_is_the_share_of_all_choices_of_k_that_hold_a_right_one(n, right, k):
+    chosen = list(combinations([True] * right + [False] * (n - right), k))
+    assert metrics.pass_at(right, n, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))

@@ -1,0 +1,1 @@
+"""What surrounds the loop: run folder, checkpoints, several processes, logs, health checks."""
