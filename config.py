@@ -1,126 +1,188 @@
-"""Every setting, once: its flag, its default, its limits, and the recipes of other tasks.
+"""Every hyperparameter of a training run: its flag, its default, what it means, d1's value.
 
-    train.py --help     prints them, in groups
-    runs/NAME/config.json keeps them: it alone repeats the run
+    python train.py --help      prints them, in groups
+    runs/NAME/config.json       keeps them; a run can be repeated from this file alone
 
-Standard library alone: --help answers before torch is imported, which takes seconds.
+The defaults train the embedded tiny model on countdown. RECIPES holds what other tasks, models and
+GPUs change. Where TRL's GRPOConfig or d1 has a name for a setting, ours is the same.
+
+Only the standard library is imported here: --help answers before torch is loaded, which takes
+seconds.
 """
 
 import argparse
+import difflib
 import functools
-import time
+import math
+import sys
 from dataclasses import dataclass, field, fields
-from math import inf
-
-BEGAN = time.perf_counter()  # of the program: this file is imported first
 
 
-def flag(default, help, low=-inf, high=None, choices=()):
-    """A setting. A number with a lower limit has an upper one too: more is a slip of the finger."""
-    high = high or (1_000_000 if isinstance(default, int) else 1e12)
-    return field(default=default, metadata=dict(help=help, low=low, high=high, choices=choices))
+def setting(default, help, d1=None, minimum=None, maximum=None, choices=()):
+    """A field of Config. `d1` is the value in d1's (diffu-GRPO's) code, where it differs."""
+    metadata = {"help": help, "d1": d1, "minimum": minimum, "maximum": maximum, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
-class Settings:
-    """Every field is a flag. Defaults served tiny on countdown; RECIPES has what others change."""
+class Config:
+    """One field per flag of train.py. Raises ValueError for a value out of range."""
 
     # run
-    task: str = flag("countdown", "countdown, sudoku, gsm8k, math, or FILE.py:NAME; several: A,B")
-    model: str = flag("", "tiny, a hub name, or a folder with a checkpoint; default by hardware")
-    data: str = flag("", "a JSON-lines file of problems, split 70/10/20; default the task's own")
-    run_dir: str = flag("", "a new folder for this run; default runs/TASK-TRAIN-TIME")
-    seed: int = flag(0, "of everything that is drawn", 0, 2**63 - 1)
-    train: str = flag("joint", "what learns", choices=("policy", "sampler", "joint"))
-    steps: int = flag(120, "RL steps, each on a fresh batch of rollouts", 1)
+    task: str = setting(
+        "countdown", "countdown, sudoku, gsm8k, math, or FILE.py:NAME; several: A,B"
+    )
+    model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
+    data: str = setting("", "a file of problems, split 70/10/20; default: the task's own")
+    run_dir: str = setting("", "a new folder for this run; default runs/TASK-TARGET-TIME")
+    seed: int = setting(0, "of everything random", minimum=0, maximum=2**63 - 1)
+    steps: int = setting(120, "RL steps, each on a fresh batch of rollouts", minimum=1)
+    train_target: str = setting("joint", "what learns", choices=("policy", "sampler", "joint"))
+    device: str = setting("auto", "auto: the GPU if there is one", choices=("auto", "cpu", "cuda"))
+    report_to: str = setting(
+        "none", "also log to", choices=("none", "tensorboard", "trackio", "wandb")
+    )
     # rollout
-    prompts_per_step: int = flag(32, "P, prompts a step", 1)
-    group_size: int = flag(8, "G, completions a prompt", 2)
-    length: int = flag(0, "L, tokens a completion; 0: what tiny's form of the task needs", 0)
-    prefill: str = flag("", "how every completion is made to begin, e.g. <reasoning>")
-    temperature: float = flag(1.0, "of the tokens drawn in rollouts", 0.01)
-    block_length: int = flag(0, "tokens a block, done left to right; 0: the whole canvas", 0)
-    cache: str = flag("none", "block cache; none is exact", choices=("none", "prefix", "dual"))
-    gamma_0: float = flag(0.1, "nats; the entropy threshold that the learned one starts from")
+    prompts_per_step: int = setting(32, "P, prompts in a step", d1=16, minimum=1)
+    num_generations: int = setting(8, "G, completions of each prompt (a group)", d1=6, minimum=2)
+    max_completion_length: int = setting(
+        0, "L, tokens of a completion; 0: the length of the tiny model's task", d1=256, minimum=0
+    )
+    prefill: str = setting("", "how every completion is made to begin, e.g. <reasoning>")
+    temperature: float = setting(1.0, "of the tokens drawn in rollouts", d1=0.9, minimum=0.01)
+    block_length: int = setting(
+        0, "decode left to right in blocks of this many tokens; 0: one block", d1=32, minimum=0
+    )
+    cache: str = setting(
+        "none", "block cache of keys and values; none is exact", choices=("none", "prefix", "dual")
+    )
+    initial_threshold: float = setting(
+        0.1, "gamma_0 in nats: the entropy threshold that the learned one starts from"
+    )
     # objective
-    num_stages: int = flag(2, "m, stages of likelihood: 1 mean-field (d1), 2 two-stage", 1, 10**4)
-    is_cap: float = flag(1.0, "C, cap of the importance weight; 0: no weights (d1)", 0)
-    normalise_by: str = flag("canvas", "a row's sum over L, or |o|", choices=("canvas", "text"))
-    clip_eps: float = flag(0.2, "PPO clip range of the ratio; d1 0.5", 1e-6)
-    inner_updates: int = flag(1, "mu, optimisation steps per batch of rollouts; d1 8 to 12", 1)
-    scale_by_std: bool = flag(True, "divide advantages by their group's std; d1 does not")
-    speed_weight: float = flag(0.35, "lambda: the reward is times 1 - lambda * NFE / L", 0, 1)
-    prompt_hide_probability: float = flag(0.0, "of a prompt token while scoring; d1 0.15", 0, 1)
-    kl_beta: float = flag(0.0, "weight of the KL to the base model; d1 0.04", 0)
+    num_stages: int = setting(
+        2, "m, stages of the likelihood: 1 mean-field, 2 two-times mean-field", d1=1, minimum=1
+    )
+    importance_weight_cap: float = setting(
+        1.0, "C, cap of the importance weight; 0: no weights", d1=0, minimum=0
+    )
+    normalise_by: str = setting(
+        "canvas", "divide a completion's sum by L or by |o|", d1="text", choices=("canvas", "text")
+    )
+    epsilon: float = setting(0.2, "PPO's clip range of the ratio", d1=0.5, minimum=1e-6)
+    num_iterations: int = setting(1, "mu, updates on each batch of rollouts", d1=12, minimum=1)
+    scale_rewards: bool = setting(True, "divide advantages by their group's std", d1=False)
+    nfe_penalty: float = setting(
+        0.35, "lambda: rewards are multiplied by 1 - lambda * NFE / L", d1=0, minimum=0, maximum=1
+    )
+    p_mask_prompt: float = setting(
+        0.0, "mask each prompt token with this probability while scoring", d1=0.15,
+        minimum=0, maximum=1,
+    )  # fmt: skip
+    beta: float = setting(0.0, "weight of the KL to the base model", d1=0.04, minimum=0)
     # optimiser
-    learning_rate: float = flag(2e-3, "AdamW on the denoiser, constant after warm-up", 0, 1)
-    warmup_steps: int = flag(10, "steps over which the learning rate rises from 0", 0)
-    grad_clip: float = flag(1.0, "largest norm of the denoiser's gradient", 1e-6)
-    weight_decay: float = flag(0.0, "of AdamW on the denoiser; d1 0.1", 0, 1)
-    head_learning_rate: float = flag(1e-2, "Adam on the threshold head", 0, 1)
-    head_sigma: float = flag(0.5, "spread of log gamma around the head's mean: exploration", 1e-3)
-    head_clip_eps: float = flag(0.2, "PPO clip range of the threshold's ratio", 1e-6)
+    learning_rate: float = setting(
+        2e-3, "AdamW on the denoiser, constant after warm-up", d1=3e-6, minimum=0
+    )
+    warmup_steps: int = setting(10, "steps in which the learning rate rises from 0", minimum=0)
+    max_grad_norm: float = setting(1.0, "clip the denoiser's gradient", d1=0.2, minimum=1e-6)
+    weight_decay: float = setting(0.0, "of AdamW on the denoiser", d1=0.1, minimum=0)
+    threshold_learning_rate: float = setting(1e-2, "Adam on the threshold head", minimum=0)
+    threshold_sigma: float = setting(
+        0.5, "spread of log gamma around the head's mean: exploration", minimum=1e-3
+    )
+    threshold_epsilon: float = setting(
+        0.2, "PPO's clip range of the threshold's ratio", minimum=1e-6
+    )
     # memory
-    rollout_batch_size: int = flag(0, "rows rolled out at once, in whole groups; 0: all", 0)
-    micro_batch_size: int = flag(256, "rows scored at once; changes no gradient", 1)
-    lora_rank: int = flag(16, "of the layers' adapter; 0 trains every weight", 0, 10_000)
-    lora_alpha: float = flag(32.0, "the adapter is scaled by lora_alpha / lora_rank", 0)
-    lora_dropout: float = flag(0.0, "of the adapter's inputs; any is noise in the ratio", 0, 0.9)
-    gradient_checkpointing: bool = flag(False, "less memory for a third more work")
-    shard: bool = flag(False, "split the layers' weights over torchrun's processes (FSDP2)")
-    dtype: str = flag("auto", "of the base", choices=("auto", "float32", "bfloat16", "4bit"))
+    rollout_batch_size: int = setting(0, "rows rolled out at once; 0: all", minimum=0)
+    micro_batch_size: int = setting(256, "rows scored at once; changes no gradient", minimum=1)
+    lora_rank: int = setting(16, "of the LoRA adapter; 0: train all weights", d1=128, minimum=0)
+    lora_alpha: float = setting(
+        32.0, "the adapter is scaled by lora_alpha / lora_rank", d1=64, minimum=0
+    )
+    lora_dropout: float = setting(
+        0.0, "on the adapter's inputs; it adds noise to the ratio", d1=0.05, minimum=0, maximum=0.9
+    )
+    gradient_checkpointing: bool = setting(False, "less memory for a third more work")
+    shard: bool = setting(False, "split the layers' weights over torchrun's processes (FSDP2)")
+    dtype: str = setting(
+        "auto", "of the base model's weights", d1="4bit",
+        choices=("auto", "float32", "bfloat16", "4bit"),
+    )  # fmt: skip
     # measuring and saving
-    eval_problems: int = flag(1000, "held-out problems before and after", 1)
-    eval_split: str = flag("test", "tune on validation", choices=("test", "validation"))
-    frontier: bool = flag(True, "measure base and trained at five gammas too: frontier.png")
-    save_every: int = flag(50, "steps between checkpoints", 1)
+    eval_problems: int = setting(1000, "held-out problems, before and after", minimum=1)
+    eval_split: str = setting("test", "tune on validation", choices=("test", "validation"))
+    frontier: bool = setting(True, "measure base and trained model at five gammas: frontier.png")
+    save_every: int = setting(50, "steps between checkpoints", minimum=1)
 
     def __post_init__(self):
         for f in fields(self):
-            value, (low, high, choices) = getattr(self, f.name), list(f.metadata.values())[1:]
-            if type(value) is not f.type and (f.type, type(value)) != (float, int):
-                kind = f.type.__name__
-                raise ValueError(f"{f.name} = {value!r:.40}: it has to be of type {kind}")
+            name, value = f.name, getattr(self, f.name)
+            if type(value) is not f.type and not (f.type is float and type(value) is int):
+                raise ValueError(f"{name} = {value!r:.40}: it has to be of type {f.type.__name__}")
+            choices, minimum, maximum = (f.metadata[k] for k in ("choices", "minimum", "maximum"))
             if choices and value not in choices:
-                raise ValueError(f"unknown {f.name} {value!r}: choose one of {', '.join(choices)}")
-            if low > -inf and not low <= value <= high:
-                limits = f"at least {low} and at most {high}"
-                raise ValueError(f"{f.name} = {value!s:.20}: it has to be {limits}")
-        if self.prompts_per_step * self.group_size > 1_000_000:
-            raise ValueError("prompts_per_step times group_size is over 1000000 completions a step")
+                raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} = {value}: it has to be a finite number")
+            if minimum is not None and value < minimum:
+                raise ValueError(f"{name} = {value}: it has to be at least {minimum}")
+            if maximum is not None and value > maximum:
+                raise ValueError(f"{name} = {value}: it has to be at most {maximum}")
 
 
-LATER = {"rollout_batch_size", "shard"}  # settings that came later: an older run had their default
-
-
-def settings_of(saved, file):
-    """The Settings of a config.json's dict. Raises ValueError for one of another version."""
-    if set(saved) | LATER != {f.name for f in fields(Settings)}:
-        raise ValueError(f"{file} is not of this train.py: start a new run")
-    return Settings(**saved)
-
-
-# Settings with another default. Sudoku's rows are twice as long, so half as many. Its rewards are
-# dense (cells): wrong grids earn too, so a high price of speed would teach it to hurry.
-# Both together have 120 turns each, and one price of speed. That is not tuned.
-# LLaDA's are d1's where it has them. They are not tuned here: no such model was at hand.
+# What other tasks and models change of the defaults.
+# Sudoku's rows are twice as long, so a step has half as many. Its rewards are dense (each cell
+# counts), so wrong grids earn something too, and a high price of speed would teach it to hurry.
+# With both tasks in one run each has 120 steps, and both have one price of speed; not tuned.
+# LLaDA's settings are d1's where d1 has them. They are not tuned: no such model was at hand.
 RECIPES = {
-    "sudoku": dict(prompts_per_step=16, steps=140, speed_weight=0.15, learning_rate=1e-3),
-    "countdown,sudoku": dict(prompts_per_step=24, steps=240, speed_weight=0.25, learning_rate=1e-3),
-    "LLaDA": dict(
-        prompts_per_step=16, group_size=6, steps=300, length=256, temperature=0.9, block_length=32,
-        cache="dual", clip_eps=0.5, inner_updates=8, learning_rate=3e-6, grad_clip=0.2,
-        speed_weight=0.25, weight_decay=0.1, head_learning_rate=3e-3, micro_batch_size=12,
-        lora_rank=128, lora_alpha=64, gradient_checkpointing=True, eval_problems=256,
-        frontier=False,
-    ),
-}  # fmt: skip
-# Of checkpoints under 2 billion parameters, in place of LLaDA's; and what smaller GPUs change of
-# either. (python -m experiments.benchmark --memory MODEL --gpu_gib 24 says what fits.)
-RECIPES["small"] = RECIPES["LLaDA"] | dict(learning_rate=1e-5, lora_rank=64, rollout_batch_size=24)
-RECIPES["48 GB"] = dict(rollout_batch_size=48)
-RECIPES["24 GB"] = dict(rollout_batch_size=24, dtype="4bit")
-# The groups of --help: the first setting of each, and its name.
+    "sudoku": {
+        "prompts_per_step": 16,
+        "steps": 140,
+        "nfe_penalty": 0.15,
+        "learning_rate": 1e-3,
+    },
+    "countdown,sudoku": {
+        "prompts_per_step": 24,
+        "steps": 240,
+        "nfe_penalty": 0.25,
+        "learning_rate": 1e-3,
+    },
+    "LLaDA": {
+        "prompts_per_step": 16,
+        "num_generations": 6,
+        "steps": 300,
+        "max_completion_length": 256,
+        "temperature": 0.9,
+        "block_length": 32,
+        "cache": "dual",
+        "epsilon": 0.5,
+        "num_iterations": 8,
+        "nfe_penalty": 0.25,
+        "learning_rate": 3e-6,
+        "max_grad_norm": 0.2,
+        "weight_decay": 0.1,
+        "threshold_learning_rate": 3e-3,
+        "micro_batch_size": 12,
+        "lora_rank": 128,
+        "lora_alpha": 64,
+        "gradient_checkpointing": True,
+        "eval_problems": 256,
+        "frontier": False,
+    },
+}
+# Checkpoints below 2 billion parameters; and what GPUs with less memory change of either recipe.
+RECIPES["small"] = RECIPES["LLaDA"] | {
+    "learning_rate": 1e-5,
+    "lora_rank": 64,
+    "rollout_batch_size": 24,
+}
+RECIPES["48 GB"] = {"rollout_batch_size": 48}
+RECIPES["24 GB"] = {"rollout_batch_size": 24, "dtype": "4bit"}
+
+# The groups of --help: the first field of each, and its title.
 GROUPS = {
     "task": "run",
     "prompts_per_step": "rollout",
@@ -129,63 +191,137 @@ GROUPS = {
     "rollout_batch_size": "memory",
     "eval_problems": "measuring and saving",
 }
-# What may change on --resume.
-FREE = (
-    "steps", "run_dir", "cache", "micro_batch_size", "gradient_checkpointing", "shard",
+
+# What --resume may change. Nothing else: the run would no longer be the one that config.json tells.
+CHANGEABLE_ON_RESUME = (
+    "steps",
+    "run_dir",
+    "device",
+    "report_to",
+    "cache",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "shard",
     "save_every",
-)  # fmt: skip
+)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Bad flags get one line, like all other bad input, not a page of usage."""
+def config_from_json(saved, file):
+    """The Config of a run's config.json, read as a dict. Raises ValueError if its fields differ."""
+    expected = {f.name for f in fields(Config)}
+    if set(saved) != expected:
+        differing = sorted(set(saved) ^ expected)[0]
+        raise ValueError(
+            f"{file} was written by another version of train.py (it differs in {differing}): "
+            "start a new run"
+        )
+    return Config(**saved)
+
+
+# ---- flags, for all programs of this project -----------------------------------------------------
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse, with one line for a mistake, a suggestion for a near miss, and --a-b for --a_b."""
+
+    def __init__(self, **options):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=functools.partial(
+                argparse.RawDescriptionHelpFormatter, width=80, max_help_position=26
+            ),
+            **options,
+        )
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_underscores(a) for a in args], namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown {unknown[0]}{self._suggestion(unknown[0])}")
+        return namespace
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
 
+    @staticmethod
+    def _with_underscores(argument):
+        if not argument.startswith("--"):
+            return argument
+        name, equals, value = argument.partition("=")
+        return "--" + name[2:].replace("-", "_") + equals + value
+
+    def _suggestion(self, argument):
+        """The flag that was probably meant: a similar name, or one that contains the word."""
+        if not argument.startswith("--"):
+            return ""
+        word = argument[2:].partition("=")[0]
+        names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        near = [name for name in names if len(word) > 3 and word in name]
+        near = near or difflib.get_close_matches(word, names)
+        return f": did you mean --{' or --'.join(near)}?" if near else ""
+
 
 def true_or_false(text):
+    """The value of a boolean flag."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
     return text.lower() == "true"
 
 
-ABOUT = """\
-DiFFPO: reinforcement learning of a masked-diffusion model and of its sampler.
+DESCRIPTION = """\
+DiFFPO: reinforcement learning of a masked-diffusion language model and of the
+threshold by which it decodes.
 
-  python train.py --task countdown                a laptop, no GPU, no download
-  python train.py --task countdown,sudoku         both, by one model
+  python train.py --task countdown --model tiny   a laptop, no GPU, no download
+  python train.py --task countdown,sudoku         both tasks, one model
   python train.py --task my_task.py:MyTask        your own task
   python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
   python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    24 GB GPU
 
-In brackets: the default, and what a recipe has in its place: a task's for tiny,
-LLaDA's or the small models', and what a GPU of 24 or 48 GB changes of these.
+In brackets: the default, then what a recipe has in its place (a task's for the
+tiny model, LLaDA's or the small models', a GPU's of 24 or 48 GB), then d1's.
 """
 
 
-def described(f):
-    """A field's line of --help: what it is, its choices, its defaults."""
-    said, choices = f.metadata["help"], ", ".join(f.metadata["choices"])
-    said += f": one of {choices}" if choices else ""
-    defaults = [] if f.default == "" else [str(f.default)]
-    defaults += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
-    return said + (f" [{'; '.join(defaults)}]" if defaults else "")
+def help_text(f):
+    """A field's line of --help: what it means, its choices, its default, recipes and d1's value."""
+    text = f.metadata["help"]
+    if f.metadata["choices"]:
+        text += f": one of {', '.join(f.metadata['choices'])}"
+    values = [str(f.default)] if f.default != "" else []
+    values += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
+    if f.metadata["d1"] is not None:
+        values.append(f"d1 {f.metadata['d1']}")
+    return text + (f" [{'; '.join(values)}]" if values else "")
 
 
-def read_flags(arguments=None):
-    """{name: value} of the flags given, and `resume` and `export` where they are."""
-    parser = OneLineParser(
-        usage="python train.py [--FLAG VALUE] ...", description=ABOUT, allow_abbrev=False,
-        argument_default=argparse.SUPPRESS, formatter_class=functools.partial(
-            argparse.RawDescriptionHelpFormatter, width=80, max_help_position=26
-        ),
-    )  # fmt: skip
+def parse_flags(arguments=None):
+    """{name: value} of train.py's flags that were given, with `resume` and `export` among them.
+
+    Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    """
+    parser = FlagParser(
+        usage="python train.py [--FLAG VALUE] ...",
+        description=DESCRIPTION,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
-    for f in fields(Settings):
+    for f in fields(Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
-        kind = true_or_false if f.type is bool else f.type
-        name = f.type.__name__.upper()
-        group.add_argument(f"--{f.name}", type=kind, metavar=name, help=described(f))
-    return vars(parser.parse_args(arguments))
+        group.add_argument(
+            f"--{f.name}",
+            type=true_or_false if f.type is bool else f.type,
+            metavar=f.type.__name__.upper(),
+            help=help_text(f),
+        )
+    given = vars(parser.parse_args(arguments))
+    try:
+        Config(**{name: value for name, value in given.items() if name not in ("resume", "export")})
+    except ValueError as error:
+        parser.error(str(error))
+    return given

@@ -78,7 +78,7 @@ class DenoiserCalls:
         if head is None:
             logits = hidden[:, part].float().clone()
         elif head.weight.dtype == torch.bfloat16:
-            logits = HalfProduct.apply(head.weight[part], hidden.to(torch.bfloat16)).T
+            logits = Float32Product.apply(head.weight[part], hidden.to(torch.bfloat16)).T
         else:
             logits = (head.weight[part] @ hidden.T).T  # this way round a CPU is up to twice as fast
         if head is not None and head.bias is not None:
@@ -237,7 +237,7 @@ class BlockCache:
         return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
 
 
-class HalfProduct(torch.autograd.Function):
+class Float32Product(torch.autograd.Function):
     """weight (v, D) @ hidden (N, D)^T -> (v, N), of bfloat16 numbers, the result float32.
 
     A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 moves

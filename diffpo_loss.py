@@ -29,18 +29,20 @@ Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion to
 import torch
 
 
-def group_advantages(reward, group_size, scale_by_std=False, std_floor=0.1):
-    """Reward minus the mean of the prompt's own group; with `scale_by_std` over the group's std.
+def group_advantages(reward, num_generations, scale_rewards=False, std_floor=0.1):
+    """Reward minus the mean of the prompt's own group; with `scale_rewards` over the group's std.
 
     d1 does not divide [OUR CHOICE: a setting]. In a group where only the speed differs the std is
     tiny; without the floor such tiny differences would become huge advantages.
     reward (B,) -> (B,). Raises ValueError for a group of one: it has nothing to compare with.
     """
-    if group_size < 2 or len(reward) % group_size:
-        raise ValueError(f"{len(reward)} rewards in groups of {group_size}: a group is 2 or more")
-    groups = reward.view(-1, group_size)  # (prompts, G)
+    if num_generations < 2 or len(reward) % num_generations:
+        raise ValueError(
+            f"{len(reward)} rewards in groups of {num_generations}: a group is 2 or more"
+        )
+    groups = reward.view(-1, num_generations)  # (prompts, G)
     advantage = groups - groups.mean(dim=1, keepdim=True)
-    if scale_by_std:
+    if scale_rewards:
         advantage = advantage / groups.std(dim=1, keepdim=True).clamp(min=std_floor)
     return advantage.flatten()
 
@@ -55,14 +57,14 @@ def importance_weights(logp_surrogate_old, logp_true_old, cap):
     return (logp_surrogate_old - logp_true_old).detach().exp().clamp(max=cap)
 
 
-def clipped(ratio, advantage, clip_eps):
-    """PPO's pessimistic objective: no reward for moving a ratio further than clip_eps from 1."""
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_eps, 1 + clip_eps) * advantage)
+def clipped(ratio, advantage, epsilon):
+    """PPO's pessimistic objective: no reward for moving a ratio further than epsilon from 1."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
 
 
-def clip_active(ratio, advantage, clip_eps):
+def clip_active(ratio, advantage, epsilon):
     """Where the clip has switched the gradient off."""
-    too_far_up, too_far_down = ratio > 1 + clip_eps, ratio < 1 - clip_eps
+    too_far_up, too_far_down = ratio > 1 + epsilon, ratio < 1 - epsilon
     return too_far_up & (advantage > 0) | too_far_down & (advantage < 0)
 
 
@@ -75,7 +77,7 @@ def row_mean(x, token_mask, normalise_by="text"):
     return (x * token_mask).sum(-1) / n
 
 
-def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, clip_eps, normalise_by="text"):
+def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by="text"):
     """The model's objective J, negated: the mean over the rows given. Returns (loss, metrics).
 
     logp_new, logp_old, weights (B, L), advantage (B,), token_mask (B, L) bool.
@@ -84,13 +86,13 @@ def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, clip_eps, no
     """
     advantage = advantage.unsqueeze(-1)  # (B, 1)
     ratio = (logp_new - logp_old.detach()).exp()  # (B, L)
-    objective = weights * clipped(ratio, advantage, clip_eps)
+    objective = weights * clipped(ratio, advantage, epsilon)
     loss = -row_mean(objective, token_mask, normalise_by).mean()
     count = token_mask.sum().clamp(min=1)
-    active = clip_active(ratio, advantage, clip_eps) & token_mask
+    active = clip_active(ratio, advantage, epsilon) & token_mask
     metrics = {
         "ratio_mean": ((ratio * token_mask).sum() / count).item(),
-        "clip_share": (active.sum() / count).item(),
+        "clip_fraction": (active.sum() / count).item(),
         "loss": loss.item(),
     }
     return loss, metrics
@@ -105,18 +107,18 @@ def reference_kl(logp_new, logp_reference, token_mask, normalise_by="text"):
     return row_mean(difference.exp() - difference - 1, token_mask, normalise_by).mean()
 
 
-def threshold_loss(logp_new, logp_old, advantage, clip_eps):
+def threshold_loss(logp_new, logp_old, advantage, epsilon):
     """The sampler's objective: clipped ascent on gamma's log-prob, one action a completion.
 
     logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn
     from just this distribution. [OUR CHOICE]
     """
     ratio = (logp_new - logp_old.detach()).exp()
-    loss = -clipped(ratio, advantage, clip_eps).mean()
+    loss = -clipped(ratio, advantage, epsilon).mean()
     metrics = {
         "threshold_loss": loss.item(),
         "threshold_ratio": ratio.mean().item(),
-        "threshold_clip_share": clip_active(ratio, advantage, clip_eps).float().mean().item(),
+        "threshold_clip_fraction": clip_active(ratio, advantage, epsilon).float().mean().item(),
     }
     return loss, metrics
 
@@ -124,9 +126,9 @@ def threshold_loss(logp_new, logp_old, advantage, clip_eps):
 def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1):
     """What the importance weights do: their size, how many are capped, what sample they leave.
 
-    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats. `is_capped_share` counts
-    weights that the cap lowers by more than rounding: with C = 1 many are 1 already.
-    `ess_share` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
+    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats. `capped_weight_fraction`
+    counts weights that the cap lowers by more than rounding: with C = 1 many are 1 already.
+    `ess_fraction` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
     number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per
     token, in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of
     log w over tokens whose weight is exactly 1 but for rounding (likelihood.scored_as_drawn): the
@@ -136,10 +138,12 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1
     used = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()  # (N,)
     unit, log_weight = log_weight[token_mask & must_be_1], log_weight[token_mask]
     return {
-        "is_weight_mean": used.mean().item(),
-        "is_weight_max": log_weight.exp().max().item(),
-        "is_capped_share": (log_weight.exp() > 1.001 * cap).double().mean().item() if cap else 0.0,
-        "ess_share": (used.sum().square() / used.square().sum() / len(used)).item(),
+        "importance_weight_mean": used.mean().item(),
+        "importance_weight_max": log_weight.exp().max().item(),
+        "capped_weight_fraction": (log_weight.exp() > 1.001 * cap).double().mean().item()
+        if cap
+        else 0.0,
+        "ess_fraction": (used.sum().square() / used.square().sum() / len(used)).item(),
         "surrogate_kl": -log_weight.mean().item(),
         "unit_weight_error": unit.square().mean().sqrt().item(),
     }
@@ -151,9 +155,9 @@ def example():
     p_old = torch.tensor([[0.5, 0.4, 0.9], [0.5, 0.9, 0.3]])  # the surrogate's, before the update
     p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, now
     token_mask = torch.tensor([[True, True, False], [True, True, True]])
-    advantage = group_advantages(torch.tensor([0.0, 1.0]), group_size=2)
+    advantage = group_advantages(torch.tensor([0.0, 1.0]), num_generations=2)
     weights, ratio = importance_weights(p_old.log(), p_true.log(), cap=2.0), p_new / p_old
-    terms = weights * clipped(ratio, advantage.unsqueeze(-1), clip_eps=0.2)
+    terms = weights * clipped(ratio, advantage.unsqueeze(-1), epsilon=0.2)
     print("row token   A    true   old   new  w = min(2, old/true)  new/old  w * clipped")
     for i, t in token_mask.nonzero().tolist():
         cells = (advantage[i], p_true[i, t], p_old[i, t], p_new[i, t])

@@ -75,27 +75,31 @@ class DiffusionPolicy(DenoiserCalls):
         self.compact = getattr(getattr(denoiser, "config", None), "compact_prompts", False)
 
     @torch.no_grad()
-    def rollout(self, prompt_ids, prompt_mask, length, decoder, chance=None, group_size=1):
+    def rollout(self, prompt_ids, prompt_mask, length, decoder, chance=None, num_generations=1):
         """Complete B prompts with `length` tokens each, as the decoder says. Returns a Rollout.
 
-        prompt_ids, prompt_mask (B, P) from `encode`. group_size G: each G adjacent rows have one
-        prompt, so their first call, G times the same, is made once. Temperature 0 is greedy: its
-        log-probs are 0. chance: a torch.Generator, or what `draw_chance` drew: no row's depends on
-        the others. Raises ValueError for a gamma from nowhere, or groups that are none.
+        prompt_ids, prompt_mask (B, P) from `encode`. num_generations G: each G adjacent rows have
+        one prompt, so their first call, G times the same, is made once. Temperature 0 is greedy:
+        its log-probs are 0. chance: a torch.Generator, or what `draw_chance` drew: no row's depends
+        on the others. Raises ValueError for a gamma from nowhere, or groups that are none.
         """
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
-        if not torch.equal(prompt_ids[::group_size].repeat_interleave(group_size, 0), prompt_ids):
-            raise ValueError(f"the prompts are no groups of {group_size} equal rows")
+        if not torch.equal(
+            prompt_ids[::num_generations].repeat_interleave(num_generations, 0), prompt_ids
+        ):
+            raise ValueError(f"the prompts are no groups of {num_generations} equal rows")
         if not isinstance(chance, torch.Tensor):
             chance = self.draw_chance(len(prompt_ids), length, chance)
         lengths, parts = prompt_mask.sum(dim=1).tolist(), []
-        most = self.rows_at_once and max(self.rows_at_once // group_size, 1) * group_size  # whole
+        most = (
+            self.rows_at_once and max(self.rows_at_once // num_generations, 1) * num_generations
+        )  # whole
         buckets = length_buckets(lengths, length, most)
         for rows in buckets:  # rows of about one prompt length: little is padded
             longest, index = lengths[rows[0]], torch.tensor(rows, device=prompt_ids.device)
             ids, mask = prompt_ids[index, -longest:], prompt_mask[index, -longest:]
-            unmasking = Unmasking(self, ids, mask, chance[index], decoder, group_size)
+            unmasking = Unmasking(self, ids, mask, chance[index], decoder, num_generations)
             while unmasking.unfinished():
                 hidden = unmasking.call()
                 if unmasking.first:
@@ -182,10 +186,10 @@ class Unmasking:
     selected, and with `stop_at_eos` a second time, for the tokens.
     """
 
-    def __init__(self, policy, prompt_ids, prompt_mask, chance, decoder, group_size):
+    def __init__(self, policy, prompt_ids, prompt_mask, chance, decoder, num_generations):
         (B, P), length = prompt_ids.shape, chance.shape[1] - 1
         self.policy, self.decoder, self.prompt_mask, self.P = policy, decoder, prompt_mask, P
-        self.device, self.group_size, self.first = prompt_ids.device, group_size, True
+        self.device, self.num_generations, self.first = prompt_ids.device, num_generations, True
         there, level = {"device": self.device}, decoder.level if decoder.rule == "eb" else None
         self.canvas = torch.cat([prompt_ids, torch.full((B, length), policy.mask_id, **there)], 1)
         self.chance, self.attend = chance, None  # unpadded, attention keeps its fastest kernel
@@ -229,7 +233,7 @@ class Unmasking:
 
     def call(self):
         """One denoiser call for these rows -> hidden states (b, stop - start, D)."""
-        rows, G = self.there, self.group_size
+        rows, G = self.there, self.num_generations
         if self.first:  # G rows of one prompt are still the same: one of them will do
             rows = rows[::G]
         attend = None if self.attend is None else self.attend[rows]

@@ -13,7 +13,6 @@ solution grid of training. A grid's twin with other digits may be.) Each level p
 
 import json
 import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -21,19 +20,21 @@ from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from evaluation.flags import DEFAULTS, OF_RUN, read_flags
+from evaluation.flags import DEFAULTS, OF_RUN, parse_evaluate_flags
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    read_flags()
+    parse_evaluate_flags()
 
 import torch
 
 from evaluation import plots, traces
-from evaluation.metrics import area, aup, pass_at, share_interval
+from evaluation.metrics import area, aup, cluster_bootstrap_interval, pass_at_k
 from models import loading
+from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
+from models.device import describe_out_of_memory, device_name
 from sampler import Decoder
-from tasks import mixture, published
-from training import distributed, files, run_folder
+from tasks import mixture, published, registry
+from training import distributed, files
 
 LEVELS = {  # of --frontier
     "eb": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
@@ -48,33 +49,33 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
     Raises ValueError for unfit problems.
     """
     began, device, n = time.perf_counter(), policy.denoiser.device, len(problems)
-    texts, *columns = outcomes(policy, task, problems, decoder, length, batch_size, seed)
+    texts, *columns = generate(policy, task, problems, decoder, length, batch_size, seed)
     pairs, key = list(zip(problems, texts, strict=True)), getattr(task, "key", task.prompt)
-    rewards, solved = zip(*mixture.judged(task, problems, texts), strict=True)
+    rewards, solved = zip(*mixture.score_completions(task, problems, texts), strict=True)
     columns = decoder, solved, [key(problem) for problem in problems], *columns
     row = {
         "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
         "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
         "prefill": policy.prefill, "temperature": decoder.temperature, "seed": seed,
-        **scored(range(n), *columns), "reward": sum(rewards) / n,
+        **summarise(range(n), *columns), "reward": sum(rewards) / n,
         "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
         "seconds": time.perf_counter() - began, "device": device_name(device),
         "dtype": loading.dtype_of(policy.denoiser),
     }  # fmt: skip
     if hasattr(task, "cells"):
         row["cells"] = sum(task.cells(*pair) for pair in pairs) / n
-    for name, places in mixture.by_task(task, problems).items():
+    for name, places in mixture.places_by_task(task, problems).items():
         if name:
-            part = {"length": mixture.length_of(task, problems[places[0]], length)}
-            row.setdefault("tasks", {})[name] = part | scored(places, *columns)
+            part = {"length": mixture.completion_length(task, problems[places[0]], length)}
+            row.setdefault("tasks", {})[name] = part | summarise(places, *columns)
     return row
 
 
-def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
+def generate(policy, task, problems, decoder, length, batch_size=256, seed=0):
     """Completes n problems. -> texts, and NFE, tokens and gamma, (n,) each, in their order."""
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
     order, texts, columns = [], [], []
-    for places, L in mixture.batches(task, problems, length, batch_size):
+    for places, L in mixture.batches_by_task(task, problems, length, batch_size):
         prompts = policy.encode([task.prompt(problems[i]) for i in places], L)
         rollout = distributed.rollout(policy, *prompts, L, decoder, generator)
         order, texts = order + places, texts + policy.decode(rollout)
@@ -84,11 +85,11 @@ def outcomes(policy, task, problems, decoder, length, batch_size=256, seed=0):
     return [texts[i] for i in back.tolist()], *columns
 
 
-def scored(places, decoder, solved, clusters, nfe, tokens, gamma):
+def summarise(places, decoder, solved, clusters, nfe, tokens, gamma):
     """What a row says of the problems at these places, all of them or one task's."""
     places = list(places)
     hits, nfe, gamma = [solved[i] for i in places], nfe[places], gamma[places]
-    low, high, k = share_interval(hits, [clusters[i] for i in places])
+    low, high, k = cluster_bootstrap_interval(hits, [clusters[i] for i in places])
     mean, std = gamma.mean().item(), gamma.std(unbiased=False).item()
     return {
         "problems": len(places), "clusters": k, "solved": sum(hits) / len(places),
@@ -112,7 +113,7 @@ SCORES = {  # a column stands where all rows have the score
 
 def print_table(rows):
     """The rows of `evaluate`, as a table: what they share above it. The interval is
-    share_interval's.
+    cluster_bootstrap_interval's.
     """
     settings = ("name", "adapter", *plots.SHARED)
     differ = [name for name in settings if len({row.get(name) for row in rows}) > 1]
@@ -142,38 +143,26 @@ def print_columns(table):
 # ---- what is asked for ---------------------------------------------------------------------------
 
 
-def device_name(device):
-    """The model of the GPU, or of the CPU with the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        model = platform.processor() or platform.machine()
-    n = torch.get_num_threads()
-    return f"{model}, {n} thread{'s' * (n > 1)}"
-
-
 def options_for(path, given):
     """The flags for one path, with what its config.json says where none is given. ValueError."""
     path, saved = Path(path), {}
-    if run_folder.checkpoint_of(path) != path:
-        saved = files.read_json(path / "config.json")
+    if find_checkpoint(path) != path:
+        saved = read_json(path / "config.json")
     trained = {name: saved[name] for name in OF_RUN if name in saved}
-    trained["length"] = [saved.get("length", 0)]
+    trained["max_completion_length"] = [saved.get("max_completion_length", 0)]
     options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
     if not options.task:
         raise ValueError(f"{path} is no run, which would know its task: give a --task")
     if options.task != trained.get("task", options.task):
         raise ValueError(f"{path} was trained on {trained['task']}: leave out --task")
-    if len(options.length) > 1 and (options.frontier or options.trace):
-        raise ValueError("--frontier and --trace take one --length at a time")
+    if len(options.max_completion_length) > 1 and (options.frontier or options.trace):
+        raise ValueError("--frontier and --trace take one --max_completion_length at a time")
     is_new = options.data and Path(options.data) != Path(trained.get("data", ""))
     options.split = options.split or ("all" if is_new else "test")
     options.is_trained_on_own = bool(saved and is_new and not trained.get("data"))
     options.folder = path if saved else Path()
-    options.lengths, options.length = options.length, options.length[0]
+    options.lengths = options.max_completion_length
+    options.length = options.lengths[0]
     options.how = (options.block_length or None, options.temperature, options.cache, True, False)
     options.decoders = [Decoder(options.decoder, level, *options.how) for level in options.level]
     return options
@@ -181,8 +170,8 @@ def options_for(path, given):
 
 def prepare(options):
     """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
-    compact = run_folder.is_compact(options.path)
-    task = mixture.find(options.task, compact, options.data, options.length)
+    compact = reads_compact_prompts(options.path)
+    task = registry.load_task(options.task, compact, options.data, options.length)
     if compact and options.prompt:
         raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
     task = published.asked(task, options.prompt, options.shots)
@@ -191,11 +180,11 @@ def prepare(options):
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_trained_on_own:
-        published.warn_of_training(options, mixture.find(options.task, compact), problems)
+        published.warn_of_training(options, registry.load_task(options.task, compact), problems)
     options.lengths = [L or (task.length if compact else 256) for L in options.lengths]
     options.length = options.lengths[0]
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", loading.DTYPES[options.dtype]
-    policy = run_folder.load_policy(options.path, device, dtype, adapter=options.adapter)
+    policy = load_policy(options.path, device, dtype, adapter=options.adapter)
     policy.prefill = options.prefill
     return policy, task, problems[: options.trace or None]
 
@@ -213,7 +202,10 @@ def decoders_for(options, has_head):
 
 def revision(path, denoiser):
     """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
-    state, hub = run_folder.checkpoint_of(path) / "state.pt", getattr(denoiser, "hub_folder", None)
+    state, hub = (
+        find_checkpoint(path) / "state.pt",
+        getattr(denoiser, "hub_folder", None),
+    )
     if state.is_file():
         return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
     return hub.name if hub and hub.parent.name == "snapshots" else None
@@ -221,7 +213,7 @@ def revision(path, denoiser):
 
 def show_traces(options, policy, task, problems, decoder):
     """--trace: the first completions, printed, as a page and as an animation."""
-    lengths = [mixture.length_of(task, problem, options.length) for problem in problems]
+    lengths = [mixture.completion_length(task, problem, options.length) for problem in problems]
     each = [(problem, decoder, L) for problem, L in zip(problems, lengths, strict=True)]
     found = [traces.record(policy, task, *how, options.seed) for how in each]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -246,7 +238,7 @@ def show_frontiers(rows, folder):
         table[-1].append(f"{top['nfe']:.2f}")
     paths = folder / "frontiers.png", folder / "frontiers.jsonl"
     plots.plot_frontier(rows, paths[0], f"{rows[0]['task']}: accuracy against calls")
-    with files.replacing(paths[1]) as aside:
+    with files.atomic_write(paths[1]) as aside:
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     print(fill(plots.conditions(rows), 80))
     print_columns(table)
@@ -272,8 +264,8 @@ def measure(options, name):
             if n > 1:
                 each = row["solved_each"]
                 right = [each[i : i + n].count("1") for i in range(0, len(each), n)]
-                passed = {k: fmean(pass_at(x, n, k) for x in right) for k in range(1, n + 1)}
-                row |= {"problems": len(right), "pass_at": passed, "pass_at_n": passed[n]}
+                passed = {k: fmean(pass_at_k(x, n, k) for x in right) for k in range(1, n + 1)}
+                row |= {"problems": len(right), "pass_at_k": passed, "pass_at_n": passed[n]}
             rows.append(row)
             print(json.dumps({k: v for k, v in row.items() if k != "solved_each"}), flush=True)
     for length in options.lengths:
@@ -286,7 +278,7 @@ def measure(options, name):
 
 
 def main(arguments=None):
-    given, rows = read_flags(arguments), []
+    given, rows = parse_evaluate_flags(arguments), []
     try:
         if "completions" in given:
             return print_columns(published.table(given["completions"]))
@@ -307,7 +299,7 @@ def main(arguments=None):
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         size = f"--batch_size ({given.get('batch_size', DEFAULTS['batch_size'])})"
-        print(f"evaluate.py: {run_folder.out_of_memory(error, size)}", file=sys.stderr)
+        print(f"evaluate.py: {describe_out_of_memory(error, size)}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -58,15 +58,15 @@ def draw_boundaries(nfe, num_stages, generator=None):
     return picked.minimum(nfe).sort(dim=1).values
 
 
-def draw_hidden_prompt(prompt_mask, group_size, probability, generator=None):
+def draw_prompt_mask(prompt_mask, num_generations, probability, generator=None):
     """Prompt tokens to hide while scoring, each with this probability, as d1 does.
 
     One draw a prompt: a group shares its canvas. One draw an optimisation step, the same for old
     and new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
     """
-    shape = (len(prompt_mask) // group_size, prompt_mask.shape[1])
+    shape = (len(prompt_mask) // num_generations, prompt_mask.shape[1])
     draw = torch.rand(shape, generator=generator, device=prompt_mask.device)
-    return prompt_mask & (draw < probability).repeat_interleave(group_size, dim=0)
+    return prompt_mask & (draw < probability).repeat_interleave(num_generations, dim=0)
 
 
 def scored_as_drawn(unmask_step, boundaries):

@@ -130,18 +130,20 @@ class ThresholdHead(nn.Module):
 
     It reads the denoiser's own last hidden states over the prompt, averaged, at the first denoiser
     call. So gamma costs no call of its own. Its weights start at zero: every prompt starts with the
-    same gamma_0. [OUR CHOICE]
+    same initial_threshold. [OUR CHOICE]
     """
 
-    def __init__(self, hidden_size, gamma_0=0.1, sigma=0.5, floor=1e-3, ceiling=10.0):
+    def __init__(self, hidden_size, initial_threshold=0.1, sigma=0.5, floor=1e-3, ceiling=10.0):
         super().__init__()
-        if not 0 < floor <= gamma_0 <= ceiling:
-            raise ValueError(f"gamma_0 = {gamma_0} is outside its bounds, {floor} to {ceiling}")
+        if not 0 < floor <= initial_threshold <= ceiling:
+            raise ValueError(
+                f"initial_threshold = {initial_threshold}: it has to be within {floor} to {ceiling}"
+            )
         self.sigma, self.floor, self.ceiling = sigma, floor, ceiling
         self.standardise = nn.LayerNorm(hidden_size, elementwise_affine=False)
         self.linear = nn.Linear(hidden_size, 1)
         nn.init.zeros_(self.linear.weight)
-        nn.init.constant_(self.linear.bias, math.log(gamma_0))
+        nn.init.constant_(self.linear.bias, math.log(initial_threshold))
 
     def forward(self, prompt_state):
         """prompt_state (B, D) -> the distribution of gamma (B,). No gradient reaches the denoiser.

@@ -24,17 +24,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    from config import read_flags
+    from config import parse_flags
 
     # A pipe gets each line at once, and an old terminal a ? for a γ that it cannot show.
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    read_flags()
+    parse_flags()
 
 import torch
 from tqdm import tqdm
 
 import likelihood
-from config import BEGAN, read_flags
+from config import parse_flags
 from diffpo_loss import (
     diffpo_loss,
     group_advantages,
@@ -45,17 +45,21 @@ from diffpo_loss import (
 )
 from evaluation import summary
 from evaluation.plots import plot_curves, plot_frontier
-from models import loading
+from models.checkpoints import read_json
+from models.device import describe_out_of_memory
+from models.export import export_model
 from tasks import mixture
-from training import distributed, files, health, run_folder
+from training import checkpoint, distributed, files, health, run_folder
 
 # ---- the algorithm -------------------------------------------------------------------------------
 
 
 def diffpo_step(settings, task, policy, reference, optimizers, step):
     """One step of DiFFPO: the README's box. Returns (metrics, completions worth a look)."""
-    task, L = mixture.turn(task, step, settings.length)  # several tasks take turns, a step each
-    G, began, policy.calls = settings.group_size, time.perf_counter(), 0
+    task, L = mixture.task_for_step(
+        task, step, settings.max_completion_length
+    )  # several tasks take turns, a step each
+    G, began, policy.calls = settings.num_generations, time.perf_counter(), 0
     # All chance depends on (seed, step) alone: a resumed run draws what an unbroken one would have.
     chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
     generator = torch.Generator(policy.denoiser.device).manual_seed(chance)
@@ -68,7 +72,7 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
     how = (
         L,
-        run_folder.decoder_of(settings),
+        run_folder.rollout_decoder(settings),
         generator,
         G,
     )  # by several processes: each has the whole
@@ -77,18 +81,18 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
-    reward, solved = verify(task, problems, texts, G, prompt_ids.device)  # (B,)
-    speed_reward = reward * (1 - settings.speed_weight * rollout.nfe / L)  # (B,)
+    reward, solved = compute_rewards(task, problems, texts, G, prompt_ids.device)  # (B,)
+    speed_reward = reward * (1 - settings.nfe_penalty * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.
-    advantage = group_advantages(speed_reward, G, settings.scale_by_std)  # (B,)
+    advantage = group_advantages(speed_reward, G, settings.scale_rewards)  # (B,)
 
     # 5. Draw fresh stage boundaries (B, m-1) for each of the mu inner updates, and, as d1 does,
     #    prompt tokens to hide (B, P); a seed for dropout comes along.
-    stages, hide = [], settings.prompt_hide_probability or None
-    for update in range(settings.inner_updates):
+    stages, hide = [], settings.p_mask_prompt or None
+    for update in range(settings.num_iterations):
         boundaries = likelihood.draw_boundaries(rollout.nfe, settings.num_stages, generator)
-        hidden = hide and likelihood.draw_hidden_prompt(prompt_mask, G, hide, generator)
+        hidden = hide and likelihood.draw_prompt_mask(prompt_mask, G, hide, generator)
         stages.append((boundaries, hidden, chance + update))
 
     # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
@@ -97,32 +101,32 @@ def diffpo_step(settings, task, policy, reference, optimizers, step):
     metrics, one = {}, rollout.rows(slice(0, 1))
     if settings.cache != "none":
         metrics["cache_kl"] = likelihood.cache_kl(policy, one, settings.micro_batch_size)
-    if settings.train != "sampler":
+    if settings.train_target != "sampler":
         how = (rollout, stages, advantage, settings)
         metrics |= update_denoiser(policy, reference, optimizers[0], *how)
-    if settings.train != "policy":
+    if settings.train_target != "policy":
         metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
     means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
     metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    calls = distributed.total(policy.calls)
+    calls = distributed.all_reduce_sum(policy.calls)
     metrics |= summary.batch_metrics(rollout, advantage, calls, began, rolled_out)
-    return metrics, summary.samples(problems, texts, rollout, reward)
+    return metrics, summary.sample_rows(problems, texts, rollout, reward)
 
 
-def verify(task, problems, texts, group_size, device):
+def compute_rewards(task, problems, texts, num_generations, device):
     """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
-    mine = distributed.share(len(texts), group_size)
-    earned = mixture.judged(task, problems[mine], texts[mine])
+    mine = distributed.local_rows(len(texts), num_generations)
+    earned = mixture.score_completions(task, problems[mine], texts[mine])
     earned = torch.tensor(earned, dtype=torch.float32, device=device)  # (b, 2)
-    return distributed.merged(earned, mine, len(texts)).unbind(1)
+    return distributed.all_gather_rows(earned, mine, len(texts)).unbind(1)
 
 
 def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
     """mu optimisation steps on one batch of rollouts. Returns the metrics' means over them."""
     B, gpu = len(advantage), [advantage.device] if advantage.is_cuda else []
-    size, mine = settings.micro_batch_size, distributed.share(B, settings.group_size)
+    size, mine = settings.micro_batch_size, distributed.local_rows(B, settings.num_generations)
     parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
-    health.finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
+    health.assert_finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
 
     def score(scorer, stage, part, hide=True):  # -> (b, L)
         boundaries, hidden, seed = stage
@@ -134,7 +138,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
     def score_all(scorer, stage, hide=True):  # -> (B, L), without gradient
         with torch.no_grad():
             logps = torch.cat([score(scorer, stage, part, hide) for part in parts])
-            return distributed.merged(logps, mine, B)
+            return distributed.all_gather_rows(logps, mine, B)
 
     # The old policy is scored under every update's boundaries before anything moves. (Not under the
     # first's: there the new policy still is the old one.) Weights compare with what was drawn from,
@@ -153,16 +157,21 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
             loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
             (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
             new.append(logp_new.detach())
-        distributed.sum_gradients(policy.denoiser)
-        logps = [distributed.merged(torch.cat(new), mine, B), old, plain, ref]  # of the whole batch
+        distributed.all_reduce_gradients(policy.denoiser)
+        logps = [
+            distributed.all_gather_rows(torch.cat(new), mine, B),
+            old,
+            plain,
+            ref,
+        ]  # of the whole batch
         loss, metrics = objective(logps, rollout, advantage, settings)
-        health.finite("the loss", loss, rollout)
-        norm = distributed.clip_gradient(policy.denoiser, settings.grad_clip)
-        health.finite("the gradient", norm, rollout)
+        health.assert_finite("the loss", loss, rollout)
+        norm = distributed.clip_grad_norm(policy.denoiser, settings.max_grad_norm)
+        health.assert_finite("the gradient", norm, rollout)
         optimizer.step()
         old = logps[0] if old is None else old
         unit = likelihood.scored_as_drawn(rollout.unmask_step, stage[0])
-        how = rollout.behaviour_logp, settings.is_cap, rollout.token_mask, unit
+        how = rollout.behaviour_logp, settings.importance_weight_cap, rollout.token_mask, unit
         metrics |= weight_metrics(old if plain is None else plain, *how)
         history.append(metrics | {"grad_norm": norm.item()})
     policy.denoiser.eval()
@@ -170,7 +179,7 @@ def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, se
 
 
 def objective(logps, rollout, advantage, settings):
-    """The loss of some rows: diffpo_loss and, with kl_beta, the KL to the base. (loss, metrics)
+    """The loss of some rows: diffpo_loss and, with beta, the KL to the base. (loss, metrics)
 
     logps: new, old (None: the first update, the same as new), the weight's numerator (None: old)
     and the reference's (None: without one), (b, L) each.
@@ -178,67 +187,67 @@ def objective(logps, rollout, advantage, settings):
     new, old, plain, ref = logps
     old = new.detach() if old is None else old
     true, mask, by = rollout.behaviour_logp, rollout.token_mask, settings.normalise_by
-    weights = importance_weights(old if plain is None else plain, true, settings.is_cap)
-    loss, metrics = diffpo_loss(new, old, advantage, weights, mask, settings.clip_eps, by)
+    weights = importance_weights(
+        old if plain is None else plain, true, settings.importance_weight_cap
+    )
+    loss, metrics = diffpo_loss(new, old, advantage, weights, mask, settings.epsilon, by)
     if ref is not None:
         kl = reference_kl(new, ref, mask, by)
-        loss, metrics["reference_kl"] = loss + settings.kl_beta * kl, kl.item()
+        loss, metrics["reference_kl"] = loss + settings.beta * kl, kl.item()
     return loss, metrics
 
 
 def update_threshold(policy, optimizer, rollout, advantage, settings):
     """mu clipped steps of the threshold head, by the same advantages. -> the last's metrics."""
-    eps = settings.head_clip_eps
-    for _ in range(settings.inner_updates):
+    eps = settings.threshold_epsilon
+    for _ in range(settings.num_iterations):
         logp_new = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
         loss, metrics = threshold_loss(logp_new, rollout.threshold_logp, advantage, eps)
-        health.finite("the threshold's loss", loss.detach(), rollout)
+        health.assert_finite("the threshold's loss", loss.detach(), rollout)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return metrics
 
 
-def run_steps(settings, task, run_dir, policy, interrupt):
+def training_loop(settings, task, run_dir, policy, interrupt):
     """From the first step to the last, logged and saved. Changes `policy` in place."""
     reference, rate = None, settings.learning_rate
-    if settings.kl_beta:  # the adapter switched off is the base model
+    if settings.beta:  # the adapter switched off is the base model
         reference = policy.without_adapter()
         if not settings.lora_rank:
             reference = run_folder.base_policy(settings, policy.denoiser.device)
             if settings.shard:
-                distributed.shard(reference.denoiser, policy.denoiser.device)
+                distributed.shard_model(reference.denoiser, policy.denoiser.device)
     if settings.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
     how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}
     how["foreach"] = False if settings.shard else None  # one at a time: some are split, some not
     optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
-    head = {"params": policy.threshold_head.parameters(), "lr": settings.head_learning_rate}
+    head = {"params": policy.threshold_head.parameters(), "lr": settings.threshold_learning_rate}
     optimizers.append(torch.optim.Adam([head]))
-    start = run_folder.load_state(run_dir, optimizers)
+    start = checkpoint.load_state(run_dir, optimizers)
     steps = range(start, settings.steps)
-    hidden = None if distributed.is_first() else True  # None: in a pipe alone
-    bar = tqdm(steps, settings.train, settings.steps, initial=start, disable=hidden)
-    if steps:  # else the run was finished
-        print(f"step {start + 1} begins after {time.perf_counter() - BEGAN:.0f} s", flush=True)
-    history, said = files.read_lines(run_dir / "metrics.jsonl"), set()
+    hidden = None if distributed.is_main_process() else True  # None: in a pipe alone
+    bar = tqdm(steps, settings.train_target, settings.steps, initial=start, disable=hidden)
+    history, said = files.read_log(run_dir / "metrics.jsonl"), set()
     for step in bar:
         for group in optimizers[0].param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
         try:
             metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
-            health.finite_weights(policy.denoiser)
+            health.assert_finite_weights(policy.denoiser)
         except health.NotFinite as error:
-            raise health.told(error, run_dir, step + 1) from None
-        asked = distributed.largest(interrupt.asked)
-        if distributed.is_first():
+            raise health.save_bad_batch(error, run_dir, step + 1) from None
+        asked = distributed.all_reduce_max(interrupt.asked)
+        if distributed.is_main_process():
             summary.log_step(run_dir, bar, step + 1, metrics, samples)
             history = [*history, metrics][-health.BACK :]
-            for text in health.warnings(history, said):
+            for text in health.new_warnings(history, said):
                 bar.write(f"step {step + 1}: {text}")
-            summary.tenth(run_dir, bar, step + 1)
+            summary.print_progress(run_dir, bar, step + 1)
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
-            run_folder.save_checkpoint(run_dir, policy, optimizers, step + 1)
+            checkpoint.save_checkpoint(run_dir, policy, optimizers, step + 1)
         if asked:
             raise KeyboardInterrupt(asked)
 
@@ -246,27 +255,27 @@ def run_steps(settings, task, run_dir, policy, interrupt):
 # ---- what surrounds it ---------------------------------------------------------------------------
 
 
-def whole_run(settings, run_dir, resume, export):
+def run(settings, run_dir, resume, export):
     """The base measured, the steps, the trained model measured, and what came of it."""
     policy, task, problems = run_folder.prepare(settings, run_dir, resume, export)
     what, file = (policy, task, problems, settings), run_dir / "eval.json"
-    if distributed.largest(not file.exists()):
+    if distributed.all_reduce_max(not file.exists()):
         summary.measure(run_dir, "base", 0, *what)
-    with files.FinishTheStep() as interrupt:
-        run_steps(settings, task, run_dir, policy, interrupt)
-    measured = files.read_json(file)[-1]["step"] if distributed.is_first() else 0
-    if distributed.largest(measured) != settings.steps:  # else it was finished, and measured
+    with files.GracefulInterrupt() as interrupt:
+        training_loop(settings, task, run_dir, policy, interrupt)
+    measured = read_json(file)[-1]["step"] if distributed.is_main_process() else 0
+    if distributed.all_reduce_max(measured) != settings.steps:  # else it was finished, and measured
         summary.measure(run_dir, "trained", settings.steps, *what)
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     plot_curves(run_dir)
     if settings.frontier:
-        rows = files.read_json(run_dir / "frontier.json")
+        rows = read_json(run_dir / "frontier.json")
         plot_frontier(rows, run_dir / "frontier.png", run_dir.name)
-    summary.tell(run_dir, settings)
+    summary.print_summary(run_dir, settings)
     if export:
-        with files.replacing(Path(export)) as folder:
-            loading.export(policy.denoiser, policy.tokenizer, folder)
+        with files.atomic_write(Path(export)) as folder:
+            export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print(run_dir)
 
@@ -274,12 +283,12 @@ def whole_run(settings, run_dir, resume, export):
 def main(arguments=None):
     settings = run_dir = None
     try:
-        given = read_flags(arguments)
-        distributed.start()
-        settings, run_dir, resume, export = run_folder.choose(given)
-        lock = files.locked(run_dir) if distributed.is_first() else nullcontext()
-        with lock, distributed.losing_none():
-            whole_run(settings, run_dir, resume, export)
+        given = parse_flags(arguments)
+        distributed.init()
+        settings, run_dir, resume, export = run_folder.resolve_config(given)
+        lock = files.run_lock(run_dir) if distributed.is_main_process() else nullcontext()
+        with lock, distributed.reraise_lost_peer():
+            run(settings, run_dir, resume, export)
         return 0
     except KeyboardInterrupt as stop:
         kept = run_dir and (run_dir / "config.json").exists()
@@ -290,11 +299,11 @@ def main(arguments=None):
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        names = ("micro_batch_size", "prompts_per_step", "group_size", "length")
+        names = ("micro_batch_size", "prompts_per_step", "num_generations", "max_completion_length")
         lower = ", ".join(f"--{name} ({getattr(settings, name, '')})" for name in names)
         other = "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128"
         other += ", --cache none"
-        print(f"train.py: {run_folder.out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
+        print(f"train.py: {describe_out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
         return 1
 
 

@@ -5,7 +5,7 @@ Standard library alone: --help answers before torch is imported, which takes sec
 
 import argparse
 
-from config import OneLineParser
+from config import FlagParser
 
 EXAMPLES = """
   python evaluate.py runs/NAME                        the learned gamma, greedy
@@ -13,7 +13,7 @@ EXAMPLES = """
   python evaluate.py runs/NAME --decoder top_k --level 1 2 4
   python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
   python evaluate.py runs/NAME --data FILE.jsonl      your own problems
-  python evaluate.py MODEL --adapter FOLDER --task gsm8k --length 128 256 512
+  python evaluate.py MODEL --adapter DIR --task gsm8k --max_completion_length 256
   python evaluate.py runs/NAME --trace 3              completions, call by call
   python evaluate.py --completions FILE.jsonl         what was written elsewhere
   python evaluate.py runs/A runs/B --frontier         accuracy against calls
@@ -25,7 +25,10 @@ FLAGS = {  # name: (default, help); the run's own come before these defaults
     "decoder": ("eb", "eb, confidence or top_k"),
     "block_length": (0, "tokens a block; 0: the whole canvas [the run's, or 0]"),
     "cache": ("none", "block cache: none, prefix or dual [the run's, or none]"),
-    "length": ([0], "tokens a completion; several in turn [the run's, the task's own, or 256]"),
+    "max_completion_length": (
+        [0],
+        "tokens a completion; several in turn [the run's, the task's own, or 256]",
+    ),
     "adapter": ("", "a LoRA adapter to put onto the model: a folder or a hub name"),
     "dtype": ("auto", "of the model: auto, float32, bfloat16 or 4bit [the run's, or auto]"),
     "prompt": ("", "d1: ask as d1 does [our prompts]"),
@@ -51,12 +54,12 @@ def number_or_learned(text):
     return None if text == "learned" else float(text)
 
 
-def read_flags(arguments=None):
+def parse_evaluate_flags(arguments=None):
     """{name: value} of the flags given, and `paths`. Bad ones end the program, with code 2."""
     about = "Accuracy against NFE (denoiser calls a completion), of any checkpoint."
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "usage": "%(prog)s RUN [flags]"}
+    how = {"usage": "%(prog)s RUN [flags]"}
     how |= {"epilog": "examples:" + EXAMPLES, "argument_default": argparse.SUPPRESS}
-    parser = OneLineParser(description=about, **how)
+    parser = FlagParser(description=about, **how)
     parser.add_argument(
         "paths", nargs="*", metavar="RUN", help="a run's folder, a checkpoint's, or a hub name"
     )
@@ -67,13 +70,19 @@ def read_flags(arguments=None):
             kind |= {"type": number_or_learned, "nargs": "+", "metavar": "X"}
         if name == "dtype":
             kind |= {"choices": ("auto", "float32", "bfloat16", "4bit")}
-        if name == "length":
+        if name == "max_completion_length":
             kind |= {"type": int, "nargs": "+", "metavar": "INT"}
         if name == "frontier":
             kind = {"action": "store_true", "help": text}
         parser.add_argument(f"--{name}", **kind)
     given = vars(parser.parse_args(arguments))
-    low = {"problems": 1, "batch_size": 1, "length": 0, "block_length": 0, "trace": 1}
+    low = {
+        "problems": 1,
+        "batch_size": 1,
+        "max_completion_length": 0,
+        "block_length": 0,
+        "trace": 1,
+    }
     for name, least in (low | {"samples": 1, "shots": 0}).items():
         asked = given.get(name, least)
         if (min(asked) if isinstance(asked, list) else asked) < least:
@@ -103,10 +112,10 @@ PARTS = {
 }
 
 
-def read_claims_flags(arguments=None):
+def parse_claims_flags(arguments=None):
     """The flags of claims.py as a dict, with `what` and `paths`. Bad ones end the program."""
-    how = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": "examples:" + CLAIMS}
-    parser = OneLineParser(usage="%(prog)s WHAT RUN ... [flags]", **how)
+    how = {"epilog": "examples:" + CLAIMS}
+    parser = FlagParser(usage="%(prog)s WHAT RUN ... [flags]", **how)
     parts = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, said in PARTS.items():
         part = parts.add_parser(name, help=said, description=said)

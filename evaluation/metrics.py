@@ -12,7 +12,7 @@ def bootstrap_weights(n, draws=2000):
     return torch.zeros(draws, n).scatter_add(1, chosen, torch.ones(draws, n)).double()
 
 
-def share_interval(solved, clusters, draws=2000):
+def cluster_bootstrap_interval(solved, clusters, draws=2000):
     """The 95% interval of a share by a bootstrap over clusters: (low, high, number of clusters).
 
     Problems of one cluster (a multiset of numbers, a solution grid) are solved or missed together,
@@ -66,7 +66,7 @@ def aup(rows, best):
     return total
 
 
-def pass_at(right, n, k):
+def pass_at_k(right, n, k):
     """Whether one of k completions is right, drawn from a problem's n of which `right` are.
 
     Unbiased where n > k, unlike 1 - (1 - right / n) ** k (Chen et al. 2021, Codex). In [0, 1].

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from models.checkpoints import read_json
 from training import files
 
 RULES = {"eb": "entropy-bounded (γ)", "top_k": "top-k (k)", "confidence": "confidence (τ)"}
@@ -44,7 +45,7 @@ def shorten(text, most):
 
 
 def save(figure, path):
-    with files.replacing(path) as aside, no_missing_glyphs():
+    with files.atomic_write(path) as aside, no_missing_glyphs():
         figure.savefig(aside, dpi=110, format="png")
 
 
@@ -63,9 +64,9 @@ def plot_curves(run_dir):
 
     Squares and stars are eval.json's: greedy, on held-out problems, before and after.
     """
-    rows = files.read_lines(run_dir / "metrics.jsonl")
+    rows = files.read_log(run_dir / "metrics.jsonl")
     figure = Figure((12, 6.4), layout="constrained")
-    measured = files.read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
+    measured = read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
     w = max(1, len(rows) // 20)
     panels = zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True)
     for axis, (key, (label, greedy)) in panels:

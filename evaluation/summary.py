@@ -14,19 +14,22 @@ import time
 from statistics import fmean
 from textwrap import fill, wrap
 
-from evaluate import evaluate, outcomes
+from evaluate import evaluate, generate
 from evaluation.metrics import area
 from evaluation.plots import printable, shorten
+from models.checkpoints import read_json
+from models.device import peak_memory_gib
 from training import distributed, files, run_folder
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the frontier, in nats
 WIDTH = 80  # columns of a terminal
 METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and a test compares
-    "step", "reward_mean", "speed_reward_mean", "solved_mean", "zero_advantage_share", "nfe_mean",
-    "text_tokens_mean", "threshold_mean", "threshold_std", "denoiser_calls", "loss", "ratio_mean",
-    "clip_share", "is_weight_mean", "is_weight_max", "is_capped_share", "unit_weight_error",
-    "ess_share", "surrogate_kl", "reference_kl", "cache_kl", "grad_norm", "threshold_loss",
-    "threshold_ratio", "threshold_clip_share", "seconds_rollout", "seconds_update",
+    "step", "reward_mean", "speed_reward_mean", "solved_mean", "frac_reward_zero_std", "nfe_mean",
+    "completion_length_mean", "threshold_mean", "threshold_std", "denoiser_rows", "loss",
+    "ratio_mean", "clip_fraction", "importance_weight_mean", "importance_weight_max",
+    "capped_weight_fraction", "unit_weight_error",
+    "ess_fraction", "surrogate_kl", "reference_kl", "cache_kl", "grad_norm", "threshold_loss",
+    "threshold_ratio", "threshold_clip_fraction", "seconds_rollout", "seconds_update",
     "tokens_per_second", "peak_memory_gib",
 )  # fmt: skip
 
@@ -36,34 +39,36 @@ METRICS = (  # every key of metrics.jsonl; EXPERIMENTS.md says what each is, and
 
 def measure(run_dir, name, step, policy, task, problems, settings):
     """Measure the policy as it is after `step` steps; note it as "base" or as "trained"."""
-    learned = name == "trained" and settings.train != "policy"
-    gammas = [None] * learned + [settings.gamma_0, *(GAMMAS if settings.frontier else ())]
-    size = 256 if policy.compact else settings.prompts_per_step * settings.group_size
-    size *= distributed.count()
+    learned = name == "trained" and settings.train_target != "policy"
+    gammas = [None] * learned + [settings.initial_threshold, *(GAMMAS if settings.frontier else ())]
+    size = 256 if policy.compact else settings.prompts_per_step * settings.num_generations
+    size *= distributed.world_size()
     about, rows = {"name": name, "step": step}, []
     how = {"temperature": 0.0, "sample_threshold": False}
     decoders = [
-        run_folder.decoder_of(settings, level=gamma, **how) for gamma in dict.fromkeys(gammas)
+        run_folder.rollout_decoder(settings, level=gamma, **how) for gamma in dict.fromkeys(gammas)
     ]
     for decoder in decoders:
-        rows.append(about | evaluate(policy, task, problems, decoder, settings.length, size))
+        rows.append(
+            about | evaluate(policy, task, problems, decoder, settings.max_completion_length, size)
+        )
         if name == "base" and decoder is decoders[0]:
-            print(fill(before(rows[0]), WIDTH))
+            print(fill(describe_base(rows[0]), WIDTH))
     texts = [about | row for row in complete(policy, task, problems[:3], decoders[0], settings)]
     table = rows[:1] + [row | {"name": "trained at the starting γ"} for row in rows[1:2] if learned]
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         return
     # eval.json comes last: where it says that a model was measured, all of it is there.
     for file, new in {"completions": texts, "frontier": rows, "eval": table}.items():
         path = run_dir / f"{file}.json"
-        old = files.read_json(path) if name == "trained" else []
+        old = read_json(path) if name == "trained" else []
         files.write_json(path, [row for row in old if row["name"] == "base"] + new)
 
 
 def complete(policy, task, problems, decoder, settings):
     """A row for each problem: what the model writes. `asked` is short, unlike most prompts."""
     prompts = [task.prompt(problem) for problem in problems]
-    texts, nfes, *_ = outcomes(policy, task, problems, decoder, settings.length)
+    texts, nfes, *_ = generate(policy, task, problems, decoder, settings.max_completion_length)
     rows = zip(problems, prompts, texts, nfes.long().tolist(), strict=True)
     for problem, prompt, text, nfe in rows:
         asked = prompt if policy.compact else "; ".join(f"{k} {v}" for k, v in problem.items())
@@ -77,20 +82,20 @@ def complete(policy, task, problems, decoder, settings):
 def batch_metrics(rollout, advantage, calls, began, rolled_out):
     """What the log says of a batch, whoever learns from it."""
     return {
-        "zero_advantage_share": (advantage == 0).float().mean().item(),
+        "frac_reward_zero_std": (advantage == 0).float().mean().item(),
         "nfe_mean": rollout.nfe.float().mean().item(),
-        "text_tokens_mean": rollout.token_mask.sum(1).float().mean().item(),
-        "denoiser_calls": calls,
+        "completion_length_mean": rollout.token_mask.sum(1).float().mean().item(),
+        "denoiser_rows": calls,
         "threshold_mean": rollout.threshold.mean().item(),
         "threshold_std": rollout.threshold.std(unbiased=False).item(),
         "seconds_rollout": rolled_out - began,
         "seconds_update": time.perf_counter() - rolled_out,
         "tokens_per_second": rollout.token_mask.sum().item() / (rolled_out - began),
-        "peak_memory_gib": distributed.largest(run_folder.peak_memory_gib()),
+        "peak_memory_gib": distributed.all_reduce_max(peak_memory_gib()),
     }
 
 
-def samples(problems, texts, rollout, reward):
+def sample_rows(problems, texts, rollout, reward):
     """The first completion of each of the first four different prompts, for samples.jsonl.
 
     unmask_steps: the step, from 1, at which each token of the text was drawn, its end token too.
@@ -123,17 +128,17 @@ def log_step(run_dir, bar, step, metrics, samples):
     bar.set_postfix_str(f"reward {metrics['reward_mean']:.3f}, NFE {metrics['nfe_mean']:.2f}")
 
 
-def before(row):
+def describe_base(row):
     """The base's row in words."""
     solved = f"{row['solved']:.1%} of {problems_in(row)} solved"
     return f"base: {solved}, {row['nfe']:.2f} calls each, at γ {gamma(row)}"
 
 
-def tenth(run_dir, bar, step):
+def print_progress(run_dir, bar, step):
     """Ten times a run a line stays on the terminal: means over its last tenth, seconds of all."""
     if step * 10 // bar.total == (step - 1) * 10 // bar.total:
         return
-    rows = files.read_lines(run_dir / "metrics.jsonl")
+    rows = files.read_log(run_dir / "metrics.jsonl")
     seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
     rows = rows[-max(1, bar.total // 10) :]
     names = ("reward", "solved", "nfe", "threshold")
@@ -145,17 +150,17 @@ def tenth(run_dir, bar, step):
 # ---- at the end ----------------------------------------------------------------------------------
 
 
-def tell(run_dir, settings):
+def print_summary(run_dir, settings):
     """Print the table, what happened, and three completions."""
     rows, every, texts = (
-        files.read_json(run_dir / f"{name}.json") for name in ("eval", "frontier", "completions")
+        read_json(run_dir / f"{name}.json") for name in ("eval", "frontier", "completions")
     )
     halves = [[row for row in every if row["name"] == name] for name in ("base", "trained")]
     best = max(halves[0], key=lambda row: (row["solved"], -row["nfe"]))
     is_other = best["level"] != rows[0]["level"]
     other = [best | {"name": "base at its best γ"}] if is_other else []
     print("", *table(rows[:1] + other + rows[1:]), "", sep="\n")
-    said = words(rows, best, settings)
+    said = describe_results(rows, best, settings)
     if settings.frontier:
         said.append(frontier(*halves))
     print(*(fill(line, WIDTH, subsequent_indent="  ") for line in said), "", sep="\n")
@@ -209,7 +214,7 @@ def table(rows):
     yield from wrap(shared + " completion. tokens: those that a call unmasks.", WIDTH)
 
 
-def words(rows, best, settings):
+def describe_results(rows, best, settings):
     """Three lines on what happened, whatever happened. rows: eval.json's; best: of the base's."""
     trained, its = rows[1], "its best γ," if settings.frontier else "γ"
     gain = percent(trained) - percent(best)
@@ -223,7 +228,7 @@ def words(rows, best, settings):
         + (f"{gain:+.1f} points. The 95% intervals {overlap}." if gain else "no change."),
         f"Speed: {calls(best):.2f} (the same base) to {calls(trained):.2f} calls a completion, "
         + (f"{abs(more)}% {'more' if more > 0 else 'fewer'}." if more else "about as many."),
-        " ".join(["Why:", *reasons(rows, settings.train)]),
+        " ".join(["Why:", *reasons(rows, settings.train_target)]),
     ]
 
 

@@ -238,7 +238,7 @@ def write(traces, stages, folder, title):
     animate(traces[:3], paths[1])
     plot_two_stages(stages, paths[2])
     image = b64encode(paths[2].read_bytes()).decode()
-    with files.replacing(paths[0]) as aside:
+    with files.atomic_write(paths[0]) as aside:
         aside.write_text(page(traces, stages, image, title), encoding="utf-8")
     return paths
 
@@ -297,7 +297,7 @@ def animate(traces, path, columns=10):
     frames = [ImageOps.pad(f, (f.width, height), color="white", centering=(0, 0)) for f in frames]
     frames = [image.quantize() for image in frames]
     how = {"duration": [int(1000 * s) for s in seconds], "loop": 0, "format": "GIF"}
-    with files.replacing(path) as aside:
+    with files.atomic_write(path) as aside:
         frames[0].save(aside, save_all=True, append_images=frames[1:], **how)
 
 

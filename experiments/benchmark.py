@@ -30,41 +30,58 @@ import huggingface_hub
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config
 
-from config import RECIPES, OneLineParser, Settings, read_flags
+from config import RECIPES, Config, FlagParser, parse_flags
 from diffusion_policy import DiffusionPolicy, Rollout
 from likelihood import draw_boundaries
-from models import loading
+from models import loading, lora
+from models.checkpoints import reads_compact_prompts
+from models.device import peak_memory_gib
 from models.tiny import BASE
 from sampler import Decoder
-from tasks import mixture
+from tasks import registry
 from train import update_denoiser
-from training import distributed, memory, run_folder
+from training import distributed, memory, recipe, run_folder
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MID = dict(prompts_per_step=2, group_size=4, length=128, inner_updates=2, lora_rank=16)
+MID = dict(
+    prompts_per_step=2, num_generations=4, max_completion_length=128, num_iterations=2, lora_rank=16
+)
 HALF = dict(prompts_per_step=8, dtype="bfloat16")  # the naive logits of more would not fit 80 GB
 FEWER = HALF | dict(prompts_per_step=2)  # so that a GPU has done all five rows in minutes
 SHAPES = {  # (V, D, MLP, layers, heads, key-value heads), prompt tokens, tokens a step, settings
-    "tiny": ((112, 104, 312, 6, 4), 5, 1, Settings(length=10, block_length=5, lora_rank=8)),
-    "mid": ((126464, 256, 768, 4, 4), 64, 2, Settings(**RECIPES["LLaDA"] | MID)),
+    "tiny": (
+        (112, 104, 312, 6, 4),
+        5,
+        1,
+        Config(max_completion_length=10, block_length=5, lora_rank=8),
+    ),
+    "mid": ((126464, 256, 768, 4, 4), 64, 2, Config(**RECIPES["LLaDA"] | MID)),
     "0.6b": (  # Qwen3-0.6B's sizes, as a Llama
         (151936, 1024, 3072, 28, 16, 8),
         200,
         2,
-        Settings(**RECIPES["small"] | HALF),
+        Config(**RECIPES["small"] | HALF),
     ),
-    "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Settings(**RECIPES["LLaDA"] | FEWER)),
+    "8b": ((126464, 4096, 12288, 32, 32), 200, 2, Config(**RECIPES["LLaDA"] | FEWER)),
 }
 METHODS = {"naive": "none", "ours": "none", "prefix": "prefix", "dual": "dual", "learning": "dual"}
 COLUMNS = ("seconds", "tokens_per_s", "x_naive", "same_tokens", "peak_gib")
 # What --check measures: a phase, and settings unlike these.
-FEW = dict(prompts_per_step=32, length=64, block_length=32, micro_batch_size=256, inner_updates=2)
+FEW = dict(
+    prompts_per_step=32,
+    max_completion_length=64,
+    block_length=32,
+    micro_batch_size=256,
+    num_iterations=2,
+)
 MANY, FULL = dict(prompts_per_step=128), dict(lora_rank=0)
 HALF_BASE = dict(dtype="bfloat16", micro_batch_size=64, prompts_per_step=8)  # slow on a CPU
-ONE_STAGE = dict(num_stages=1, prompts_per_step=288, group_size=2, micro_batch_size=576)
+ONE_STAGE = dict(num_stages=1, prompts_per_step=288, num_generations=2, micro_batch_size=576)
 FRUGAL = dict(prompts_per_step=64, micro_batch_size=512, gradient_checkpointing=True)
 FRUGAL_STAGE = FRUGAL | ONE_STAGE | dict(prompts_per_step=576, micro_batch_size=1152)
-SHARD = dict(shard=True, prompts_per_step=4, length=16, block_length=16, micro_batch_size=6)
+SHARD = dict(
+    shard=True, prompts_per_step=4, max_completion_length=16, block_length=16, micro_batch_size=6
+)
 CHECKS = {
     "rollout": ("rollout", MANY),
     "rollout, dual": ("rollout", MANY | dict(cache="dual")),
@@ -106,7 +123,7 @@ def make_policy(config, dtype):
 
 
 @torch.no_grad()
-def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, group_size):
+def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, num_generations):
     """What DiffusionPolicy.rollout draws with top_k and no padding, as LLaDA's loop draws it."""
     (B, P), k, block = prompts.shape, decoder.level, decoder.block_length
     chance = policy.draw_chance(B, length, generator)
@@ -130,22 +147,22 @@ def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, grou
 def measure(shape, method):
     """One row of the table, in this process."""
     sizes, P, per_step, settings = shape
-    G, dtype = settings.group_size, getattr(torch, settings.dtype, torch.float32)  # "auto" too
+    G, dtype = settings.num_generations, getattr(torch, settings.dtype, torch.float32)  # "auto" too
     policy = make_policy(llama(*sizes), dtype)
     generator = torch.Generator(DEVICE).manual_seed(0)
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P)).repeat_interleave(G, dim=0)
     prompts = prompts.to(DEVICE)  # (B, P)
     decoder = Decoder("top_k", per_step, settings.block_length, cache=METHODS[method])
     rollout = naive_rollout if method == "naive" else DiffusionPolicy.rollout
-    how = (prompts, prompts > 0, settings.length, decoder, generator, G)
+    how = (prompts, prompts > 0, settings.max_completion_length, decoder, generator, G)
     run = partial(rollout, policy, *how)
     if method == "learning":
         sample, rank = run(), settings.lora_rank
-        policy.denoiser = loading.add_lora(policy.denoiser, rank, settings.lora_alpha)
+        policy.denoiser = lora.add_lora(policy.denoiser, rank, settings.lora_alpha)
         if settings.gradient_checkpointing:
             policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(policy.denoiser.parameters(), lr=settings.learning_rate)
-        stages = [(draw_boundaries(sample.nfe, 2, generator), None, 0)] * settings.inner_updates
+        stages = [(draw_boundaries(sample.nfe, 2, generator), None, 0)] * settings.num_iterations
         how = (None, optimizer, sample, stages, torch.ones_like(sample.threshold), settings)
         run = partial(update_denoiser, policy, *how)
     policy.hidden(prompts[:G])  # the first call of every kernel is slow
@@ -155,7 +172,7 @@ def measure(shape, method):
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    row = {"method": method, "seconds": seconds, "peak_gib": run_folder.peak_memory_gib()}
+    row = {"method": method, "seconds": seconds, "peak_gib": peak_memory_gib()}
     if method != "learning":
         tokens = result.completion
         row |= {"tokens_per_s": tokens.numel() / seconds, "tokens": tokens.tolist()}
@@ -218,14 +235,17 @@ def show_memory(name, given, prompt_tokens=200, gpu_gib=None, processes=1):
     if min(prompt_tokens, processes) < 1:
         few = f"prompt_tokens = {prompt_tokens}, processes = {processes}"
         raise ValueError(f"{few}: there has to be 1 at least of either")
-    config, compact = config_of(name), name == "tiny" or run_folder.is_compact(name)
-    recipe = RECIPES.get(given.get("task"), {}) if compact else loading.recipe_by_size(config)
-    settings = Settings(**recipe | given | {"model": name})
-    if not settings.length:
-        settings.length = mixture.find(settings.task, compact, "", 0).length
+    config, compact = config_of(name), name == "tiny" or reads_compact_prompts(name)
+    changes = RECIPES.get(given.get("task"), {}) if compact else recipe.recipe_by_size(config)
+    settings = Config(**changes | given | {"model": name})
+    if not settings.max_completion_length:
+        settings.max_completion_length = registry.load_task(settings.task, compact, "", 0).length
     run_folder.check_processes(settings, processes)
     each = f", each of {processes} processes" if processes > 1 else ""
-    print(f"{name}, {prompt_tokens} prompt tokens, {settings.length} of a completion{each}, GiB")
+    print(
+        f"{name}, {prompt_tokens} prompt tokens, "
+        f"{settings.max_completion_length} of a completion{each}, GiB"
+    )
     how = {"processes": processes}
     for part, size in memory.budget(config, settings, prompt_tokens, **how).items():
         print(f"{part:16}{size:8.2f}")
@@ -247,13 +267,18 @@ def show_memory(name, given, prompt_tokens=200, gpu_gib=None, processes=1):
 
 def run_phase(phase, config, prompt_tokens, settings):
     """One rollout, or the updates of one batch of made-up completions."""
-    P, G, L, block = prompt_tokens, settings.group_size, settings.length, settings.block_length
+    P, G, L, block = (
+        prompt_tokens,
+        settings.num_generations,
+        settings.max_completion_length,
+        settings.block_length,
+    )
     dtype = getattr(torch, settings.dtype, torch.float32)
     policy, chance = make_policy(config, dtype), torch.Generator(DEVICE).manual_seed(0)
     if settings.lora_rank:
-        policy.denoiser = loading.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
+        policy.denoiser = lora.add_lora(policy.denoiser, settings.lora_rank, settings.lora_alpha)
     if settings.shard:  # that the whole model was there before does not count
-        distributed.shard(policy.denoiser, torch.device(DEVICE))
+        distributed.shard_model(policy.denoiser, torch.device(DEVICE))
         Path("/proc/self/clear_refs").write_text("5")
     there = {"device": DEVICE}
     prompts = torch.randint(3, 100, (settings.prompts_per_step, P), **there)
@@ -272,25 +297,25 @@ def run_phase(phase, config, prompt_tokens, settings):
     how = {"lr": settings.learning_rate, "foreach": False if settings.shard else None}
     optimizer = torch.optim.AdamW(policy.denoiser.parameters(), **how)
     boundaries = draw_boundaries(sample.nfe, settings.num_stages, chance)
-    stages = [(boundaries, None, 0)] * settings.inner_updates  # from the second on, with moments
+    stages = [(boundaries, None, 0)] * settings.num_iterations  # from the second on, with moments
     return update_denoiser(policy, None, optimizer, sample, stages, one, settings)
 
 
 def check_memory(name, sizes=None, prompt_tokens=None, **changes):
     """What a phase takes of the GPU or this process, and by memory.py. One phase a process."""
     phase, other = CHECKS[name]
-    settings = Settings(**FEW | dict(lora_rank=16, dtype="float32") | other | changes)
+    settings = Config(**FEW | dict(lora_rank=16, dtype="float32") | other | changes)
     usual = SPLIT if settings.shard else CHECKED
     sizes, prompt_tokens = sizes or usual[0], prompt_tokens or usual[1]
-    distributed.start()
-    small = replace(settings, prompts_per_step=1, group_size=2, micro_batch_size=2)
+    distributed.init()
+    small = replace(settings, prompts_per_step=1, num_generations=2, micro_batch_size=2)
     run_phase(phase, llama(128, 16, 16, 1, 2), 8, small)  # what a first call loads does not count
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before, config = run_folder.peak_memory_gib(), llama(*sizes)
+    before, config = peak_memory_gib(), llama(*sizes)
     run_phase(phase, config, prompt_tokens, settings)
-    measured = run_folder.peak_memory_gib() - before
-    parts = memory.budget(config, settings, prompt_tokens, DEVICE, distributed.count())
+    measured = peak_memory_gib() - before
+    parts = memory.budget(config, settings, prompt_tokens, DEVICE, distributed.world_size())
     there = ("base", "adapter", *memory.PHASES[0])
     if phase == "update":
         there = (*memory.RESIDENT, *memory.PHASES[1])
@@ -300,7 +325,7 @@ def check_memory(name, sizes=None, prompt_tokens=None, **changes):
 
 def show_check(name):
     """One row of CHECKS as JSON, or all of them as a table, each of a process of its own."""
-    if name and ("split" not in name or distributed.is_several()):
+    if name and ("split" not in name or distributed.is_distributed()):
         return print(json.dumps(check_memory(name)))
     columns = ("predicted", "measured", "ratio")
     print(f"{'GiB':32}" + "".join(f"{key:>11}" for key in columns))
@@ -312,7 +337,7 @@ def show_check(name):
 
 def main(arguments=None):
     what = "Speed and memory of rollouts and of learning."
-    parser = OneLineParser(description=what, allow_abbrev=False)
+    parser = FlagParser(description=what)
     parser.add_argument("--shape", choices=SHAPES, help="default: all that this machine can")
     parser.add_argument("--method", choices=METHODS, help="one row, in this process, as JSON")
     parser.add_argument("--memory", metavar="MODEL", help="LLaDA-8B, Qwen3-0.6B, tiny, a folder...")
@@ -328,7 +353,7 @@ def main(arguments=None):
         parser.error(f"{unfit} is understood only with --memory MODEL")
     if options.memory is not None:
         try:
-            return show_memory(options.memory, read_flags(rest), **how)
+            return show_memory(options.memory, parse_flags(rest), **how)
         except ValueError as error:
             parser.error(" ".join(str(error).split()))
     if options.check is not None:

@@ -59,7 +59,7 @@ def plot_gradients(found, path):
             fontsize=8, loc="outside right upper" if axis is axes[0, 0] else "outside right center"
         )
         figure.legend(*axis.get_legend_handles_labels(), **how)
-    n, G = found[0]["rows"][0]["batches"], found[0]["about"]["group_size"]
+    n, G = found[0]["rows"][0]["batches"], found[0]["about"]["num_generations"]
     P = ", ".join(str(state["about"]["prompts"]) for state in found)
     figure.supxlabel(
         f"{n} batches of P x {G} rollouts a state, P = {P}; bars: 95% "
@@ -168,7 +168,7 @@ def plot_surrogates(found, path):
         axis.legend(fontsize=8)
     about = found[0]["about"]
     figure.supxlabel(
-        f"{about['batches']} batches of {about['prompts']} x {about['group_size']} rollouts"
+        f"{about['batches']} batches of {about['prompts']} x {about['num_generations']} rollouts"
         " a state; bars: 95% intervals, bootstrapped over prompts. Steps that 1 token in 200 has.\n"
         "The outermost bins hold all beyond them.", fontsize=8, color="0.3",
     )  # fmt: skip

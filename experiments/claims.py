@@ -16,21 +16,22 @@ import sys
 from math import isfinite
 from pathlib import Path
 
-from evaluation.flags import read_claims_flags
+from evaluation.flags import parse_claims_flags
 
 if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    read_claims_flags()
+    parse_claims_flags()
 
 import torch
 from tqdm import tqdm
 
 import likelihood
-from config import RECIPES, Settings, settings_of
+from config import RECIPES, Config, config_from_json
 from diffpo_loss import group_advantages
-from evaluate import device_name, print_columns, revision
+from evaluate import print_columns, revision
 from evaluation.metrics import bootstrap_weights
 from experiments import charts, compare, gradients, thresholds
-from models import tiny
+from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
+from models.device import device_name
 from sampler import ThresholdHead
 from tasks import registry
 from training import files, run_folder
@@ -43,49 +44,53 @@ class State:
 
     def __init__(self, path, task_name, prompts=None):
         """Raises ValueError for a model without a task, or a task that it cannot do."""
-        folder, compact = Path(path), run_folder.is_compact(path)
-        if run_folder.checkpoint_of(folder) != folder:
+        folder, compact = Path(path), reads_compact_prompts(path)
+        if find_checkpoint(folder) != folder:
             file = folder / "config.json"
-            self.settings = settings_of(files.read_json(file), file)
+            self.settings = config_from_json(read_json(file), file)
         else:
             recipe = RECIPES.get(task_name if compact else "LLaDA", {})
-            self.settings = Settings(**recipe | {"task": task_name, "model": str(path)})
+            self.settings = Config(**recipe | {"task": task_name, "model": str(path)})
         self.task = registry.find_task(self.settings.task)
-        self.task = tiny.for_tiny(self.task) if compact else self.task
-        self.length = self.settings.length or self.task.length
+        self.task = registry.compact_form(self.task) if compact else self.task
+        self.length = self.settings.max_completion_length or self.task.length
         self.prompts = prompts or self.settings.prompts_per_step
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy = run_folder.load_policy(path, device, torch.float32)
+        self.policy = load_policy(path, device, torch.float32)
         if hasattr(self.policy.denoiser, "disable_adapter"):  # base and run have the same weights
             self.policy.denoiser = self.policy.denoiser.merge_and_unload()
         self.policy.denoiser.requires_grad_(True)
         size = self.policy.denoiser.config.hidden_size
         if self.policy.threshold_head is None:
-            self.policy.threshold_head = ThresholdHead(size, self.settings.gamma_0).to(device)
+            self.policy.threshold_head = ThresholdHead(size, self.settings.initial_threshold).to(
+                device
+            )
         step = revision(folder, self.policy.denoiser)
         self.name = f"{self.settings.task}, {f'after step {step}' if step else 'base'}"
         self.about = {"path": str(path), "task": self.settings.task, "step": step or 0}
-        self.about |= {"prompts": self.prompts, "group_size": self.settings.group_size}
+        self.about |= {"prompts": self.prompts, "num_generations": self.settings.num_generations}
         self.about |= {"device": device_name(device), "dtype": "float32"}
 
     def batch(self, seed):
         """(rollout of B = P * G rows, advantages (B,), generator) of one batch, as in training."""
-        G, L, policy = self.settings.group_size, self.length, self.policy
+        G, L, policy = self.settings.num_generations, self.length, self.policy
         generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
         problems = self.task.problems("train", self.prompts, f"claims {seed}")
         problems = [problem for problem in problems for _ in range(G)]
         prompts = policy.encode([self.task.prompt(problem) for problem in problems], L)
-        rollout = policy.rollout(*prompts, L, run_folder.decoder_of(self.settings), generator, G)
+        rollout = policy.rollout(
+            *prompts, L, run_folder.rollout_decoder(self.settings), generator, G
+        )
         pairs = zip(problems, policy.decode(rollout), strict=True)
         reward = torch.tensor([self.task.reward(*pair) for pair in pairs]).to(rollout.nfe.device)
-        reward = reward * (1 - self.settings.speed_weight * rollout.nfe / L)
-        return rollout, group_advantages(reward, G, self.settings.scale_by_std), generator
+        reward = reward * (1 - self.settings.nfe_penalty * rollout.nfe / L)
+        return rollout, group_advantages(reward, G, self.settings.scale_rewards), generator
 
 
 def states_of(paths, task_names, prompts):
     """A State for each run, and for each base and task. Raises ValueError."""
     for path in paths:
-        is_run = run_folder.checkpoint_of(path) != Path(path)
+        is_run = find_checkpoint(path) != Path(path)
         if not is_run and not task_names:
             raise ValueError(f"{path} is no run, which would know its task: give a --task")
         for name in [None] if is_run else task_names:
@@ -116,7 +121,9 @@ def tell_gradient(found):
     """The table of one state, and what is above what."""
     about, rows = found["about"], found["rows"]
     n = rows[0]["batches"]
-    print(f"\n{about['name']}: {n} batches of {about['prompts']} prompts x {about['group_size']}")
+    print(
+        f"\n{about['name']}: {n} batches of {about['prompts']} prompts x {about['num_generations']}"
+    )
     table = [["", "calls", "cosine", "error", "bias", "noise", "to the true one", "two batches"]]
     for row in rows:
         cells = [name_of(row["stages"], row["weights"]), f"{row['calls']:.2f}"]
@@ -170,7 +177,7 @@ def surrogate(state, batches, seed):
         rollout, _, generator = state.batch(seed * 10_000 + b)
         row, position = rollout.token_mask.nonzero(as_tuple=True)
         step.append(rollout.unmask_step[row, position])
-        group.append(row // state.settings.group_size + b * state.prompts)
+        group.append(row // state.settings.num_generations + b * state.prompts)
         for m in logs:
             boundaries = likelihood.draw_boundaries(rollout.nfe, m, generator)
             logp = likelihood.surrogate_logp(state.policy, rollout, boundaries)
@@ -237,7 +244,9 @@ def tell_surrogate(found):
     """The tables of one state: KL by step and stages, and what capping costs."""
     about, rows = found["about"], found["rows"]
     n = about["batches"]
-    print(f"\n{about['name']}: {n} batches of {about['prompts']} prompts x {about['group_size']}")
+    print(
+        f"\n{about['name']}: {n} batches of {about['prompts']} prompts x {about['num_generations']}"
+    )
     table = [["step", "tokens", *(f"KL, m = {m}" for m in gradients.STAGES), "ESS, m = 1", "m = 2"]]
     for t in sorted({row["step"] for row in rows}):
         here = {row["stages"]: row for row in rows if row["step"] == t}
@@ -273,7 +282,7 @@ def measure(given, out):
 
 
 def main(arguments=None):
-    given = read_claims_flags(arguments)
+    given = parse_claims_flags(arguments)
     out, what = Path(given["out"]), given["what"]
     try:
         if what == "compare":

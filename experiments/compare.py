@@ -21,17 +21,18 @@ import numpy
 import torch
 from matplotlib.figure import Figure
 
-from config import Settings
+from config import Config
 from evaluate import print_columns
 from evaluation import plots
 from evaluation.metrics import area, bootstrap_weights
 from evaluation.summary import GAMMAS, WIDTH
 from models import loading
-from tasks import mixture
-from training import files, run_folder
+from models.checkpoints import read_json, reads_compact_prompts
+from tasks import registry
+from training import files
 
 SAME = ("task", "model", "data", "eval_split", "eval_problems")  # else the problems would differ
-FIRST = ("num_stages", "is_cap", "train")  # of a label
+FIRST = ("num_stages", "importance_weight_cap", "train_target")  # of a label
 TRAINED, AREA = "as trained", "area"
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # of 1 to 10 degrees
 
@@ -53,10 +54,10 @@ def read_run(path):
     """A finished run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path, rows = Path(path), {}
     with loading.one_line(f"{path} is no run: give folders that train.py made"):
-        settings = asdict(Settings(**files.read_json(path / "config.json")))
-    log, steps = files.read_lines(path / "metrics.jsonl"), settings["steps"]
+        settings = asdict(Config(**read_json(path / "config.json")))
+    log, steps = files.read_log(path / "metrics.jsonl"), settings["steps"]
     for file in (path / "eval.json", path / "frontier.json"):
-        for row in files.read_json(file) if file.exists() else []:
+        for row in read_json(file) if file.exists() else []:
             rows.setdefault((file.stem, row["name"]), []).append(row)
     if len(log) < steps or ("eval", "trained") not in rows:
         done = f"{path} is not finished ({len(log)} of {steps} steps)"
@@ -66,7 +67,7 @@ def read_run(path):
         raise ValueError(f"{path} was not measured at all gammas: run it with --frontier true")
     fixed = {row["level"]: row for row in trained if row["level"] != "learned"}
     points = {TRAINED: rows["eval", "trained"][0]} | dict(sorted(fixed.items()))
-    needs = {"solved_each": points.values(), "denoiser_calls": log}
+    needs = {"solved_each": points.values(), "denoiser_rows": log}
     if lacks := [key for key, found in needs.items() if not all(key in row for row in found)]:
         raise ValueError(f"{path} is of an older train.py, without {lacks[0]}: run it anew")
     seed, _ = settings.pop("seed"), settings.pop("run_dir")
@@ -94,11 +95,13 @@ def spoken(name, settings):
     """A setting in words."""
     value = settings[name]
     if name == "num_stages":
-        exact = " (exact)" if value >= settings["length"] else ""  # no completion takes more calls
+        exact = (
+            " (exact)" if value >= settings["max_completion_length"] else ""
+        )  # no completion takes more calls
         return "mean-field" if value == 1 else f"{value} stages{exact}"
-    if name == "is_cap":
+    if name == "importance_weight_cap":
         return f"C = {value:g}" if value else "no weights"
-    if name == "train":
+    if name == "train_target":
         return "policy and sampler" if value == "joint" else f"{value} only"
     return f"{name} {str(value).lower() if isinstance(value, bool) else value}"
 
@@ -121,8 +124,10 @@ def labels_of(groups):
 
 def clusters_of(run):
     """The cluster of each test problem, from 0 on: (n,). Made again as run_folder.prepare did."""
-    made = Settings(**run.settings)
-    task = mixture.find(made.task, run_folder.is_compact(made.model), made.data, made.length)
+    made = Config(**run.settings)
+    task = registry.load_task(
+        made.task, reads_compact_prompts(made.model), made.data, made.max_completion_length
+    )
     problems = task.problems(made.eval_split, made.eval_problems, 0)
     keys = [getattr(task, "key", task.prompt)(problem) for problem in problems]
     return torch.tensor([keys.index(key) for key in keys]).unique(return_inverse=True)[1]
@@ -189,7 +194,7 @@ FIGURES = {  # of a run; the title, scale and digits of their column
     "area": (lambda run: run.scores[AREA], "area, %", 100, 1),
     "sampled": (lambda run: fmean(x["solved_mean"] for x in run.last), "sampled, %", 100, 1),
     "speed_reward": (lambda run: fmean(x["speed_reward_mean"] for x in run.last), "reward", 1, 3),
-    "calls": (lambda run: sum(x["denoiser_calls"] for x in run.log) / 1000, "calls, k", 1, 0),
+    "calls": (lambda run: sum(x["denoiser_rows"] for x in run.log) / 1000, "calls, k", 1, 0),
 }
 
 
@@ -222,7 +227,7 @@ def draw_curves(axes, i, group, label):
         return [fmean(values[max(0, t - w) : t]) for t in range(1, len(values) + 1)]
 
     solved, kl = ([smooth(run, key) for run in group] for key in ("solved_mean", "surrogate_kl"))
-    calls = [[x / 1000 for x in accumulate(x["denoiser_calls"] for x in r.log)] for r in group]
+    calls = [[x / 1000 for x in accumulate(x["denoiser_rows"] for x in r.log)] for r in group]
     grid = numpy.linspace(max(x[0] for x in calls), min(x[-1] for x in calls), len(calls[0]))
     by_calls = [numpy.interp(grid, *pair) for pair in zip(calls, solved, strict=True)]
     steps = range(1, len(calls[0]) + 1)
@@ -253,7 +258,7 @@ def plot(report, groups, path):
     for i, (group, said) in enumerate(zip(groups, report["groups"], strict=True)):
         draw_curves(axes, i, group, said["label"])
         draw_frontier(axes[3], i, said["frontier"])
-        if group[0].settings["train"] != "policy":
+        if group[0].settings["train_target"] != "policy":
             draw_frontier(axes[3], i, [said], star=True)
     base = sorted((row["nfe"], row["solved"]) for row in report["base"]["frontier"])
     axes[3].plot(*zip(*base, strict=True), color="0.6", marker=".", label="base")

@@ -16,23 +16,23 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
-from config import OneLineParser
+from config import FlagParser
 
 ROWS = {  # what a row changes of the default, which is DiFFPO
     "two-stage-w": "--num_stages 2",
-    "mean-field": "--num_stages 1 --is_cap 0",
-    "exact": "--num_stages 20 --is_cap 0",  # no completion takes more calls; its weights are 1
-    "two-stage": "--num_stages 2 --is_cap 0",
+    "mean-field": "--num_stages 1 --importance_weight_cap 0",
+    "exact": "--num_stages 20 --importance_weight_cap 0",  # weights are 1
+    "two-stage": "--num_stages 2 --importance_weight_cap 0",
     "mean-field-w": "--num_stages 1",
     "four-stage-w": "--num_stages 4",
-    "four-stage": "--num_stages 4 --is_cap 0",
-    "mean-field-policy": "--num_stages 1 --is_cap 0 --train policy",
-    "two-stage-w-policy": "--num_stages 2 --train policy",
-    "sampler": "--train sampler",
-    "no-price": "--speed_weight 0",
-    "d1": "--num_stages 1 --is_cap 0 --train policy --speed_weight 0 --scale_by_std false"
-    " --normalise_by text --inner_updates 12 --clip_eps 0.5 --kl_beta 0.04 --weight_decay 0.1"
-    " --prompt_hide_probability 0.15 --grad_clip 0.2 --lora_dropout 0.05",
+    "four-stage": "--num_stages 4 --importance_weight_cap 0",
+    "mean-field-policy": "--num_stages 1 --importance_weight_cap 0 --train_target policy",
+    "two-stage-w-policy": "--num_stages 2 --train_target policy",
+    "sampler": "--train_target sampler",
+    "no-price": "--nfe_penalty 0",
+    "d1": "--num_stages 1 --importance_weight_cap 0 --train_target policy --nfe_penalty 0"
+    " --scale_rewards false --normalise_by text --num_iterations 12 --epsilon 0.5 --beta 0.04"
+    " --weight_decay 0.1 --p_mask_prompt 0.15 --max_grad_norm 0.2 --lora_dropout 0.05",
 }
 MAIN = ("two-stage-w", "mean-field", "two-stage", "mean-field-w")
 TASKS = {  # 500 sudoku problems say as much as 1,000: they are of 51 grids
@@ -97,7 +97,9 @@ def caps():
     for seed in range(2):
         for task in TASKS:
             for name, more in {
-                "cap-2": "--is_cap 2", "cap-5": "--is_cap 5", "cap-none": "--is_cap 1e9",
+                "cap-2": "--importance_weight_cap 2",
+                "cap-5": "--importance_weight_cap 5",
+                "cap-none": "--importance_weight_cap 1e9",
                 "text": "--normalise_by text",
             }.items():  # fmt: skip
                 _, flags = run("caps", task, "two-stage-w", seed, more)
@@ -160,7 +162,7 @@ def make(folder, flags):
 
 def main(arguments=None):
     how = {"usage": "python -m experiments.grids PART ... [--jobs N] [--list]"}
-    parser = OneLineParser(description=__doc__.split("\n")[0], **how)
+    parser = FlagParser(description=__doc__.split("\n")[0], **how)
     parser.add_argument("parts", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time [2]")
     parser.add_argument("--list", action="store_true", help="print the commands, run nothing")

@@ -24,8 +24,9 @@ from matplotlib.ticker import FixedLocator, NullLocator
 import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
+from models.checkpoints import find_checkpoint, read_json
 from tasks import answers, mixture
-from training import files, run_folder
+from training import files
 
 FIXED = (
     0.003,
@@ -129,10 +130,10 @@ def measure(path):
     -> names (of tasks), clusters, difficulties, gamma, N of each; solved, nfe and objective,
     (F + 1, N), the learned gamma's last.
     """
-    saved = files.read_json(Path(path) / "config.json")
-    if saved.get("train") == "policy":
-        raise ValueError(f"{path} learned no threshold: its --train was policy")
-    if run_folder.checkpoint_of(path) == Path(path):
+    saved = read_json(Path(path) / "config.json")
+    if saved.get("train_target") == "policy":
+        raise ValueError(f"{path} learned no threshold: its --train_target was policy")
+    if find_checkpoint(path) == Path(path):
         raise ValueError(f"{path} has no checkpoint yet")
     asked = {"problems": saved.get("eval_problems", 1000), "split": saved.get("eval_split", "")}
     options = evaluate.options_for(path, asked)
@@ -142,14 +143,14 @@ def measure(path):
     solved, nfe, rewards = [], [], []
     for decoder in [*(replace(learned, level=level) for level in FIXED), learned]:
         how = (policy, task, problems, decoder, options.length, size)
-        texts, calls, _, gamma = evaluate.outcomes(*how)
+        texts, calls, _, gamma = evaluate.generate(*how)
         pairs = list(zip(problems, texts, strict=True))
         solved.append([bool(task.solved(*pair)) for pair in pairs])
         rewards.append([task.reward(*pair) for pair in pairs])
         nfe.append(calls.tolist())
-    lengths = [mixture.length_of(task, problem, options.length) for problem in problems]
-    price = saved.get("speed_weight", 0.0) * np.array(nfe) / np.array(lengths)
-    is_one, key = not isinstance(task, mixture.Together), getattr(task, "key", task.prompt)
+    lengths = [mixture.completion_length(task, problem, options.length) for problem in problems]
+    price = saved.get("nfe_penalty", 0.0) * np.array(nfe) / np.array(lengths)
+    is_one, key = not isinstance(task, mixture.TaskMixture), getattr(task, "key", task.prompt)
     return SimpleNamespace(
         names=[options.task if is_one else problem["task"] for problem in problems],
         clusters=[key(problem) for problem in problems],
@@ -163,7 +164,7 @@ def summary(found, name, level, places):
     """A row of the table: some problems of one task, of one difficulty or (level None) of all."""
     hits, gamma = found.solved[-1, places], found.gamma[places]
     clusters = [found.clusters[i] for i in places]
-    low, high, k = metrics.share_interval((hits > 0).tolist(), clusters)
+    low, high, k = metrics.cluster_bootstrap_interval((hits > 0).tolist(), clusters)
     deciles = np.quantile(gamma, (0.1, 0.9)).tolist()
     return {
         "task": name, "difficulty": level, "problems": len(places), "clusters": k,

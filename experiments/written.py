@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import permutations, product
 
 from tasks.answers import OPERATIONS
-from tasks.registry import Countdown
+from tasks.countdown import Countdown
 from tasks.splits import split_of
 
 

@@ -7,11 +7,8 @@ has one length: on the tiny model a completion of countdown has 10 tokens, one o
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
-from models import tiny
-from tasks import registry, splits
 
-
-class Together:
+class TaskMixture:
     """Several tasks as one. A problem is its task's own, with that task's name under "task"."""
 
     def __init__(self, tasks, compact):
@@ -45,45 +42,24 @@ class Together:
         return f"{problem['task']} {getattr(own, 'key', own.prompt)(problem)}"
 
 
-def find(names, compact, data="", length=0):
-    """The task that --task names, as the tiny model has it if `compact`; with commas, several.
-
-    data: a file of problems. length: tokens of a completion, if asked for. Raises ValueError.
-    """
-    found = {}
-    for name in names.split(","):
-        if name in found:
-            raise ValueError(f"task {names}: {name} is there twice")
-        task = registry.find_task(name)
-        task = found[name] = tiny.for_tiny(task) if compact else task
-    if len(found) == 1:
-        return splits.FromFile(task, data) if data else task
-    if data:
-        raise ValueError(f"--data {data} is for one task, not for {names}")
-    task = Together(found, compact)
-    if compact and length not in (0, task.length):
-        raise ValueError(f"length = {length}: {names} have a length each: leave out --length")
-    return task
-
-
-def turn(task, step, length):
+def task_for_step(task, step, length):
     """(task, length) of a step: of several tasks the one whose turn it is, with its own length."""
-    if not isinstance(task, Together):
+    if not isinstance(task, TaskMixture):
         return task, length
     name = list(task.tasks)[step % len(task.tasks)]
-    return Together({name: task.tasks[name]}, bool(task.lengths)), task.lengths.get(name, length)
+    return TaskMixture({name: task.tasks[name]}, bool(task.lengths)), task.lengths.get(name, length)
 
 
-def by_task(task, problems):
+def places_by_task(task, problems):
     """{name: the places of its problems}; a task alone has all of them, and no name."""
     places = {}
     for place, problem in enumerate(problems):
-        name = problem["task"] if isinstance(task, Together) else ""
+        name = problem["task"] if isinstance(task, TaskMixture) else ""
         places.setdefault(name, []).append(place)
     return places
 
 
-def judged(task, problems, texts):
+def score_completions(task, problems, texts):
     """[(reward, whether it is solved)] of the completions, as many at once as the task allows."""
     pairs, at_once = zip(problems, texts, strict=True), getattr(task, "at_once", 1)
 
@@ -96,14 +72,14 @@ def judged(task, problems, texts):
         return [*pool.map(judge, pairs)]
 
 
-def length_of(task, problem, length):
+def completion_length(task, problem, length):
     """Tokens of a problem's completion: `length`, but where several tasks have a length each."""
-    return task.lengths.get(problem["task"], length) if isinstance(task, Together) else length
+    return task.lengths.get(problem["task"], length) if isinstance(task, TaskMixture) else length
 
 
-def batches(task, problems, length, size):
+def batches_by_task(task, problems, length, size):
     """Yields (places, length) of batches of at most `size` problems, none of two tasks."""
-    for places in by_task(task, problems).values():
-        own = length_of(task, problems[places[0]], length)
+    for places in places_by_task(task, problems).values():
+        own = completion_length(task, problems[places[0]], length)
         for start in range(0, len(places), size):
             yield places[start : start + size], own

@@ -14,10 +14,12 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 
-from evaluation.metrics import share_interval
+from evaluation.metrics import cluster_bootstrap_interval
 from models.families import one_line
-from tasks.registry import BOXES, COLUMNS, ROWS, TASKS, Generated
+from tasks.registry import TASKS
 from tasks.splits import split_of
+from tasks.sudoku import BOXES, COLUMNS, ROWS
+from tasks.task import Generated
 
 FORM = "Respond in this format:\n<reasoning>\nyour reasoning\n</reasoning>\n<answer>\n%s\n</answer>"
 MATHS = (
@@ -122,7 +124,7 @@ def table(path):
     rows = [["", "completions", "clusters", "solved", "95% interval", "reward", "cells"]]
     for name, scores in found.items():
         clusters, solved, reward, cells = zip(*scores, strict=True)
-        low, high, k = share_interval(solved, clusters)
+        low, high, k = cluster_bootstrap_interval(solved, clusters)
         share, interval = f"{fmean(solved):.1%}", f"{low:.1%} to {high:.1%}"
         cells = f"{fmean(cells):.1%}" if name == "sudoku" else ""
         row = [name, str(len(scores)), str(k), share, interval, f"{fmean(reward):.3f}"]

@@ -15,7 +15,7 @@ SPLITS = ("train", "validation", "test")
 def split_of(key):
     """Which split a key belongs to, by its checksum: 20% test, 10% validation, 70% train.
 
-    It depends on no seed, order or number of draws. Settings are tuned on "validation".
+    It depends on no seed, order or number of draws. Config are tuned on "validation".
     """
     bucket = zlib.crc32(key.encode(errors="surrogatepass")) % 10  # 0 to 9
     return "test" if bucket < 2 else "validation" if bucket == 2 else "train"
@@ -40,7 +40,7 @@ def draw(pools, split, n, seed, source):
     return drawn
 
 
-def rows_of(path):
+def read_rows(path):
     """Yields (line, row) of a file, JSON lines or .csv with a header: a dict, or what fails to be
     one: the error is then the caller's to tell, with the line.
     """
@@ -53,7 +53,7 @@ def rows_of(path):
             yield line, text
 
 
-class FromFile:
+class ProblemsFromFile:
     """A task whose problems come from a file, split by the checksums of their keys."""
 
     def __init__(self, task, path):

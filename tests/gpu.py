@@ -40,14 +40,14 @@ sys.path.insert(0, str(ROOT))
 
 import memory  # noqa: E402
 
-from config import Settings  # noqa: E402
+from config import Config  # noqa: E402
 from diffusion_policy import DiffusionPolicy  # noqa: E402
-from evaluate import device_name  # noqa: E402
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp  # noqa: E402
+from models.checkpoints import load_policy  # noqa: E402
+from models.device import device_name  # noqa: E402
 from models.families import read_config  # noqa: E402
 from sampler import Decoder  # noqa: E402
 from tasks.registry import TASKS  # noqa: E402
-from training.run_folder import load_policy  # noqa: E402
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -57,14 +57,25 @@ SHAPES = {  # V, D, MLP, layers, heads, key-value heads, width of a head; those 
     "small": (2000, 128, 384, 6, 4, 2, 32),
     "small llada": (2000, 128, 384, 6, 4),
 }
-RUN = "--cache dual --inner_updates 2 --micro_batch_size 12 --lora_rank 16"
+RUN = "--cache dual --num_iterations 2 --micro_batch_size 12 --lora_rank 16"
 RUNS = {  # flags of train.py; those of 8b are LLaDA's recipe but for the inner updates
-    "0.6b": f"{RUN} --prompts_per_step 8 --group_size 6 --length 128 --block_length 32",
-    "8b": "--inner_updates 2 --steps 1",
-    "small": f"{RUN} --prompts_per_step 2 --group_size 2 --length 16 --block_length 8",
+    "0.6b": f"{RUN} --prompts_per_step 8 --num_generations 6 --max_completion_length 128"
+    " --block_length 32",
+    "8b": "--num_iterations 2 --steps 1",
+    "small": f"{RUN} --prompts_per_step 2 --num_generations 2 --max_completion_length 16"
+    " --block_length 8",
 }
 RUNS["small llada"] = RUNS["small"]
-IN_4_BITS = ["--dtype", "4bit", "--length", "128", "--rollout_batch_size", "24", "--steps", "1"]
+IN_4_BITS = [
+    "--dtype",
+    "4bit",
+    "--max_completion_length",
+    "128",
+    "--rollout_batch_size",
+    "24",
+    "--steps",
+    "1",
+]
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -211,7 +222,7 @@ def random_run(flags, work, name="whole"):
     prompt, config = task.prompt(task.problems("train", 1, 0)[0]), read_config(work / "model")[0]
     reader = DiffusionPolicy(SimpleNamespace(config=config, device="cpu"), tokenizer)
     P = reader.encode([prompt])[0].shape[1]
-    settings = Settings(**json.loads((work / name / "config.json").read_text()))
+    settings = Config(**json.loads((work / name / "config.json").read_text()))
     calls = whole[-1]["nfe_mean"]
     flop = memory.work(config, settings, P, calls)
     parts = memory.budget(config, settings, P, DEVICE.type)

@@ -122,7 +122,7 @@ def run_until(folder, event, said):
         return wrapped
 
     # os.fsync takes a number, not a path: saving.fsync's own argument is counted.
-    train.saving.fsync = counted("sync", train.saving.fsync)
+    train.files.fsync = counted("sync", train.files.fsync)
     for name in ("rename", "replace", "unlink", "mkdir", "rmdir"):
         setattr(os, name, counted(name, getattr(os, name)))
     builtins.open = io.open = counted("open", open, lambda mode="r", *_: "r" not in mode)

@@ -10,7 +10,9 @@ from toy import metrics_of
 
 import train
 from models import loading
-from models.loading import add_lora, dtype_of, export, load_denoiser, load_lora, lora_layers
+from models.export import export_model
+from models.loading import dtype_of, load_denoiser
+from models.lora import add_lora, load_lora, lora_layers
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, which is optional, is not installed")
 
@@ -66,7 +68,7 @@ def test_an_export_merges_the_adapter_into_the_base_as_it_was_before(folder, tmp
     model = trained_adapter(denoiser)
     assert len(lora_layers(model)) == 7 * LAYERS and dtype_of(model) == "4bit"
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    export(model, tokenizer, tmp_path / "out")
+    export_model(model, tokenizer, tmp_path / "out")
     base, _ = load_denoiser(str(folder), dtype=torch.bfloat16)
     expected = load_lora(base, tmp_path / "adapter").merge_and_unload()(input_ids=IDS).logits
     merged, _ = load_denoiser(str(tmp_path / "out"), dtype=torch.bfloat16)
@@ -76,9 +78,9 @@ def test_an_export_merges_the_adapter_into_the_base_as_it_was_before(folder, tmp
 
 
 FLAGS = (
-    "--model {} --task countdown --dtype 4bit --steps {} --prompts_per_step 2 --group_size 2"
-    " --length 4 --block_length 4 --inner_updates 2 --eval_problems 1 --frontier false"
-    " --lora_rank 2 --run_dir {}"
+    "--model {} --task countdown --dtype 4bit --steps {} --prompts_per_step 2 --num_generations 2"
+    " --max_completion_length 4 --block_length 4 --num_iterations 2 --eval_problems 1"
+    " --frontier false --lora_rank 2 --run_dir {}"
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import benchmark
 
 *SIZES, SETTINGS = benchmark.SHAPES["tiny"]
-SMALL = (*SIZES, replace(SETTINGS, prompts_per_step=2, group_size=3, inner_updates=2))
+SMALL = (*SIZES, replace(SETTINGS, prompts_per_step=2, num_generations=3, num_iterations=2))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_naive_loop_and_ours_draw_the_same_tokens(rows):
 
 def test_they_do_so_too_where_a_step_unmasks_several(rows):
     sizes, prompt, _, settings = SMALL
-    three = (sizes, prompt, 3, replace(settings, length=12, block_length=6))
+    three = (sizes, prompt, 3, replace(settings, max_completion_length=12, block_length=6))
     naive, ours = (benchmark.measure(three, method)["tokens"] for method in ("naive", "ours"))
     assert naive == ours and {len(row) for row in ours} == {12}
 

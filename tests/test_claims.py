@@ -16,11 +16,11 @@ import likelihood
 import train
 from diffpo_loss import weight_metrics
 from experiments import claims, gradients
-from training.files import read_lines
+from training.files import read_log
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "bases" / "tiny"
-FLAGS = "--steps 2 --prompts_per_step 4 --group_size 4 --eval_problems 4 --frontier false"
+FLAGS = "--steps 2 --prompts_per_step 4 --num_generations 4 --eval_problems 4 --frontier false"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,9 @@ def test_a_base_is_drawn_from_as_the_first_step_of_training_would():
     rollout, advantage, _ = state.batch(0)
     assert rollout.completion.shape == (6 * 8, 10)
     assert advantage.view(6, 8).mean(1).abs().max() < 1e-6 < advantage.abs().max()
-    assert rollout.threshold.median().item() == pytest.approx(0.1, rel=0.4)  # gamma_0, drawn
+    assert rollout.threshold.median().item() == pytest.approx(
+        0.1, rel=0.4
+    )  # initial_threshold, drawn
     assert rollout.threshold.std() > 0.02
     again, other = state.batch(0)[0], state.batch(1)[0]
     assert torch.equal(again.completion, rollout.completion)
@@ -56,14 +58,14 @@ def test_a_base_is_drawn_from_as_the_first_step_of_training_would():
 def test_a_run_is_its_adapter_merged_and_all_weights_have_gradients(run):
     state = claims.State(run, None)
     assert state.name == "countdown, after step 2"
-    assert (state.prompts, state.settings.group_size) == (4, 4)
+    assert (state.prompts, state.settings.num_generations) == (4, 4)
     assert all(p.requires_grad for p in state.policy.denoiser.parameters())
     names = [name for name, _ in state.policy.denoiser.named_parameters()]
     assert not any("lora" in name for name in names)
     ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         hidden = state.policy.hidden(ids)
-        adapted = claims.run_folder.load_policy(run).hidden(ids)
+        adapted = claims.load_policy(run).hidden(ids)
     torch.testing.assert_close(hidden, adapted, rtol=1e-3, atol=1e-4)
 
 
@@ -163,7 +165,7 @@ def test_bad_input_gets_one_line(run, tmp_path, capsys):
         (("gradient", TINY), "is no run, which would know its task: give a --task"),
         (("surrogate", TINY, "--task", "chess"), "unknown task 'chess'"),
         (("gradient", TINY, "--task", "gsm8k"), "no length"),
-        (("gradient", old), "is not of this train.py"),
+        (("gradient", old), "was written by another version of train.py"),
         (("gradient", tmp_path / "none", "--task", "countdown"), "none"),
     ]:
         code, out, err = told(capsys, *arguments, "--out", tmp_path / "out")
@@ -185,7 +187,7 @@ def test_help_answers_without_torch_and_bad_flags_get_one_line(tmp_path):
 
 
 def test_metrics_of_a_run_count_the_rows_of_its_calls(run):
-    rows = read_lines(run / "metrics.jsonl")
+    rows = read_log(run / "metrics.jsonl")
     for row in rows:  # 16 rows of 4 prompts: a first call of 4, then rows that are not done
         rollout = 4 + 16 * (row["nfe_mean"] - 1)
-        assert rollout + 4 <= row["denoiser_calls"] <= rollout + 4 + 16  # z_0 once a group, z_tau
+        assert rollout + 4 <= row["denoiser_rows"] <= rollout + 4 + 16  # z_0 once a group, z_tau

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config import Settings
+from config import Config
 from evaluation import plots
 from evaluation.metrics import area
 from evaluation.summary import GAMMAS
@@ -38,18 +38,18 @@ def row(name, level, nfe, each):
 def write_run(folder, seed=0, each=None, more_calls=0.0, calls=100, **settings):
     """A run of 8 steps that solves `each`, a string, at all gammas."""
     folder.mkdir(parents=True)
-    settings = dict(task="countdown", model="tiny", length=10, steps=8) | settings
-    made = Settings(**settings, eval_problems=N, seed=seed, run_dir=str(folder))
+    settings = dict(task="countdown", model="tiny", max_completion_length=10, steps=8) | settings
+    made = Config(**settings, eval_problems=N, seed=seed, run_dir=str(folder))
     each = each or bits(0.5, seed)
     base = [row("base", level, 4 - level, bits(0.2)) for level in GAMMAS]
     trained = [row("trained", level, 3 - level + more_calls, each) for level in GAMMAS]
     learned = [row("trained", "learned", 2.5 + more_calls, each)]
-    if made.train == "policy":
-        learned = [x for x in trained if x["level"] == made.gamma_0]
-    kl = None if made.train == "sampler" else 0.1
+    if made.train_target == "policy":
+        learned = [x for x in trained if x["level"] == made.initial_threshold]
+    kl = None if made.train_target == "sampler" else 0.1
     log = [
         dict(step=step, solved_mean=step / 10, speed_reward_mean=step / 20, surrogate_kl=kl)
-        | dict(denoiser_calls=calls + seed)
+        | dict(denoiser_rows=calls + seed)
         for step in range(1, made.steps + 1)
     ]
     files = {"config": asdict(made), "eval": base[2:3] + learned, "frontier": base + trained}
@@ -74,14 +74,21 @@ def compared(paths, out):
 
 # ---- groups --------------------------------------------------------------------------------------
 
-D1 = dict(num_stages=1, is_cap=0.0, train="policy", clip_eps=0.5, inner_updates=12, kl_beta=0.04)
-D1 |= dict(scale_by_std=False, normalise_by="text")
-SAMPLER = dict(num_stages=1, train="sampler")
+D1 = dict(
+    num_stages=1,
+    importance_weight_cap=0.0,
+    train_target="policy",
+    epsilon=0.5,
+    num_iterations=12,
+    beta=0.04,
+)
+D1 |= dict(scale_rewards=False, normalise_by="text")
+SAMPLER = dict(num_stages=1, train_target="sampler")
 MANY = ["2 stages, C = 1", "mean-field, C = 1", "3 stages, C = 1"]
 MANY += ["mean-field, C = 1, sampler only", "mean-field, no weights, policy only and 5 more"]
 TWINS = [f"{m} stages, C = 1" for m in (2, 3, 4, 5)]
-TWINS += [f"mean-field, no weights, policy only, clip_eps {eps} and 4 more" for eps in (0.5, 0.4)]
-BOTH = ["policy and sampler, speed_weight 0.35", "policy only", "speed_weight 0.0"]
+TWINS += [f"mean-field, no weights, policy only, epsilon {eps} and 4 more" for eps in (0.5, 0.4)]
+BOTH = ["policy and sampler, nfe_penalty 0.35", "policy only", "nfe_penalty 0.0"]
 
 
 @pytest.mark.parametrize(
@@ -89,15 +96,18 @@ BOTH = ["policy and sampler, speed_weight 0.35", "policy only", "speed_weight 0.
     [
         ([{}], ["all runs"]),
         ([dict(learning_rate=1e-3), {}], ["learning_rate 0.001", "learning_rate 0.002"]),
-        ([dict(num_stages=1, is_cap=0), {}], ["mean-field, no weights", "2 stages, C = 1"]),
+        (
+            [dict(num_stages=1, importance_weight_cap=0), {}],
+            ["mean-field, no weights", "2 stages, C = 1"],
+        ),
         ([dict(num_stages=4), dict(num_stages=20)], ["4 stages", "20 stages (exact)"]),
-        ([{}, dict(train="policy"), dict(speed_weight=0.0)], BOTH),
+        ([{}, dict(train_target="policy"), dict(nfe_penalty=0.0)], BOTH),
         ([{}, dict(num_stages=1), dict(num_stages=3), SAMPLER, D1], MANY),
-        ([dict(num_stages=m) for m in (2, 3, 4, 5)] + [D1, D1 | dict(clip_eps=0.4)], TWINS),
+        ([dict(num_stages=m) for m in (2, 3, 4, 5)] + [D1, D1 | dict(epsilon=0.4)], TWINS),
     ],
 )
 def test_a_label_names_what_differs_and_what_most_share_once(groups, labels):
-    settings = [asdict(Settings(length=10, **group)) for group in groups]
+    settings = [asdict(Config(max_completion_length=10, **group)) for group in groups]
     assert compare.labels_of(settings) == labels
 
 
@@ -122,7 +132,7 @@ def strip(rows, key):
 
 def age(folder):
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    text = "".join(json.dumps(row) + "\n" for row in strip(log, "denoiser_calls"))
+    text = "".join(json.dumps(row) + "\n" for row in strip(log, "denoiser_rows"))
     (folder / "metrics.jsonl").write_text(text)
 
 
@@ -138,7 +148,7 @@ BROKEN = {
     r"not finished \(8 of 8": lambda x: rewrite(x, "eval.json", lambda rows: rows[:1]),
     r"not finished": lambda x: (x / "eval.json").unlink(),
     "gammas: run it with --frontier true": lambda x: rewrite(x, "frontier.json", lambda y: y[:-1]),
-    "older train.py, without denoiser_calls": age,
+    "older train.py, without denoiser_rows": age,
     "without solved_each": lambda x: rewrite(x, "frontier.json", lambda y: strip(y, "solved_each")),
     "has task = 'sudoku', and .*one task": lambda x: rewrite(
         x, "config.json", lambda y: y | {"task": "sudoku"}
@@ -316,8 +326,8 @@ def test_only_the_seeds_that_both_have_are_paired(tmp_path, drawn, capsys):
 
 def test_the_picture_shows_each_group_apart_and_says_how_many_seeds(tmp_path, drawn):
     paths = [write_run(tmp_path / f"a{seed}", seed) for seed in (0, 1, 2)]
-    paths += [write_run(tmp_path / f"b{seed}", seed, train="policy") for seed in (0, 1, 2)]
-    paths += [write_run(tmp_path / f"c{seed}", seed, train="sampler") for seed in (0, 1, 2)]
+    paths += [write_run(tmp_path / f"b{seed}", seed, train_target="policy") for seed in (0, 1, 2)]
+    paths += [write_run(tmp_path / f"c{seed}", seed, train_target="sampler") for seed in (0, 1, 2)]
     report = compared(paths, tmp_path / "out")
     (figure,) = drawn
     said = " ".join(figure.get_supxlabel().split())

@@ -36,7 +36,7 @@ def test_every_setting_is_named_in_its_group(help_text):
         for name in re.findall(r"^  --(\w+)", "\n".join(lines), re.M):
             where[name] = title.rstrip(":")
     group = None
-    for f in fields(config.Settings):
+    for f in fields(config.Config):
         group = config.GROUPS.get(f.name, group)
         assert where[f.name] == group, f.name
     assert len(set(where.values()) - {"options"}) == len(config.GROUPS)
@@ -51,7 +51,10 @@ def test_the_groups_are_those_that_the_source_shows():
 
 def test_defaults_and_recipes_are_told(help_text):
     text = " ".join(help_text.split())
-    assert "P, prompts a step [32; sudoku 16; countdown,sudoku 24; LLaDA 16; small 16]" in text
+    assert (
+        "P, prompts in a step [32; sudoku 16; countdown,sudoku 24; LLaDA 16; small 16; d1 16]"
+        in text
+    )
     assert "what learns: one of policy, sampler, joint [joint]" in text
     assert "[]" not in text
 
@@ -59,15 +62,14 @@ def test_defaults_and_recipes_are_told(help_text):
 @pytest.mark.parametrize("flags", [["--step", "3"], ["--run", "a"], ["--resum"]])
 def test_an_abbreviated_flag_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        config.read_flags(flags)
+        config.parse_flags(flags)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and flags[0] in message and message.count("\n") == 1
 
 
 def test_a_run_from_before_a_setting_came_had_its_default_and_any_other_is_refused():
-    saved = asdict(config.Settings(seed=3))
-    older = {name: saved[name] for name in saved.keys() - config.LATER}
-    assert config.settings_of(older, "config.json") == config.Settings(seed=3)
+    saved = asdict(config.Config(seed=3))
+    assert config.config_from_json(saved, "config.json") == config.Config(seed=3)
     for other in (saved | {"novelty": 1}, {k: v for k, v in saved.items() if k != "seed"}):
-        with pytest.raises(ValueError, match="config.json is not of this train.py"):
-            config.settings_of(other, "config.json")
+        with pytest.raises(ValueError, match="config.json was written by another version"):
+            config.config_from_json(other, "config.json")

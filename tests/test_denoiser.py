@@ -15,7 +15,7 @@ from toy import generator, random_prompts, toy_policy, toy_tokenizer, wide_polic
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import denoiser
-from denoiser import BlockCache, HalfProduct, LogitsModel
+from denoiser import BlockCache, Float32Product, LogitsModel
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
 from models.loading import load_denoiser
@@ -178,7 +178,7 @@ def half_pair(v=300, n=40, D=64):
 
 def test_a_half_product_is_the_float32_product_of_its_inputs():
     weight, hidden = half_pair()
-    product = HalfProduct.apply(weight, hidden)
+    product = Float32Product.apply(weight, hidden)
     expected = (weight.double() @ hidden.double().T).float()
     assert product.dtype == torch.float32 and expected.abs().max() > 12
     torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
@@ -191,7 +191,7 @@ def test_a_half_products_gradient_is_that_of_the_float32_product(trained):
     weight.requires_grad_(trained), hidden.requires_grad_()
     floats = [x.detach().float().requires_grad_() for x in (weight, hidden)]
     factor = torch.randn((300, 40), generator=generator(3))
-    loss = (HalfProduct.apply(weight, hidden) * factor).sum()
+    loss = (Float32Product.apply(weight, hidden) * factor).sum()
     with Largest() as going_back:
         loss.backward()
     assert (going_back.size >= weight.numel()) == trained  # nothing is computed for a frozen weight
@@ -237,7 +237,7 @@ def test_a_token_of_a_bfloat16_model_is_scored_without_rounding_its_logits(monke
     tokens = logits.argmax(-1)  # the likely ones are the ones that are drawn
     exact = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1).float()
     torch.testing.assert_close(policy.token_logp(hidden, tokens, 1.0), exact, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(denoiser, "HalfProduct", RoundedProduct)
+    monkeypatch.setattr(denoiser, "Float32Product", RoundedProduct)
     assert (policy.token_logp(hidden, tokens, 1.0) - exact).square().mean().sqrt() > 0.01
 
 
@@ -252,18 +252,18 @@ def test_unit_weights_of_a_bfloat16_model_err_less_than_with_rounded_logits(
     """
     policy = half_policy(layers)
     ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(7, 6, 5, 4))
-    rollout = policy.rollout(ids, mask, 24, Decoder("top_k", 4), generator(1), group_size=2)
+    rollout = policy.rollout(ids, mask, 24, Decoder("top_k", 4), generator(1), num_generations=2)
     boundaries = draw_boundaries(rollout.nfe, 7, generator(2))  # before every step
     assert scored_as_drawn(rollout.unmask_step, boundaries)[rollout.token_mask].all()
     errors = []
-    for product in (HalfProduct, RoundedProduct):
-        monkeypatch.setattr(denoiser, "HalfProduct", product)
+    for product in (Float32Product, RoundedProduct):
+        monkeypatch.setattr(denoiser, "Float32Product", product)
         as_drawn = surrogate_logp(policy, rollout, boundaries)  # padded as the rollout was
         parts = [slice(i, i + 2) for i in range(0, 8, 2)]
         old = [surrogate_logp(policy, rollout.rows(part), boundaries[part]) for part in parts]
         log_weight = (torch.cat(old) - as_drawn)[rollout.token_mask]
         errors.append(log_weight.square().mean().sqrt().item())
-        if product is HalfProduct:
+        if product is Float32Product:
             recorded = rollout.behaviour_logp * rollout.token_mask
             torch.testing.assert_close(as_drawn, recorded, rtol=0, atol=1e-4)
     assert 0.001 < errors[0] < share * errors[1]

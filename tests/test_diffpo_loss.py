@@ -102,7 +102,7 @@ def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
     # standard deviations sqrt(2), 0.028, 0
     reward = torch.tensor([1.0, 3.0, 0.98, 1.02, 7.0, 7.0])
     expected = torch.tensor([-1 / math.sqrt(2), 1 / math.sqrt(2), -0.2, 0.2, 0.0, 0.0])
-    advantage = group_advantages(reward, 2, scale_by_std=True, std_floor=0.1)
+    advantage = group_advantages(reward, 2, scale_rewards=True, std_floor=0.1)
     torch.testing.assert_close(advantage, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -180,7 +180,7 @@ def test_its_metrics_are_counted_by_loops():
     too_far = {key: math.copysign(1, r - 1) for key, r in ratio.items() if not 0.8 <= r <= 1.2}
     stuck = [key for key, sign in too_far.items() if sign * advantage[key[0]] > 0]
     assert metrics["ratio_mean"] == pytest.approx(sum(ratio.values()) / len(tokens))
-    assert metrics["clip_share"] == pytest.approx(len(stuck) / len(tokens))
+    assert metrics["clip_fraction"] == pytest.approx(len(stuck) / len(tokens))
     assert 0 < len(stuck) < len(tokens)
 
 
@@ -278,7 +278,7 @@ def test_at_the_first_inner_update_the_ratio_is_1_and_the_gradient_is_not_0(num_
     rows = zip(advantage, weights, rollout.token_mask, strict=True)
     terms = [(a * w[m].mean()).item() for a, w, m in rows]
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
-    assert metrics["ratio_mean"] == pytest.approx(1) and metrics["clip_share"] == 0
+    assert metrics["ratio_mean"] == pytest.approx(1) and metrics["clip_fraction"] == 0
     loss.backward()
     assert all(p.grad.abs().max() > 1e-4 for p in policy.denoiser.parameters())
 
@@ -298,7 +298,7 @@ def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(
         loss, metrics = diffpo_loss(new, logp_old, advantage.double(), weights, mask, EPS)
         return loss + beta * reference_kl(new, logp_old - 0.1, mask), metrics
 
-    assert 0 < loss()[1]["clip_share"] < 0.9
+    assert 0 < loss()[1]["clip_fraction"] < 0.9
     loss()[0].backward()
     for seed, p in enumerate(policy.denoiser.parameters()):
         index = torch.randint(0, p.numel(), (2,), generator=generator(seed)).tolist()
@@ -490,7 +490,7 @@ def test_the_threshold_loss_is_a_loop_over_rows_and_its_gradient_that_of_finite_
         {
             "threshold_loss": -total / 12,
             "threshold_ratio": sum(ratios) / 12,
-            "threshold_clip_share": stuck / 12,
+            "threshold_clip_fraction": stuck / 12,
         }
     )
     slopes = finite_differences(lambda: threshold_loss(new, old, advantage, EPS)[0], new, range(12))
@@ -525,10 +525,10 @@ def test_weight_metrics_are_counted_by_loops(cap):
     used = [min(cap, w) for w in raw] if cap else [1.0] * len(raw)
     assert metrics == pytest.approx(
         {
-            "is_weight_mean": sum(used) / len(used),
-            "is_weight_max": max(raw),
-            "is_capped_share": sum(w > cap for w in raw) / len(raw) if cap else 0.0,
-            "ess_share": sum(used) ** 2 / sum(w * w for w in used) / len(used),
+            "importance_weight_mean": sum(used) / len(used),
+            "importance_weight_max": max(raw),
+            "capped_weight_fraction": sum(w > cap for w in raw) / len(raw) if cap else 0.0,
+            "ess_fraction": sum(used) ** 2 / sum(w * w for w in used) / len(used),
             "surrogate_kl": -sum(log_weight) / len(log_weight),
             "unit_weight_error": math.sqrt(sum(x * x for x in unit) / len(unit)),
         }
@@ -544,8 +544,8 @@ def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_n
         assert metrics["unit_weight_error"] < 1e-5
         kl.append(metrics["surrogate_kl"])
     assert kl[0] > kl[1] > 0.01 and kl[2] == pytest.approx(0, abs=1e-5)
-    assert metrics["ess_share"] == pytest.approx(1)
-    assert metrics["is_weight_max"] == pytest.approx(1, abs=1e-4)
+    assert metrics["ess_fraction"] == pytest.approx(1)
+    assert metrics["importance_weight_max"] == pytest.approx(1, abs=1e-4)
 
 
 def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():

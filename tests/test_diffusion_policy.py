@@ -396,7 +396,7 @@ def test_tokens_are_a_naive_loops_given_the_same_random_numbers(monkeypatch, dec
     monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)  # three positions
     policy, decoder = wide_policy(), replace(decoder, temperature=0.9)
     ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(6, 6, 5))
-    rollout = policy.rollout(ids, mask, 10, decoder, generator(3), group_size=2)
+    rollout = policy.rollout(ids, mask, 10, decoder, generator(3), num_generations=2)
     completion, step, logp = naive_rollout(policy, ids, mask, 10, decoder, generator(3))
     assert torch.equal(rollout.completion, completion) and torch.equal(rollout.unmask_step, step)
     torch.testing.assert_close(rollout.behaviour_logp, logp, rtol=1e-4, atol=1e-4)
@@ -411,7 +411,7 @@ def test_finished_rows_leave_a_groups_first_call_is_shared_and_nothing_padded_me
     ids, mask = random_prompts(6, 6, 6, 6)
     ids[1], ids[3] = ids[0], ids[2]  # two groups of two
     calls = calls_of(policy)
-    rollout = policy.rollout(ids, mask, 10, Decoder("eb", 4.0), generator(2), group_size=2)
+    rollout = policy.rollout(ids, mask, 10, Decoder("eb", 4.0), generator(2), num_generations=2)
     unfinished = [int((rollout.nfe >= t).sum()) for t in range(1, int(rollout.nfe.max()) + 1)]
     assert calls == [(2, 16, False)] + [(rows, 16, False) for rows in unfinished[1:]]
     assert unfinished[-1] < 4
@@ -422,7 +422,7 @@ def test_rows_that_are_no_groups_are_refused():
     ids[1] = ids[0]  # the other two differ
     for size in (2, 3, 4):
         with pytest.raises(ValueError, match=f"groups of {size}") as error:
-            policy.rollout(ids, mask, 4, Decoder("top_k", 2), group_size=size)
+            policy.rollout(ids, mask, 4, Decoder("top_k", 2), num_generations=size)
         assert "\n" not in str(error.value)
 
 
@@ -431,7 +431,8 @@ def test_a_shared_first_call_changes_nothing(cache):
     policy, decoder = wide_policy(), Decoder("eb", 2.0, 5, cache=cache)
     ids, mask = (x.repeat_interleave(3, dim=0) for x in random_prompts(5, 6, 20))
     shared, apart = (
-        policy.rollout(ids, mask, 10, decoder, generator(2), group_size=size) for size in (3, 1)
+        policy.rollout(ids, mask, 10, decoder, generator(2), num_generations=size)
+        for size in (3, 1)
     )
     for row in range(9):
         assert_row_equals(shared, row, apart, row)
@@ -469,7 +470,7 @@ def few_at_once(rows, decoder, size=2):
     policy = wide_policy()
     ids, mask = (x.repeat_interleave(size, dim=0) for x in random_prompts(6, 20, 6, 7))
     policy.rows_at_once, calls = rows, calls_of(policy)
-    return policy, policy.rollout(ids, mask, 10, decoder, generator(2), group_size=size), calls
+    return policy, policy.rollout(ids, mask, 10, decoder, generator(2), num_generations=size), calls
 
 
 def test_buckets_hold_no_more_rows_than_asked():

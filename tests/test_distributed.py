@@ -19,8 +19,8 @@ from training import distributed
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train", "peft", "torch._dynamo"])
 FLAGS = (  # noqa: SIM905
-    "--task countdown --model tiny --group_size 4 --micro_batch_size 4 "
-    "--inner_updates 2 --prompt_hide_probability 0.2 --kl_beta 0.04 --warmup_steps 0 "
+    "--task countdown --model tiny --num_generations 4 --micro_batch_size 4 "
+    "--num_iterations 2 --p_mask_prompt 0.2 --beta 0.04 --warmup_steps 0 "
     "--eval_problems 5 --frontier false"
 ).split()
 
@@ -96,7 +96,7 @@ def test_one_step_by_some_processes_the_next_by_others_give_what_one_does(
             k: v if v is None else pytest.approx(v, rel=1e-4, abs=1e-5) for k, v in other.items()
         }
         assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=0, abs=1e-5)
-        exact = ("solved_mean", "nfe_mean", "denoiser_calls", "threshold_mean")
+        exact = ("solved_mean", "nfe_mean", "denoiser_rows", "threshold_mean")
         assert [row[name] for name in exact] == [other[name] for name in exact]
     for row, other in zip(scores_of(many), scores_of(one), strict=True):
         near = {k: pytest.approx(v, rel=1e-5) for k, v in other.items() if type(v) is float}
@@ -115,13 +115,16 @@ def test_one_step_by_some_processes_the_next_by_others_give_what_one_does(
 
 
 def one_ends():
-    distributed.start()
+    distributed.init()
     if distributed.rank() == 1:
         return 9  # as if killed
     began = time.perf_counter()
-    with pytest.raises(ValueError, match="another process has ended"), distributed.losing_none():
+    with (
+        pytest.raises(ValueError, match="another process has ended"),
+        distributed.reraise_lost_peer(),
+    ):
         for _ in range(2):
-            distributed.wait()
+            distributed.barrier()
     assert time.perf_counter() - began < 30
 
 
@@ -131,19 +134,24 @@ def test_the_others_hear_of_a_process_that_has_ended(tmp_path):
 
 def some_have_no_gradient():
     """Weights a, b, c: both processes use a, the second alone b, none c."""
-    distributed.start()
+    distributed.init()
     model = torch.nn.ParameterDict({name: torch.ones(2) for name in "abc"})
     rank = distributed.rank()
     (model.a * (rank + 1) + (model.b * 5 if rank else 0)).sum().backward()
-    distributed.sum_gradients(model)
+    distributed.all_reduce_gradients(model)
     assert model.a.grad.tolist() == [3, 3] and model.b.grad.tolist() == [5, 5]
     assert model.c.grad is None  # so that AdamW leaves it alone, as in one process
-    assert distributed.total(rank + 1) == 3 and distributed.largest(rank + 0.5) == 1.5
-    rows = distributed.share(3)
+    assert (
+        distributed.all_reduce_sum(rank + 1) == 3 and distributed.all_reduce_max(rank + 0.5) == 1.5
+    )
+    rows = distributed.local_rows(3)
     part = torch.tensor([[True], [False], [True]])[rows]
-    assert distributed.merged(part, rows, 3).tolist() == [[True], [False], [True]]
-    lone = torch.tensor([float("nan"), 2.0])[distributed.share(2)]
-    assert distributed.merged(lone, distributed.share(2), 2).isnan().tolist() == [True, False]
+    assert distributed.all_gather_rows(part, rows, 3).tolist() == [[True], [False], [True]]
+    lone = torch.tensor([float("nan"), 2.0])[distributed.local_rows(2)]
+    assert distributed.all_gather_rows(lone, distributed.local_rows(2), 2).isnan().tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_gradients_are_summed_also_where_a_process_has_none(tmp_path):
@@ -154,11 +162,11 @@ def test_gradients_are_summed_also_where_a_process_has_none(tmp_path):
 @pytest.mark.parametrize("N", [1, 2, 3, 5])
 @pytest.mark.parametrize("groups", [1, 2, 5, 7])
 def test_shares_are_whole_groups_and_together_all_rows(monkeypatch, N, groups):
-    monkeypatch.setattr(distributed, "count", lambda: N)
+    monkeypatch.setattr(distributed, "world_size", lambda: N)
     shares = []
     for rank in range(N):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(list(range(groups * 4))[distributed.share(groups * 4, 4)])
+        shares.append(list(range(groups * 4))[distributed.local_rows(groups * 4, 4)])
     if groups < N:  # nobody may be without
         assert shares == [list(range(groups * 4))] * N
         return
@@ -176,7 +184,7 @@ def test_shares_are_whole_groups_and_together_all_rows(monkeypatch, N, groups):
 )
 def test_what_several_processes_need_is_asked_for(monkeypatch, capsys, tmp_path, flags, said):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     assert train.main(["--task", "countdown", "--model", "tiny", *flags]) == 2
     assert said in capsys.readouterr().err and not Path("x").exists()
 
@@ -184,7 +192,7 @@ def test_what_several_processes_need_is_asked_for(monkeypatch, capsys, tmp_path,
 def test_a_process_without_a_gpu_of_its_own_gets_one_line(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(distributed, "is_several", lambda: True)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert train.main(["--task", "countdown"]) == 2
     said = capsys.readouterr().err

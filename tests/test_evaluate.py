@@ -14,13 +14,14 @@ from toy import random_tiny
 import evaluate
 from diffusion_policy import DiffusionPolicy
 from evaluation import metrics
-from models import loading
+from models import loading, lora
 from sampler import Decoder, ThresholdHead
-from tasks import mixture
+from tasks import registry
 from tasks.registry import TASKS
-from tasks.splits import FromFile
+from tasks.splits import ProblemsFromFile
+from training.checkpoint import save_checkpoint
 from training.files import write_json
-from training.run_folder import create_run, save_checkpoint
+from training.run_folder import create_run
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,10 @@ def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkey
     lucky = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731 (it solves nothing else)
     for name in ("countdown", "sudoku"):
         monkeypatch.setattr(type(TASKS[name]), "solved", lucky)
-    task, decoder = mixture.find("countdown,sudoku", True), Decoder("eb", 2.0, temperature=0.0)
+    task, decoder = (
+        registry.load_task("countdown,sudoku", True),
+        Decoder("eb", 2.0, temperature=0.0),
+    )
     problems = task.problems("test", 9, 0)
     row, each = evaluate.evaluate(policy, task, problems, decoder, 19, 3), [""] * 9
     for name, part in row["tasks"].items():
@@ -130,14 +134,22 @@ def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_s
 
 
 def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(policy, tmp_path, measured):
-    trained = {"length": 12, "block_length": 4, "prefill": "<answer>", "cache": "dual"}
+    trained = {
+        "max_completion_length": 12,
+        "block_length": 4,
+        "prefill": "<answer>",
+        "cache": "dual",
+    }
     create_run(tmp_path / "b")
     write_json(tmp_path / "b" / "config.json", trained | {"task": "countdown"})
     save_checkpoint(tmp_path / "b", policy, [], 1)
     for flags, expected in (
         ("", (12, 4, "<answer>", "dual", "countdown")),
-        ("--length 9 --block_length 0 --cache none", (9, 9, "<answer>", "none", "countdown")),
-        ("--task countdown --length 11", (11, 4, "<answer>", "dual", "countdown")),
+        (
+            "--max_completion_length 9 --block_length 0 --cache none",
+            (9, 9, "<answer>", "none", "countdown"),
+        ),
+        ("--task countdown --max_completion_length 11", (11, 4, "<answer>", "dual", "countdown")),
     ):
         row = measured(tmp_path / "b", f"--problems 2 {flags}")[0]
         found = (row["length"], row["block_length"], row["prefill"], row["cache"], row["task"])
@@ -158,7 +170,7 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
         measured(tmp_path / "c", f"--level 1 --problems 100 {flags}")[0]
         for flags in ("", "--split all", "--split train")
     )
-    pools = FromFile(task, path).pools
+    pools = ProblemsFromFile(task, path).pools
     assert own["split"] == "test" and own["problems"] == len(pools["test"])
     assert all_["problems"] == len(rows)
     keys = {split: {task.key(problem) for problem in pools[split]} for split in pools}
@@ -192,7 +204,10 @@ def test_a_data_file_of_either_format_is_read(run_dir, tmp_path, measured):
 
 def test_several_lengths_are_rows_of_one_table_with_an_aup_each(run_dir, capsys):
     evaluate.main(
-        [str(run_dir), *["--problems", "6", "--length", "8", "10", "--level", "0.2", "2"]]
+        [
+            str(run_dir),
+            *["--problems", "6", "--max_completion_length", "8", "10", "--level", "0.2", "2"],
+        ]
     )
     out = capsys.readouterr().out.splitlines()
     rows = [json.loads(line) for line in out if line.startswith("{")]
@@ -213,7 +228,7 @@ def test_samples_of_a_problem_give_pass_at_k(run_dir, capsys, monkeypatch):
     out = capsys.readouterr().out.splitlines()
     row = json.loads(out[0])
     assert (row["problems"], row["samples"]) == (9, 4) and "4 samples" not in out[0]
-    each = {int(k): share for k, share in row["pass_at"].items()}
+    each = {int(k): share for k, share in row["pass_at_k"].items()}
     assert each[1] == pytest.approx(row["solved"]) and list(each) == [1, 2, 3, 4]
     assert sorted(each.values()) == list(each.values()) and each[4] > each[1] > 0
     header, line = (re.split("  +", line.strip()) for line in out[-2:])
@@ -245,8 +260,8 @@ def test_an_adapter_is_put_onto_the_model_and_named_in_the_row(tmp_path, measure
     for part in (denoiser, tokenizer):
         part.save_pretrained(tmp_path / "base")
     denoiser, _ = loading.load_denoiser(str(tmp_path / "base"))
-    model, gain = loading.add_lora(denoiser, 2, 4), torch.Generator().manual_seed(0)
-    for layer in loading.lora_layers(model).values():
+    model, gain = lora.add_lora(denoiser, 2, 4), torch.Generator().manual_seed(0)
+    for layer in lora.lora_layers(model).values():
         weight = layer.lora_B["default"].weight
         weight.data.copy_(torch.randn(weight.shape, generator=gain))
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
@@ -298,8 +313,8 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
         ("--data nowhere.jsonl", "nowhere.jsonl"),
         ("--data nowhere.csv", "nowhere.csv"),
         ("--samples 4", "--temperature above 0"),
-        ("--length 10 -1", "length is at least 0"),
-        ("--length 10 12 --frontier", "one --length at a time"),
+        ("--max_completion_length 10 -1", "length is at least 0"),
+        ("--max_completion_length 10 12 --frontier", "one --max_completion_length at a time"),
         ("--prompt d1", "leave out --prompt"),
         ("--shots 3", "up to 3, of sudoku, with --prompt d1"),
         ("--dtype float16", "invalid choice: 'float16'"),
@@ -358,7 +373,7 @@ def test_a_run_of_two_tasks_is_measured_and_traced_each_in_its_own_length(
     policy, tmp_path, measured, capsys
 ):
     create_run(tmp_path / "both")
-    config = {"task": "countdown,sudoku", "length": 19, "data": ""}
+    config = {"task": "countdown,sudoku", "max_completion_length": 19, "data": ""}
     write_json(tmp_path / "both" / "config.json", config)
     save_checkpoint(tmp_path / "both", policy, [], 1)
     row = measured(tmp_path / "both", "--decoder top_k --level 1 --problems 3")[0]

@@ -14,6 +14,7 @@ import torch
 from toy import metrics_of
 
 import train
+from models.checkpoints import read_json, verify_checksums
 from training import files
 
 ROOT = Path(train.__file__).parent
@@ -36,42 +37,42 @@ def again(folder, more=""):
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "checkpoint"
     for content in ("first", "second"):
-        with files.replacing(path) as aside:
+        with files.atomic_write(path) as aside:
             aside.mkdir()
             (aside / "file").write_text(content)
     full = pytest.raises(ValueError, match="cannot be written .out of disk.")
-    with full as error, files.replacing(path) as aside:
+    with full as error, files.atomic_write(path) as aside:
         aside.mkdir()
         (aside / "file").write_text("third, half-writ")
         raise RuntimeError("out\nof disk")
     assert "\n" not in str(error.value)
     assert (path / "file").read_text() == "second"
     path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
-    files.settle(path)
+    files.recover_interrupted_rename(path)
     assert (path / "file").read_text() == "second"
     (tmp_path / "checkpoint.old").mkdir()  # a kill after them, before the old one was gone
     (tmp_path / "checkpoint.old" / "file").write_text("first")
-    with files.replacing(path) as aside:
+    with files.atomic_write(path) as aside:
         aside.mkdir()
     assert [found.name for found in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_a_half_written_line_and_what_follows_are_not_read(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    assert files.read_lines(file) == []
+    assert files.read_log(file) == []
     file.write_text('{"step": 1}\n{"step": 2}\n')
     with open(file, "a") as f:
         f.write('{"step": 3, "rew')
-    assert files.read_lines(file) == [{"step": 1}, {"step": 2}]
+    assert files.read_log(file) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
     (tmp_path / "broken.json").write_text("{")
     for name in ("missing.json", "broken.json"):
         with pytest.raises(ValueError, match=name):
-            files.read_json(tmp_path / name)
+            read_json(tmp_path / name)
     files.write_json(tmp_path / "good.json", {"seed": 1})
-    assert files.read_json(tmp_path / "good.json") == {"seed": 1}
+    assert read_json(tmp_path / "good.json") == {"seed": 1}
 
 
 def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
@@ -79,7 +80,7 @@ def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monk
     named = lambda handle: Path(os.readlink(f"/proc/self/fd/{handle}")).name  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda f: (events.append(named(f)), fsync(f)))
     monkeypatch.setattr(Path, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
-    with files.replacing(tmp_path / "checkpoint") as aside:
+    with files.atomic_write(tmp_path / "checkpoint") as aside:
         aside.mkdir()
         (aside / "state.pt").write_text("x")
     assert events == ["state.pt", "checkpoint.tmp", "rename", tmp_path.name]
@@ -94,7 +95,7 @@ def test_what_lies_where_the_old_one_goes_is_removed_and_a_link_is_not_followed(
         (tmp_path / name).mkdir()
         (tmp_path / name / "half").write_text("")
     for _ in range(2):
-        with files.replacing(path, keep=True) as aside:
+        with files.atomic_write(path, keep=True) as aside:
             aside.mkdir()
     assert not path.is_symlink() and not any(path.iterdir()) and (away / "kept").exists()
     assert sorted(x.name for x in tmp_path.iterdir()) == [
@@ -111,11 +112,11 @@ BAD = ["garbage", "[1]", "{}", '{"step": "2"}', "\0\0\0", "null", "[" * 5000]
 def test_a_line_that_is_no_row_is_left_out_and_told_and_the_rest_is_kept(tmp_path, capsys, line):
     file = tmp_path / "metrics.jsonl"
     file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
-    assert [row["step"] for row in files.read_lines(file)] == [1, 2]
+    assert [row["step"] for row in files.read_log(file)] == [1, 2]
     said = capsys.readouterr().err
     assert "line 2 is no row" in said and said.count("\n") == 1
     file.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
-    assert [row["step"] for row in files.read_lines(file)] == [1, 2]
+    assert [row["step"] for row in files.read_log(file)] == [1, 2]
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -151,11 +152,11 @@ def test_a_broken_checkpoint_falls_back_to_the_one_before_and_ends_the_same(
     shutil.copytree(whole, folder)
     DAMAGES[damage](folder / "checkpoint")
     with pytest.raises(ValueError, match="is not as it was written"):
-        files.verify(folder / "checkpoint")
+        verify_checksums(folder / "checkpoint")
     if damage != "flipped bit":
-        files.fall_back(folder / "checkpoint")
+        files.restore_previous_checkpoint(folder / "checkpoint")
         assert "going on from the checkpoint before it" in capsys.readouterr().err
-        return files.verify(folder / "checkpoint")
+        return verify_checksums(folder / "checkpoint")
     assert again(folder) == 0
     assert "going on from the checkpoint before it" in capsys.readouterr().err
     assert metrics_of(folder) == metrics_of(whole)
@@ -181,7 +182,7 @@ def test_a_full_disk_is_one_line_and_the_older_checkpoint_survives(
         assert again(folder, "--steps 4") == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "checkpoint cannot be written" in said and "No space left" in said
-    files.verify(folder / "checkpoint")
+    verify_checksums(folder / "checkpoint")
     assert again(folder, "--steps 4") == 0 and len(metrics_of(folder)) == 4
 
 
@@ -219,10 +220,10 @@ def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(ValueError, match="in use by another run"):
-            files.locked(tmp_path / "a").__enter__()
+            files.run_lock(tmp_path / "a").__enter__()
         holder.kill()
     with (
-        files.locked(tmp_path / "a"),
+        files.run_lock(tmp_path / "a"),
         open(tmp_path / "a" / ".lock") as file,
         pytest.raises(BlockingIOError),  # whoever else tries
     ):
@@ -258,7 +259,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_after_the_last_step_is_not_lost(name):
     number = getattr(signal, name)
-    with pytest.raises(KeyboardInterrupt) as stop, files.FinishTheStep():
+    with pytest.raises(KeyboardInterrupt) as stop, files.GracefulInterrupt():
         os.kill(os.getpid(), number)
         time.sleep(0.01)
     assert stop.value.args == (number,)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from config import Settings, settings_of
+from config import Config, config_from_json
 from tasks.registry import TASKS
 from training import files
 
@@ -66,14 +66,14 @@ def test_any_row_of_a_file_is_a_problem_or_one_line(tmp_path, name, row):
 
 
 @quick
-@given(name=st.sampled_from([f.name for f in fields(Settings)]), value=JSON)
+@given(name=st.sampled_from([f.name for f in fields(Config)]), value=JSON)
 def test_any_value_in_a_config_is_a_setting_or_one_line(name, value):
     try:
-        found = settings_of(asdict(Settings()) | {name: value}, "config.json")
+        found = config_from_json(asdict(Config()) | {name: value}, "config.json")
     except ValueError as error:
         assert name in str(error) and len(str(error)) < 200 and "\n" not in str(error)
     else:
-        assert type(getattr(found, name)) in (type(getattr(Settings(), name)), int)
+        assert type(getattr(found, name)) in (type(getattr(Config(), name)), int)
 
 
 @quick
@@ -82,4 +82,4 @@ def test_any_log_is_read_and_good_rows_are_kept(tmp_path, lines):
     good, file = {"step": 1, "reward_mean": 0.5}, tmp_path / "metrics.jsonl"
     lines = [*lines, json.dumps(good), ""]
     file.write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
-    assert files.read_lines(file)[-1] == good
+    assert files.read_log(file)[-1] == good

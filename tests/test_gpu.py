@@ -10,12 +10,14 @@ from checkpoints import VOCABULARY, write_checkpoint
 from toy import metrics_of, wide_policy
 
 import train
-from denoiser import HalfProduct
+from denoiser import Float32Product
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
-from models import tiny
-from models.loading import add_lora, load_denoiser
+from models import make_base, tiny
+from models.loading import load_denoiser
+from models.lora import add_lora
 from sampler import Decoder, ThresholdHead
+from tasks import registry
 from tasks.registry import find_task
 from training import distributed, run_folder
 
@@ -40,7 +42,7 @@ def rollout_on(device, decoder, dtype=torch.float32):
     ids = torch.tensor([[4, 5, 6], [0, 4, 6], [0, 0, 7]], device=device)
     ids = ids.repeat_interleave(8, dim=0)
     chance = torch.Generator(device).manual_seed(0)
-    return policy, policy.rollout(ids, ids > 0, 9, decoder, chance, group_size=8)
+    return policy, policy.rollout(ids, ids > 0, 9, decoder, chance, num_generations=8)
 
 
 @DEVICES
@@ -70,7 +72,7 @@ def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(dev
     state = torch.cuda.get_rng_state if device == "cuda" else torch.random.get_rng_state
     before, chance = state(), torch.Generator(device).manual_seed(0)
     prompts = first.prompt_ids, first.prompt_mask
-    again = policy.rollout(*prompts, 9, Decoder("eb", None), chance, group_size=8)
+    again = policy.rollout(*prompts, 9, Decoder("eb", None), chance, num_generations=8)
     assert torch.equal(first.completion, again.completion)
     assert torch.equal(first.threshold, again.threshold) and torch.equal(state(), before)
 
@@ -96,7 +98,7 @@ def test_bfloat16_products_of_the_last_layer_are_accumulated_and_kept_in_float32
     chance = torch.Generator().manual_seed(0)
     weight, hidden = (torch.randn(n, 256, generator=chance) for n in (500, 40))
     weight, hidden = (x.to(device, torch.bfloat16).requires_grad_() for x in (weight, hidden))
-    product = HalfProduct.apply(weight, hidden)
+    product = Float32Product.apply(weight, hidden)
     exact = weight.double() @ hidden.double().T
     assert product.dtype == torch.float32 and (product - exact).abs().max() < 1e-3
     gradient = torch.randn(product.shape, generator=chance).to(device)
@@ -167,7 +169,7 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "1"}
     for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "is_several", lambda: True)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setattr(run_folder, "check_processes", lambda *_: None)
     try:
         assert train.main([*flags, str(tmp_path / "split"), "--shard", "true"]) == 0
@@ -184,8 +186,8 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
 @DEVICES
 def test_a_base_learns_its_lesson(device, monkeypatch):
     monkeypatch.setattr(tiny, "DEVICE", device)
-    recipe = tiny.Recipe(steps=16, batch=16)
-    training = tiny.Training([tiny.for_tiny(find_task("countdown"))], recipe)
+    recipe = make_base.Recipe(steps=16, batch=16)
+    training = make_base.Training([registry.compact_form(find_task("countdown"))], recipe)
     losses = [training.step() for _ in range(16)]
     assert training.denoiser.device.type == device
     assert sum(losses[:4]) > 1.2 * sum(losses[-4:])

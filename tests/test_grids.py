@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from config import RECIPES, Settings, read_flags
+from config import RECIPES, Config, parse_flags
 from experiments import grids
 
 
@@ -18,8 +18,8 @@ def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
     folders = set()
     for line in lines:
         python, script, *flags = line.split()
-        given = read_flags(flags)
-        settings = Settings(**RECIPES.get(given["task"], {}) | given)
+        given = parse_flags(flags)
+        settings = Config(**RECIPES.get(given["task"], {}) | given)
         assert (python, script) == ("python", "train.py")
         assert settings.frontier is ("written-tune" not in settings.run_dir)
         assert settings.eval_split == ("validation" if "tune" in settings.run_dir else "test")
@@ -32,14 +32,21 @@ def test_rows_differ_from_diffpo_in_what_their_names_say():
     assert len(of) == len(grids.ROWS) * 2 * 5
 
     def settings(name):
-        given = read_flags(of[f"runs/grid/sudoku/{name}-3"])
-        return Settings(**RECIPES["sudoku"] | given)
+        given = parse_flags(of[f"runs/grid/sudoku/{name}-3"])
+        return Config(**RECIPES["sudoku"] | given)
 
-    default = Settings(**RECIPES["sudoku"])
+    default = Config(**RECIPES["sudoku"])
     diffpo, plain, exact = (settings(name) for name in ("two-stage-w", "mean-field", "exact"))
-    for name in ("num_stages", "is_cap", "train", "steps", "speed_weight", "prompts_per_step"):
+    for name in (
+        "num_stages",
+        "importance_weight_cap",
+        "train_target",
+        "steps",
+        "nfe_penalty",
+        "prompts_per_step",
+    ):
         assert getattr(diffpo, name) == getattr(default, name)
-    assert (plain.num_stages, plain.is_cap, plain.train) == (1, 0, "joint")
+    assert (plain.num_stages, plain.importance_weight_cap, plain.train_target) == (1, 0, "joint")
     assert exact.num_stages > 19  # the length: no completion takes more calls
     assert settings("no-price").learning_rate == diffpo.learning_rate != exact.learning_rate
 
@@ -72,4 +79,4 @@ def test_a_failed_run_is_told_and_the_others_are_made(tmp_path, monkeypatch, cap
     grids.main(["grid", "--jobs", "2"])
     assert capsys.readouterr().out.count("failed, ") == 2
     logs = tmp_path.with_name(f"{tmp_path.name}.logs")
-    assert "unrecognized arguments: --wrong" in (logs / "wrong.txt").read_text()
+    assert "unknown --wrong" in (logs / "wrong.txt").read_text()

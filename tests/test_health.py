@@ -28,13 +28,13 @@ def no_pictures(monkeypatch):
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
 def test_what_is_not_finite_is_named_by_quantity_and_row(bad):
-    health.finite("the loss", torch.tensor(1.0))
+    health.assert_finite("the loss", torch.tensor(1.0))
     value = torch.zeros(4, 3)
     value[2, 1] = bad
     with pytest.raises(health.NotFinite, match="^the ratio of row 2 is not finite$"):
-        health.finite("the ratio", value)
+        health.assert_finite("the ratio", value)
     with pytest.raises(health.NotFinite, match="^the loss is not finite$"):
-        health.finite("the loss", torch.tensor(bad))
+        health.assert_finite("the loss", torch.tensor(bad))
 
 
 def spoil_logp(patch):
@@ -61,7 +61,7 @@ def spoil_loss(patch):
 
 
 def spoil_gradient(patch):
-    patch.setattr(train.distributed, "clip_gradient", lambda *_: torch.tensor(nan))
+    patch.setattr(train.distributed, "clip_grad_norm", lambda *_: torch.tensor(nan))
     return "the gradient"
 
 
@@ -128,13 +128,16 @@ def test_a_denoiser_that_gives_nan_does_not_run_for_ever():
 # ---- warnings ------------------------------------------------------------------------------------
 
 GOOD = {
-    "zero_advantage_share": 0.3, "text_tokens_mean": 9.0, "is_capped_share": 0.2, "ess_share": 0.9,
+    "frac_reward_zero_std": 0.3, "completion_length_mean": 9.0,
+    "capped_weight_fraction": 0.2, "ess_fraction": 0.9,
     "threshold_mean": 0.1, "surrogate_kl": 0.2,
 }  # fmt: skip
 WRONG = {
-    "zero_advantage_share": (1.0, "--group_size"), "text_tokens_mean": (1.0, "--prefill"),
-    "is_capped_share": (1.0, "--num_stages"), "ess_share": (0.05, "--is_cap"),
-    "threshold_mean": (0.001, "--speed_weight"),
+    "frac_reward_zero_std": (1.0, "--num_generations"),
+    "completion_length_mean": (1.0, "--prefill"),
+    "capped_weight_fraction": (1.0, "--num_stages"),
+    "ess_fraction": (0.05, "--importance_weight_cap"),
+    "threshold_mean": (0.001, "--nfe_penalty"),
 }  # fmt: skip
 
 
@@ -142,23 +145,27 @@ WRONG = {
 def test_a_number_that_teaches_nothing_is_told_once_with_the_setting_to_change(name):
     value, setting = WRONG[name]
     said, rows = set(), [GOOD, GOOD | {name: value}]
-    assert list(health.warnings(rows[:1], said)) == []
-    [text] = health.warnings(rows, said)
-    assert setting in text and list(health.warnings(rows * 2, said)) == []
-    [high] = health.warnings([GOOD | {"threshold_mean": 9.9}], set())
+    assert list(health.new_warnings(rows[:1], said)) == []
+    [text] = health.new_warnings(rows, said)
+    assert setting in text and list(health.new_warnings(rows * 2, said)) == []
+    [high] = health.new_warnings([GOOD | {"threshold_mean": 9.9}], set())
     assert "upper bound" in high
 
 
 def test_a_surrogate_that_drifts_away_for_50_steps_is_told():
     rising = [GOOD | {"surrogate_kl": 0.1 + 0.01 * i + 0.02 * (i % 3)} for i in range(60)]
     flat = [GOOD | {"surrogate_kl": 0.1 + 0.02 * (i % 2)} for i in range(60)]
-    assert "doubled in 50 steps" in next(health.warnings(rising, set()))
+    assert "doubled in 50 steps" in next(health.new_warnings(rising, set()))
     slowly = [row | {"surrogate_kl": 1 + row["surrogate_kl"]} for row in rising]
     noise = [row | {"surrogate_kl": 1e-6 * row["surrogate_kl"]} for row in rising]
-    assert not list(health.warnings(slowly, set())) and not list(health.warnings(noise, set()))
-    assert not list(health.warnings(flat, set())) and not list(health.warnings(rising[:49], set()))
+    assert not list(health.new_warnings(slowly, set())) and not list(
+        health.new_warnings(noise, set())
+    )
+    assert not list(health.new_warnings(flat, set())) and not list(
+        health.new_warnings(rising[:49], set())
+    )
     sampler = [dict.fromkeys(GOOD) | {"threshold_mean": 0.1}] * 60  # no update of the denoiser
-    assert not list(health.warnings(sampler, set()))
+    assert not list(health.new_warnings(sampler, set()))
 
 
 def test_a_run_says_its_warnings_among_its_lines(tmp_path, monkeypatch, capsys):
@@ -167,4 +174,4 @@ def test_a_run_says_its_warnings_among_its_lines(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr()
     assert (out.out + out.err).count("no completions of one prompt differ in reward") == 1
     rows = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["zero_advantage_share"] for row in rows] == [1.0] * 3
+    assert [json.loads(row)["frac_reward_zero_std"] for row in rows] == [1.0] * 3

@@ -25,7 +25,7 @@ from toy import (
 from likelihood import (
     cache_kl,
     draw_boundaries,
-    draw_hidden_prompt,
+    draw_prompt_mask,
     latent_at,
     scored_as_drawn,
     surrogate_logp,
@@ -120,21 +120,21 @@ def test_prompt_tokens_are_hidden_as_often_as_asked_and_padding_never():
     prompt_mask = torch.tensor([[False, True, True], [True, True, True]]).repeat(
         2000, 1
     )  # 10000 tokens
-    hidden = draw_hidden_prompt(prompt_mask, 1, 0.15, generator(2))
+    hidden = draw_prompt_mask(prompt_mask, 1, 0.15, generator(2))
     assert not (hidden & ~prompt_mask).any()
     assert abs(hidden.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
-    assert not draw_hidden_prompt(prompt_mask, 1, 0.0).any()
-    assert torch.equal(draw_hidden_prompt(prompt_mask, 1, 1.0), prompt_mask)
+    assert not draw_prompt_mask(prompt_mask, 1, 0.0).any()
+    assert torch.equal(draw_prompt_mask(prompt_mask, 1, 1.0), prompt_mask)
 
 
 def test_a_group_shares_its_hidden_prompt_tokens_and_other_prompts_have_their_own():
     G, prompt_mask = 4, torch.arange(40) >= torch.tensor([0, 5, 0]).unsqueeze(1)  # (3, P)
-    hidden = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    hidden = draw_prompt_mask(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
     groups = hidden.view(3, G, 40)
     assert (groups == groups[:, :1]).all()
     for a, b in combinations(groups[:, 0, 5:], 2):
         assert 0.2 < (a != b).float().mean() < 0.8  # independent: half of them
-    again = draw_hidden_prompt(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
+    again = draw_prompt_mask(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
     assert torch.equal(hidden, again)
 
 
@@ -221,7 +221,7 @@ def test_hidden_prompt_tokens_are_masks_in_the_prompt(num_stages):
     policy = toy_policy()
     rollout = sample(policy, DECODERS["eb"], 3, length=4)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(4))
-    hidden_prompt = draw_hidden_prompt(rollout.prompt_mask, 1, 0.5, generator(5))
+    hidden_prompt = draw_prompt_mask(rollout.prompt_mask, 1, 0.5, generator(5))
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, boundaries, hidden_prompt)
         close(logp, by_hand(policy, rollout, boundaries, hidden_prompt))
@@ -302,7 +302,7 @@ def test_unique_rows_give_every_row_back():
 def test_scoring_runs_what_a_group_shares_once(stages):
     policy, G = wide_policy(), 5
     ids, mask = (x.repeat_interleave(G, dim=0) for x in random_prompts(6, 6))
-    rollout = policy.rollout(ids, mask, 12, Decoder("top_k", 2), generator(2), group_size=G)
+    rollout = policy.rollout(ids, mask, 12, Decoder("top_k", 2), generator(2), num_generations=G)
     boundaries, calls = draw_boundaries(rollout.nfe, stages, generator(0)), calls_of(policy)
     surrogate_logp(policy, rollout, boundaries)
     states = set()

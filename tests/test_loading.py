@@ -24,21 +24,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from config import Settings
+from config import Config
 from diffusion_policy import DiffusionPolicy, end_token_ids
 from experiments import benchmark
 from models import loading
-from models.loading import (
-    add_lora,
-    check_attention,
-    describe_lora,
-    export,
-    load_denoiser,
-    load_lora,
-    lora_layers,
-)
+from models.export import export_model
+from models.loading import check_attention, load_denoiser
+from models.lora import add_lora, describe_lora, load_lora, lora_layers
 from models.tiny import tiny_denoiser, tiny_tokenizer
-from training import memory
+from training import memory, recipe
 
 FAMILIES = [
     "llada", "llada-gqa", "llada-tied", "llada-qkv", "llada-bias", "llada-moe", "dream",
@@ -415,7 +409,7 @@ def test_an_adapter_on_lladas_own_modules_is_what_they_would_compute_with_it(tmp
     assert describe_lora(model).startswith(f"LoRA: {len(kinds) * LAYERS} matrices ({len(kinds)} k")
     assert not any(p.requires_grad for p in model.parameters())
     model.save_pretrained(tmp_path / "ours", save_embedding_layers=False)  # under our names
-    again = load_lora(load_denoiser(base_of(tmp_path / "ours"))[0], tmp_path / "ours")
+    again = load_lora(load_denoiser(adapter_base(tmp_path / "ours"))[0], tmp_path / "ours")
     assert torch.equal(again(input_ids=ids, attention_mask=mask).logits, logits)
 
 
@@ -471,7 +465,7 @@ def test_an_adapter_in_a_pickle_is_not_read(tmp_path):
         load_lora(load_denoiser(str(tmp_path / "base"))[0], tmp_path / "adapter")
 
 
-def base_of(adapter):
+def adapter_base(adapter):
     return json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
 
 
@@ -484,7 +478,7 @@ def test_an_adapter_finds_its_base_from_any_working_directory(tmp_path, monkeypa
     expected = model(input_ids=ids).logits
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    base = base_of(tmp_path / "adapter")
+    base = adapter_base(tmp_path / "adapter")
     assert base == str((tmp_path / "cache/base").resolve())
     again = load_lora(load_denoiser(base)[0], tmp_path / "adapter")
     assert torch.equal(again(input_ids=ids).logits, expected)
@@ -500,7 +494,7 @@ def test_an_adapter_on_a_hub_model_names_it(tmp_path, monkeypatch):
     model = add_lora(load_denoiser("someone/LLaDA")[0], 2, 4)
     assert model.peft_config["default"].lora_dropout == 0
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    assert base_of(tmp_path / "adapter") == "someone/LLaDA"
+    assert adapter_base(tmp_path / "adapter") == "someone/LLaDA"
 
 
 def test_a_missing_lora_target_is_named():
@@ -537,7 +531,7 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
         model.get_input_embeddings().weight.mul_(1.1)  # as if trained
     ids, _ = ids_and_mask()
     expected = model(input_ids=ids).logits
-    export(model, tokenizer, tmp_path / "out")
+    export_model(model, tokenizer, tmp_path / "out")
     assert {key for shard in shards(tmp_path / "out") for key in load_file(shard)} == set(weights)
     for name in ("modeling_llada.py", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
@@ -551,7 +545,7 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
     torch.testing.assert_close(exported(input_ids=ids).logits, expected, rtol=0, atol=2e-5)
     assert other("a <|mdm_mask|>").input_ids == tokenizer("a <|mdm_mask|>").input_ids
     if not lora:  # a full model's checkpoints are exports, each from what the last one wrote
-        export(exported, other, tmp_path / "again")
+        export_model(exported, other, tmp_path / "again")
         torch.testing.assert_close(
             load_denoiser(str(tmp_path / "again"))[0](input_ids=ids).logits,
             expected,
@@ -563,7 +557,7 @@ def test_an_export_has_the_sources_layout_and_equal_logits(tmp_path, family, lor
 def test_an_export_in_the_sources_dtype_has_its_config_to_the_letter(tmp_path):
     write_checkpoint(tmp_path / "source", "llada", torch_dtype="bfloat16")
     denoiser, tokenizer = load_denoiser(str(tmp_path / "source"), dtype=torch.bfloat16)
-    export(denoiser, tokenizer, tmp_path / "out")
+    export_model(denoiser, tokenizer, tmp_path / "out")
     configs = [(tmp_path / name / "config.json").read_text() for name in ("out", "source")]
     assert configs[0] == configs[1] and '"bfloat16"' in configs[0]
 
@@ -578,7 +572,7 @@ def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, mon
         lambda *args, **options: save(*args, **options, save_original_format=False),
     )
     with pytest.raises(ValueError, match="requirements.txt") as error:
-        export(denoiser, tokenizer, tmp_path / "out")
+        export_model(denoiser, tokenizer, tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "modeling_llada.py").exists()
 
 
@@ -600,9 +594,9 @@ CARDS = {"NVIDIA GeForce RTX 4090": 23.6, "NVIDIA L40S": 44.5, "NVIDIA H100 80GB
 def test_the_default_model_goes_by_the_gpus_memory(monkeypatch):
     cards = {"": 0, "Tesla T4": 14.6, "NVIDIA A10G": 22.1} | CARDS
     for name, gib in cards.items():
-        monkeypatch.setattr(loading, "gpu", lambda found=(name, gib): found if found[0] else None)
-        model, why = loading.default_model()
-        assert model == ("tiny" if not name else loading.SMALL if gib < 21 else loading.LLADA)
+        monkeypatch.setattr(recipe, "gpu", lambda found=(name, gib): found if found[0] else None)
+        model, why = recipe.default_model()
+        assert model == ("tiny" if not name else recipe.SMALL if gib < 21 else loading.LLADA)
         assert (name or "no GPU") in why
 
 
@@ -610,20 +604,20 @@ def test_the_default_model_goes_by_the_gpus_memory(monkeypatch):
 @pytest.mark.parametrize("shape", ["LLaDA-8B", "Qwen3-0.6B"])
 def test_a_recipe_fits_its_card_and_says_what_to_expect(monkeypatch, tmp_path, card, shape):
     config = benchmark.config_of(shape)
-    monkeypatch.setattr(loading, "read_config", lambda *_: (config, ""))
-    monkeypatch.setattr(loading, "gpu", lambda: (card, CARDS[card]))
-    recipe, expect = loading.recipe_of(str(tmp_path))
-    settings = Settings(**recipe)
+    monkeypatch.setattr(recipe, "read_config", lambda *_: (config, ""))
+    monkeypatch.setattr(recipe, "gpu", lambda: (card, CARDS[card]))
+    changes, expect = recipe.recipe_of(str(tmp_path))
+    settings = Config(**changes)
     assert memory.budget(config, settings, 400)["peak"] < 0.95 * CARDS[card]
     assert (settings.dtype == "4bit") == (shape == "LLaDA-8B" and CARDS[card] < 40)
     said = expect(settings)
     peak = memory.budget(config, settings, 200)["peak"]
     assert f"{peak:.1f} of {CARDS[card]:.1f} GiB expected" in said and "minutes" in said
-    monkeypatch.setattr(loading, "gpu", lambda: ("Some GPU", CARDS[card]))
-    assert "minutes" not in loading.recipe_of(str(tmp_path))[1](settings)  # of unknown speed
-    monkeypatch.setattr(loading, "gpu", lambda: None)
-    recipe, expect = loading.recipe_of(str(tmp_path))
-    assert "dtype" not in recipe and "GiB" not in expect(settings)
+    monkeypatch.setattr(recipe, "gpu", lambda: ("Some GPU", CARDS[card]))
+    assert "minutes" not in recipe.recipe_of(str(tmp_path))[1](settings)  # of unknown speed
+    monkeypatch.setattr(recipe, "gpu", lambda: None)
+    changes, expect = recipe.recipe_of(str(tmp_path))
+    assert "dtype" not in changes and "GiB" not in expect(settings)
 
 
 def test_weights_that_are_split_later_wait_on_the_host_in_the_dtype_of_their_device(tmp_path):

@@ -15,15 +15,15 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from config import RECIPES, Settings
+from config import RECIPES, Config
 from denoiser import BlockCache
 from experiments import benchmark
-from models.loading import LORA
+from models.lora import LORA
 from training import memory
 
 ROOT = Path(memory.__file__).parent.parent
 LLADA, QWEN = benchmark.config_of("LLaDA-8B"), benchmark.config_of("Qwen3-0.6B")
-RECIPE = Settings(**RECIPES["LLaDA"])
+RECIPE = Config(**RECIPES["LLaDA"])
 SIZES = dict(vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=3)
 SIZES |= dict(num_attention_heads=4, num_key_value_heads=2)
 CONFIGS = {
@@ -65,7 +65,7 @@ def test_weights_gradients_and_moments_are_worked_out_by_hand():
     adapter = 32 * 128 * (4 * 8192 + 3 * 16384)
     assert parts["adapter"] == parts["gradients"] == adapter * 4 / 2**30
     assert parts["moments"] == adapter * 8 / 2**30 and parts["reference"] == 0
-    full = memory.budget(QWEN, replace(RECIPE, lora_rank=0, kl_beta=0.1), 200)
+    full = memory.budget(QWEN, replace(RECIPE, lora_rank=0, beta=0.1), 200)
     total = memory.parameters(QWEN)[1]
     assert full["adapter"] == 0 and full["moments"] == 2 * full["gradients"]
     assert full["base"] == full["reference"] == full["gradients"] == total * 4 / 2**30
@@ -87,7 +87,7 @@ def test_the_cache_is_what_a_block_cache_holds():
     with torch.no_grad():
         policy.hidden(ids, cache=cache)
     held = sum(x.nbytes for x in cache.keys + cache.values)
-    few = replace(settings, prompts_per_step=2, length=40, block_length=8)
+    few = replace(settings, prompts_per_step=2, max_completion_length=40, block_length=8)
     assert memory.budget(config, few, 10)["rollout_cache"] == held / 2**30
     assert memory.budget(config, replace(few, cache="none"), 10)["rollout_cache"] == 0
 
@@ -112,7 +112,7 @@ def test_the_peak_has_what_stays_and_the_largest_of_what_takes_turns(config, dev
         (dict(rollout_batch_size=6, cache="none"), "rollout_call"),
         (dict(micro_batch_size=6), "update_saved"),
         (dict(num_stages=1), "update_saved"),
-        (dict(length=128), "update_saved"),
+        (dict(max_completion_length=128), "update_saved"),
         (dict(lora_rank=16), "moments"),
     ],
 )
@@ -172,7 +172,7 @@ def test_the_largest_that_fits_fits_and_the_next_does_not(gib):
 
 @pytest.mark.parametrize(
     ("gib", "changes", "what"),
-    [(8, {}, "micro_batch_size = 1 "), (24, dict(group_size=48), "rollout_batch_size = 48 ")],
+    [(8, {}, "micro_batch_size = 1 "), (24, dict(num_generations=48), "rollout_batch_size = 48 ")],
 )
 def test_what_does_not_fit_is_said_in_one_line(gib, changes, what):
     with pytest.raises(ValueError, match=f"{gib} GiB are too few") as error:
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_said_in_one_line(gib, changes, what):
 
 SMALL = (512, 64, 192, 2, 4, 2)  # llama's arguments
 ROWS = dict(prompts_per_step=12)
-STAGES = dict(micro_batch_size=32, prompts_per_step=4, inner_updates=1)
+STAGES = dict(micro_batch_size=32, prompts_per_step=4, num_iterations=1)
 MEASURED = {"rollout, dual": ROWS, "update, checkpointing": STAGES}
 CODE = f"""
 import json, os
@@ -218,8 +218,17 @@ def printed(capsys, *flags):
 
 
 def test_every_part_is_printed_and_what_fits_with_each_cache(capsys):
-    text = printed(capsys, "LLaDA-8B", "--gpu_gib", "40", "--length", "128", "--dtype", "bfloat16")
-    parts = memory.budget(LLADA, replace(RECIPE, length=128, dtype="bfloat16"), 200)
+    text = printed(
+        capsys,
+        "LLaDA-8B",
+        "--gpu_gib",
+        "40",
+        "--max_completion_length",
+        "128",
+        "--dtype",
+        "bfloat16",
+    )
+    parts = memory.budget(LLADA, replace(RECIPE, max_completion_length=128, dtype="bfloat16"), 200)
     for name, size in parts.items():
         assert f"{name:16}{size:8.2f}\n" in text
     assert "200 prompt tokens, 128 of a completion" in text
@@ -253,10 +262,13 @@ def test_a_gpu_that_is_too_small_gets_a_line_for_each_cache(capsys):
     [
         (["--gpu_gib", "24"], "--gpu_gib is understood only with --memory"),
         (["--prompt_tokens", "20"], "--prompt_tokens is understood only with --memory"),
-        (["--length", "20"], "--length is understood only with --memory"),
+        (
+            ["--max_completion_length", "20"],
+            "--max_completion_length is understood only with --memory",
+        ),
         (["--memory", "../nothing"], "../nothing is no folder, LLaDA-8B"),
         (["--memory", "LLaDA-8B", "--lenght", "3"], "--lenght"),
-        (["--memory", "LLaDA-8B", "--length", "-3"], "length = -3"),
+        (["--memory", "LLaDA-8B", "--max_completion_length", "-3"], "length = -3"),
         (["--memory", "LLaDA-8B", "--prompt_tokens", "0"], "prompt_tokens = 0"),
         (["--memory", "LLaDA-8B", "--processes", "0"], "processes = 0"),
         (["--processes", "2"], "--processes is understood only with --memory"),
@@ -285,14 +297,19 @@ def test_the_check_has_a_line_for_every_row(capsys, monkeypatch):
 def test_work_is_counted_call_by_call():
     config = LlamaConfig(**SIZES)
     weights, P, L = memory.parameters(config)[0], 20, 16
-    settings = Settings(
-        prompts_per_step=3, group_size=2, length=L, block_length=8, inner_updates=1, lora_rank=2
+    settings = Config(
+        prompts_per_step=3,
+        num_generations=2,
+        max_completion_length=L,
+        block_length=8,
+        num_iterations=1,
+        lora_rank=2,
     )
     whole = 6 * 8 * (P + L)  # six rows, a call for each two tokens
     update = (3 + 6) * (P + L)  # three canvases of all [MASK], six later ones
     assert memory.work(config, settings, P) == 2 * weights * (whole + 2 * update)
     fewer = 6 * 5 * (P + L)
     assert memory.work(config, settings, P, calls=5) == 2 * weights * (fewer + 2 * update)
-    dual = replace(settings, cache="dual", inner_updates=2, gradient_checkpointing=True)
+    dual = replace(settings, cache="dual", num_iterations=2, gradient_checkpointing=True)
     cached = 6 * (2 * (P + L) + 6 * 8)  # two blocks open, six calls run eight positions
     assert memory.work(config, dual, P) == 2 * weights * (cached + (3 * 2 + 1) * update)

@@ -11,16 +11,18 @@ from evaluation import metrics
 
 def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
     # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
-    low, high, k = metrics.share_interval([True] * 81 + [False] * 182, list(map(str, range(263))))
+    low, high, k = metrics.cluster_bootstrap_interval(
+        [True] * 81 + [False] * 182, list(map(str, range(263)))
+    )
     assert (low, high, k) == (pytest.approx(0.2553, abs=0.01), pytest.approx(0.3662, abs=0.01), 263)
 
 
 def test_problems_of_a_cluster_count_together():
     solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
-    apart = metrics.share_interval(solved, clusters)
-    together = metrics.share_interval(solved * 16, clusters * 16)
+    apart = metrics.cluster_bootstrap_interval(solved, clusters)
+    together = metrics.cluster_bootstrap_interval(solved * 16, clusters * 16)
     assert together == apart  # sixteen copies tell nothing new
-    naive = metrics.share_interval(solved * 16, list(map(str, range(960))))
+    naive = metrics.cluster_bootstrap_interval(solved * 16, list(map(str, range(960))))
     assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
 
 
@@ -32,14 +34,14 @@ def test_the_interval_covers_the_true_share_as_often_as_it_says():
             right, size = chance.random() < 0.3, chance.choice([1, 5, 20])
             solved += [right] * size
             clusters += [str(cluster)] * size
-        low, high, _ = metrics.share_interval(solved, clusters, draws=400)
+        low, high, _ = metrics.cluster_bootstrap_interval(solved, clusters, draws=400)
         hits += low <= 0.3 <= high
     assert 0.88 <= hits / 200 <= 0.99
 
 
 @pytest.mark.parametrize(("solved", "low", "high"), [(False, 0, 0.1611), (True, 0.8389, 1)])
 def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high):  # 0 of 20
-    interval = metrics.share_interval([solved] * 40, [str(i % 20) for i in range(40)])
+    interval = metrics.cluster_bootstrap_interval([solved] * 40, [str(i % 20) for i in range(40)])
     assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
 
 
@@ -77,4 +79,4 @@ def test_aup_is_the_formula_worked_by_hand():
 )
 def test_pass_at_k_is_the_share_of_all_choices_of_k_that_hold_a_right_one(n, right, k):
     chosen = list(combinations([True] * right + [False] * (n - right), k))
-    assert metrics.pass_at(right, n, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))
+    assert metrics.pass_at_k(right, n, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))

@@ -6,8 +6,9 @@ import pytest
 
 import evaluate
 from tasks import published
-from tasks.registry import TASKS, is_solution_grid
-from tasks.splits import FromFile, split_of
+from tasks.registry import TASKS
+from tasks.splits import ProblemsFromFile, split_of
+from tasks.sudoku import is_solution_grid
 
 COUNTDOWN, SUDOKU = TASKS["countdown"], TASKS["sudoku"]
 
@@ -116,7 +117,7 @@ def test_cells_are_d1s_score():
 
 def test_a_task_that_asks_in_d1s_form_reads_a_file_and_splits_it_like_any_other(tmp_path):
     (tmp_path / "d1.jsonl").write_text(FILES["d1.jsonl"][1] + "\n")
-    task = published.asked(FromFile(COUNTDOWN, tmp_path / "d1.jsonl"), "d1", 0)
+    task = published.asked(ProblemsFromFile(COUNTDOWN, tmp_path / "d1.jsonl"), "d1", 0)
     [problem] = sum(task.pools.values(), [])
     split = split_of(task.key(problem))
     assert task.problems(split, 1, 0) == [problem] and "[30, 100, 93]" in task.prompt(problem)

@@ -14,11 +14,11 @@ import evaluate
 import train
 from evaluation import summary
 from experiments import benchmark, claims
-from models import tiny
+from models import make_base, tiny
+from models.checkpoints import load_policy
 from models.loading import LLADA
 from sampler import Decoder
 from tasks.registry import TASKS
-from training.run_folder import load_policy
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
     of_llada = llada or str(folder / "runs/llada") in words
     words = [str(folder / "LLaDA") if word == LLADA else word for word in words]
     if of_llada and "--resume" not in words:
-        words += ["--length", "16", "--block_length", "8"]
+        words += ["--max_completion_length", "16", "--block_length", "8"]
         if llada and "countdown" not in words:
             words += ["--data", str(folder / "problems.jsonl")]
     if script == "models.tiny":
@@ -118,7 +118,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
             words.remove("sudoku")  # one of the two will do
             words += ["--batches", "4", "--prompts", "3"]
     elif "--resume" not in words:
-        for name in ("steps", "prompts_per_step", "group_size", "inner_updates"):
+        for name in ("steps", "prompts_per_step", "num_generations", "num_iterations"):
             words += [f"--{name}", "2"]
         words += ["--eval_problems", "4"]
         compared = number == 0 or COMMANDS[number].endswith(COMPARED)
@@ -128,7 +128,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
         words += [] if "--run_dir" in words else ["--run_dir", str(folder / f"run-{number}")]
     if number:  # the first draws its curves
         monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
-    mains = {"train.py": train.main, "evaluate.py": evaluate.main, "models.tiny": tiny.main}
+    mains = {"train.py": train.main, "evaluate.py": evaluate.main, "models.tiny": make_base.main}
     mains |= {"experiments.claims": claims.main, "experiments.benchmark": benchmark.main}
     assert not mains[script](words)
 

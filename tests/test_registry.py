@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from models.tiny import for_tiny
 from tasks.answers import arithmetic
-from tasks.registry import TASKS, find_task, is_solution_grid
-from tasks.splits import FromFile, split_of
+from tasks.registry import TASKS, compact_form, find_task
+from tasks.splits import ProblemsFromFile, split_of
+from tasks.sudoku import is_solution_grid
 
 COUNTDOWN, SUDOKU, GSM8K, MATH = TASKS.values()
 GENERATED = {
@@ -843,10 +843,10 @@ def test_a_data_set_that_cannot_be_reached_names_the_way_out(monkeypatch):
 def test_the_tiny_model_is_sent_elsewhere():
     for task in (GSM8K, MATH):
         with pytest.raises(ValueError, match="no length and no demonstrations.*--model") as caught:
-            for_tiny(task)
+            compact_form(task)
         assert len(str(caught.value).splitlines()) == 1
     for task in (COUNTDOWN, SUDOKU):
-        assert for_tiny(task) is for_tiny(task.compact) is task.compact
+        assert compact_form(task) is compact_form(task.compact) is task.compact
 
 
 def test_files_are_read_under_the_data_sets_own_names(tmp_path):
@@ -882,7 +882,7 @@ def test_any_task_can_be_trained_from_a_file(tmp_path, name):
     questions = [{"question": f"{i}?", "answer": str(i)} for i in range(100)]
     generated = [] if name in ("gsm8k", "math") else [task.problems(s, 40, 0) for s in SPLITS]
     rows = questions if not generated else [*itertools.chain(*generated)]
-    source = FromFile(task, write(tmp_path / "a", *rows * 2))
+    source = ProblemsFromFile(task, write(tmp_path / "a", *rows * 2))
     splits = {
         split: source.problems(split, 10_000 if split != "train" else 50, 0)
         for split in ("train", "validation", "test")
@@ -898,7 +898,7 @@ def test_any_task_can_be_trained_from_a_file(tmp_path, name):
         and source.solved(splits["test"][0], "") is False
     )
     with pytest.raises(ValueError, match="1 problems"):
-        one = FromFile(task, write(tmp_path / "b", *rows[:1]))
+        one = ProblemsFromFile(task, write(tmp_path / "b", *rows[:1]))
         [one.problems(split, 1, 0) for split in ("train", "validation", "test")]
 
 
@@ -929,7 +929,8 @@ def test_near_duplicates_in_a_file_land_in_one_split(tmp_path):
     }  # fmt: skip
     for task, (rows, near) in files.items():
         keys = split_keys(
-            FromFile(task, write(tmp_path / "rows", *rows)), lambda p, near=near: str(near(p))
+            ProblemsFromFile(task, write(tmp_path / "rows", *rows)),
+            lambda p, near=near: str(near(p)),
         )
         assert all(keys.values()) and sum(map(len, keys.values())) == len(
             set().union(*keys.values())
@@ -939,7 +940,7 @@ def test_near_duplicates_in_a_file_land_in_one_split(tmp_path):
 def test_a_file_splits_as_the_generated_problems_do(tmp_path):
     for task in (COUNTDOWN.compact, SUDOKU):
         rows = {split: task.problems(split, 20, 5) for split in SPLITS}
-        source = FromFile(task, write(tmp_path / "rows", *itertools.chain(*rows.values())))
+        source = ProblemsFromFile(task, write(tmp_path / "rows", *itertools.chain(*rows.values())))
         assert source.pools == rows
 
 
@@ -1004,10 +1005,12 @@ def test_a_task_of_ones_own_is_found_by_file_and_name(tmp_path):
         assert task.solved({"a": 2, "b": 3}, "5") and len(task.problems("test", 4, 0)) == 4
     assert all(find_task(name) is task for name, task in TASKS.items())
     with pytest.raises(ValueError, match="Addition has no length and no demonstrations.*--model"):
-        for_tiny(task)
+        compact_form(task)
     with pytest.raises(ValueError, match=r"no load\(path\)"):
-        FromFile(task, "rows.jsonl")
-    source = FromFile(find_task(f"{file}:Loading"), "rows.jsonl")  # without a key: by the prompt
+        ProblemsFromFile(task, "rows.jsonl")
+    source = ProblemsFromFile(
+        find_task(f"{file}:Loading"), "rows.jsonl"
+    )  # without a key: by the prompt
     keys = split_keys(source, task.prompt)
     assert sum(map(len, keys.values())) == len(set().union(*keys.values())) == 30
 

@@ -179,7 +179,7 @@ def random_head(seed=0, **options):
 
 
 def test_a_new_head_gives_every_prompt_the_median_gamma_0():
-    head = ThresholdHead(HIDDEN, gamma_0=0.37)
+    head = ThresholdHead(HIDDEN, initial_threshold=0.37)
     distribution = head(torch.randn((50, HIDDEN), generator=generator(0)))
     torch.testing.assert_close(distribution.median, torch.full((50,), 0.37))
     chance = torch.rand(20001, generator=generator(1), dtype=torch.float64)
@@ -189,16 +189,19 @@ def test_a_new_head_gives_every_prompt_the_median_gamma_0():
 
 
 @pytest.mark.parametrize(
-    "gamma_0, floor, ceiling",
+    "initial_threshold, floor, ceiling",
     [(1e-4, 1e-3, 10.0), (11.0, 1e-3, 10.0), (0.1, 0.0, 10.0), (math.nan, 1e-3, 10.0)],
 )
-def test_a_head_refuses_a_start_outside_its_bounds(gamma_0, floor, ceiling):
+def test_a_head_refuses_a_start_outside_its_bounds(initial_threshold, floor, ceiling):
     with pytest.raises(ValueError):
-        ThresholdHead(HIDDEN, gamma_0, floor=floor, ceiling=ceiling)
+        ThresholdHead(HIDDEN, initial_threshold, floor=floor, ceiling=ceiling)
 
 
 def test_a_heads_median_is_its_linear_layer_on_the_standardised_state():
-    head, state = random_head(gamma_0=0.5), torch.randn((9, HIDDEN), generator=generator(2))
+    head, state = (
+        random_head(initial_threshold=0.5),
+        torch.randn((9, HIDDEN), generator=generator(2)),
+    )
     weights = head.linear.weight[0].tolist()
     for row, median in zip(state.tolist(), head(state).median.tolist(), strict=True):
         mean = sum(row) / HIDDEN
@@ -273,7 +276,7 @@ def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_b
     ids=["between", "both", "at bounds"],
 )
 def test_the_gradient_of_log_prob_is_that_of_finite_differences_at_the_bounds_too(gamma):
-    head, gamma = random_head(gamma_0=0.5, ceiling=2.0, sigma=1.0), torch.tensor(gamma)
+    head, gamma = random_head(initial_threshold=0.5, ceiling=2.0, sigma=1.0), torch.tensor(gamma)
     state = torch.randn((3, HIDDEN), generator=generator(7))
 
     def total():

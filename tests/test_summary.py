@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from config import Settings
+from config import Config
 from evaluation import summary
 
 LEARNED = {"level": "learned", "threshold_mean": 0.0402, "threshold_std": 0.0081}
@@ -26,8 +26,10 @@ TRAINED = row("trained", 0.236, 3.15, 3.17, **LEARNED)
 START = row("trained at the starting γ", 0.2, 2.31, 4.33)
 
 
-def said(rows, best=None, train="joint", frontier=True):
-    return summary.words(rows, best or rows[0], Settings(train=train, frontier=frontier))
+def said(rows, best=None, train_target="joint", frontier=True):
+    return summary.describe_results(
+        rows, best or rows[0], Config(train_target=train_target, frontier=frontier)
+    )
 
 
 def test_a_better_and_faster_model_in_words():
@@ -64,7 +66,7 @@ def test_what_did_not_change_is_called_so():
 )
 def test_a_difference_within_the_noise_is_called_so(solved, spread, overlap):
     trained = row("trained", solved, 3.0, spread=spread)
-    accuracy = said([BASE, trained], train="policy")[0]
+    accuracy = said([BASE, trained], train_target="policy")[0]
     assert ("within the noise" in accuracy) == overlap
     assert ("do not overlap" in accuracy) != overlap
 
@@ -74,15 +76,17 @@ def test_one_problem_is_one_problem_and_proves_nothing():
     one = {"problems": 1, "clusters": 1}
     base = row("base", 0.0, 5.0, **one) | {"solved_high": 0.79}
     trained = row("trained", 1.0, 4.0, **one) | {"solved_low": 0.21}
-    accuracy = said([base, trained], train="policy")[0]
+    accuracy = said([base, trained], train_target="policy")[0]
     assert "0.0%" in accuracy and "100.0% of 1 held-out problem, +100.0 points" in accuracy
     assert "within the noise" in accuracy
 
 
 def test_what_did_not_learn_is_given_no_part():
-    why = said([BASE, row("trained", 0.2, 2.31, 4.33)], train="policy")[2]
+    why = said([BASE, row("trained", 0.2, 2.31, 4.33)], train_target="policy")[2]
     assert why.endswith("γ did not learn.") and why.count("change") == 1
-    why = said([BASE, TRAINED, BASE | {"name": "trained at the starting γ"}], train="sampler")[2]
+    why = said(
+        [BASE, TRAINED, BASE | {"name": "trained at the starting γ"}], train_target="sampler"
+    )[2]
     assert why.startswith("Why: the weights did not learn. γ, at first 0.1 and now 0.040 ±0.008,")
     assert "calls by -1.78 and accuracy by +10.5 points" in why and why.count("change") == 1
 
@@ -188,7 +192,7 @@ def test_a_line_stays_for_every_tenth_of_a_run(tmp_path, steps, lines):
             metrics = {f"{name}_mean": step / 1000 for name in names}
             metrics |= {"step": step, "seconds_rollout": 1.5, "seconds_update": 0.5}
             print(json.dumps(metrics), file=log, flush=True)
-            summary.tenth(tmp_path, bar, step)
+            summary.print_progress(tmp_path, bar, step)
     assert len(kept) == lines and all(len(line) <= 80 for line in kept)
     w = max(1, steps // 10)
     mean = sum(range(steps - w + 1, steps + 1)) / w / 1000
@@ -204,7 +208,7 @@ def test_a_run_without_a_frontier_says_nothing_of_one(tmp_path, capsys):
         for name, value in (("eval", rows), ("completions", texts), ("frontier", every)):
             (tmp_path / f"{name}.json").write_text(json.dumps(value))
         every = [BASE, TRAINED]
-        summary.tell(tmp_path, Settings(frontier=frontier))
+        summary.print_summary(tmp_path, Config(frontier=frontier))
         out = capsys.readouterr().out
         assert ("frontier.png" in out) == frontier
         assert ("base at its best γ  " in out) == frontier

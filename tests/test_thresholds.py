@@ -15,10 +15,11 @@ from evaluate import evaluate
 from evaluation import summary
 from experiments import thresholds
 from sampler import Decoder, ThresholdHead
-from tasks import mixture
+from tasks import registry
 from tasks.registry import TASKS
+from training.checkpoint import save_checkpoint
 from training.files import write_json
-from training.run_folder import create_run, save_checkpoint
+from training.run_folder import create_run
 
 
 def fewest_inverses(numbers, target):
@@ -100,7 +101,7 @@ def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
 @pytest.fixture(scope="module")
 def policy():
     """Random, with a head that gives every prompt its own gamma."""
-    head = ThresholdHead(104, gamma_0=2.0)
+    head = ThresholdHead(104, initial_threshold=2.0)
     torch.nn.init.normal_(head.linear.weight, generator=torch.Generator().manual_seed(0))
     return DiffusionPolicy(*random_tiny(), head)
 
@@ -112,7 +113,7 @@ def make_run(policy, tmp_path):
     def make(**settings):
         create_run(tmp_path / "a")
         write_json(
-            tmp_path / "a" / "config.json", {"train": "joint", "eval_problems": 9} | settings
+            tmp_path / "a" / "config.json", {"train_target": "joint", "eval_problems": 9} | settings
         )
         save_checkpoint(tmp_path / "a", policy, [], 1)
         return tmp_path / "a"
@@ -133,14 +134,16 @@ def lucky(monkeypatch):
 def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
     make_run, policy, lucky, tmp_path, capsys
 ):
-    task = mixture.find("countdown,sudoku", True)
+    task = registry.load_task("countdown,sudoku", True)
     problems = task.problems("validation", 9, 0)
     how = dict(temperature=0.0, stop_at_eos=True, sample_threshold=False)
     rows = [
         evaluate(policy, task, problems, Decoder("eb", level, **how), 19)
         for level in (0.5, 8.0, None)
     ]
-    path = make_run(task="countdown,sudoku", length=19, eval_split="validation", speed_weight=0.5)
+    path = make_run(
+        task="countdown,sudoku", max_completion_length=19, eval_split="validation", nfe_penalty=0.5
+    )
     thresholds.thresholds(path, tmp_path / "out")
     said = json.loads((tmp_path / "out" / "thresholds.json").read_text())
     for point, row in zip(said["frontier"], rows, strict=True):
@@ -209,8 +212,8 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
 def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):
     with pytest.raises(ValueError, match="cannot read .*nothing.config.json"):
         thresholds.thresholds(tmp_path / "nothing", tmp_path / "out")
-    path = make_run(task="countdown", train="policy")
-    with pytest.raises(ValueError, match="learned no threshold: its --train was policy"):
+    path = make_run(task="countdown", train_target="policy")
+    with pytest.raises(ValueError, match="learned no threshold: its --train_target was policy"):
         thresholds.thresholds(path, tmp_path / "out")
     folder = make_run(task="countdown")
     for name in ("checkpoint", "checkpoint.old"):

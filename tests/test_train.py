@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from toy import metrics_of, random_tiny
 
 import train
-from config import Settings
+from config import Config
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from evaluation import summary
 from evaluation.summary import METRICS
-from likelihood import draw_boundaries, draw_hidden_prompt, surrogate_logp
+from likelihood import draw_boundaries, draw_prompt_mask, surrogate_logp
+from models.checkpoints import load_policy, read_json
 from models.loading import load_denoiser
 from sampler import Decoder, ThresholdHead
 from tasks.registry import TASKS
 from train import update_denoiser
-from training import files, run_folder
-from training.files import read_lines
-from training.run_folder import load_policy
+from training import run_folder
+from training.files import read_log
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def run(tmp_path):
 
     It is a small run unless flags say otherwise; with seed 4 its groups' rewards differ.
     """
-    small = dict(model="tiny", steps=2, prompts_per_step=2, group_size=3, eval_problems=4)
+    small = dict(model="tiny", steps=2, prompts_per_step=2, num_generations=3, eval_problems=4)
     small |= dict(frontier=False, lora_rank=0, seed=4)
 
     def start(name, resume=False, **flags):
@@ -76,7 +76,7 @@ def batch():
     stages = []
     for seed in range(2):
         boundaries = draw_boundaries(rollout.nfe, 2, generator)
-        stages.append((boundaries, draw_hidden_prompt(mask, 1, 0.2, generator), seed))
+        stages.append((boundaries, draw_prompt_mask(mask, 1, 0.2, generator), seed))
     return policy, rollout, torch.randn(12, generator=generator), stages
 
 
@@ -87,25 +87,25 @@ def updated(batch, reference=None, **settings):
     """
     policy, rollout, advantage, stages = copy.deepcopy(batch)
     optimizer = torch.optim.SGD(policy.denoiser.parameters(), lr=0.1)
-    how = (rollout, stages, advantage, Settings(grad_clip=1e9, **settings))
+    how = (rollout, stages, advantage, Config(max_grad_norm=1e9, **settings))
     metrics = update_denoiser(policy, reference, optimizer, *how)
     return torch.nn.utils.parameters_to_vector(policy.denoiser.parameters()), metrics
 
 
-@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-def test_the_micro_batch_size_changes_nothing(batch, kl_beta):
-    reference = DiffusionPolicy(*random_tiny(4)) if kl_beta else None
-    whole, metrics = updated(batch, reference, micro_batch_size=12, kl_beta=kl_beta)
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_micro_batch_size_changes_nothing(batch, beta):
+    reference = DiffusionPolicy(*random_tiny(4)) if beta else None
+    whole, metrics = updated(batch, reference, micro_batch_size=12, beta=beta)
     before = torch.nn.utils.parameters_to_vector(batch[0].denoiser.parameters())
     for size in (1, 5):
-        parts, metrics_of_parts = updated(batch, reference, micro_batch_size=size, kl_beta=kl_beta)
+        parts, metrics_of_parts = updated(batch, reference, micro_batch_size=size, beta=beta)
         torch.testing.assert_close(parts - before, whole - before, rtol=1e-3, atol=1e-6)
         assert metrics_of_parts == pytest.approx(metrics, rel=1e-3, abs=1e-5)
 
 
 def test_the_first_inner_update_has_ratio_one_and_a_gradient(batch):
     _, metrics = updated(batch[:3] + (batch[3][:1],))
-    assert metrics["ratio_mean"] == 1.0 and metrics["clip_share"] == 0.0
+    assert metrics["ratio_mean"] == 1.0 and metrics["clip_fraction"] == 0.0
     assert metrics["grad_norm"] > 0.01
 
 
@@ -119,9 +119,11 @@ def test_speed_multiplies_the_reward(run, monkeypatch):
     monkeypatch.setattr(type(TASKS["countdown"].compact), "reward", pay)
     seen = []
     monkeypatch.setattr(
-        summary, "samples", lambda _, texts, rollout, reward: seen.append((rollout, reward)) or []
+        summary,
+        "sample_rows",
+        lambda _, texts, rollout, reward: seen.append((rollout, reward)) or [],
     )
-    _, folder = run("a", steps=1, prompts_per_step=1, group_size=4, speed_weight=0.4)
+    _, folder = run("a", steps=1, prompts_per_step=1, num_generations=4, nfe_penalty=0.4)
     ((rollout, reward),) = seen
     expected = (reward * (1 - 0.4 * rollout.nfe / 10)).mean().item()
     assert metrics_of(folder)[0]["speed_reward_mean"] == pytest.approx(expected) != 0
@@ -133,7 +135,7 @@ def test_hidden_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
     stages = [(every_step, hidden, seed) for _, hidden, seed in stages]
     assert all(hidden.any() for _, hidden, _ in stages)
     optimizer = torch.optim.SGD(policy.denoiser.parameters(), lr=0.1)
-    settings = Settings(is_cap=0.0)
+    settings = Config(importance_weight_cap=0.0)
     metrics = update_denoiser(policy, None, optimizer, rollout, stages[:1], advantage, settings)
     assert metrics["surrogate_kl"] == pytest.approx(0, abs=1e-5)  # the exact likelihood, unhidden
     assert metrics["unit_weight_error"] < 1e-5 and metrics["ratio_mean"] == 1.0
@@ -144,10 +146,10 @@ def test_hidden_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
 
 
 def test_old_and_new_policy_are_scored_under_the_same_dropout(run):
-    flags = LORA | {"lora_dropout": 0.3, "inner_updates": 2, "learning_rate": 0.0, "steps": 1}
+    flags = LORA | {"lora_dropout": 0.3, "num_iterations": 2, "learning_rate": 0.0, "steps": 1}
     for size in (256, 2):
         row = metrics_of(run(f"dropout-{size}", micro_batch_size=size, **flags)[1])[0]
-        assert row["ratio_mean"] == pytest.approx(1, abs=1e-6) and row["clip_share"] == 0.0
+        assert row["ratio_mean"] == pytest.approx(1, abs=1e-6) and row["clip_fraction"] == 0.0
 
 
 # ---- the run -------------------------------------------------------------------------------------
@@ -159,11 +161,11 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     names = {"config.json", "metrics.jsonl", "samples.jsonl", "eval.json", "curves.png"}
     names |= {"frontier.json", "frontier.png", "completions.json", "environment.txt", "checkpoint"}
     assert {path.name for path in folder.iterdir()} == names
-    rows = read_lines(folder / "metrics.jsonl")
+    rows = read_log(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     assert all(list(row) == list(METRICS) for row in rows)
     config = config_of(folder)
-    assert list(config) == [field.name for field in dataclasses.fields(Settings)]
+    assert list(config) == [field.name for field in dataclasses.fields(Config)]
     assert config["model"] == "tiny"
     contract = {"name", "decoder", "level", "solved", "solved_low", "solved_high", "reward", "nfe"}
     contract |= {"tokens_per_call", "problems", "clusters", "seed"}
@@ -174,7 +176,7 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     assert [row["level"] for row in evaluation] == [0.1, "learned", 0.1]
     for name in ("curves", "frontier"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    sample = read_lines(folder / "samples.jsonl")[0]
+    sample = read_log(folder / "samples.jsonl")[0]
     assert sample["reward"] == TASKS["countdown"].reward(sample["problem"], sample["text"])
 
 
@@ -192,16 +194,16 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
     code, folder = run("a", frontier=True)
     assert code == 130 and measured == [*gammas, None, 0.1, 0.01]
     known = {path: path.read_text() for path in folder.glob("*.json")}
-    assert len(files.read_json(folder / "frontier.json")) == 5
+    assert len(read_json(folder / "frontier.json")) == 5
     assert run("a", resume=True)[0] == 0 and measured[8:] == [None, *gammas]
-    rows = files.read_json(folder / "frontier.json")
+    rows = read_json(folder / "frontier.json")
     assert [(row["name"], row["step"]) for row in rows] == [("base", 0)] * 5 + [("trained", 2)] * 6
     for path, text in known.items():  # what the base did is as it was
-        now = files.read_json(path)
+        now = read_json(path)
         assert (
             now == json.loads(text) if path.name == "config.json" else text[:-3] in path.read_text()
         )
-    table = files.read_json(folder / "eval.json")
+    table = read_json(folder / "eval.json")
     assert [row | {"name": ""} for row in table] == [rows[i] | {"name": ""} for i in (0, 5, 6)]
     capsys.readouterr()
     assert run("a", resume=True)[0] == 0 and len(measured) == 14  # it was finished: told again
@@ -215,7 +217,7 @@ def test_completions_are_the_base_models_and_the_trained_ones(run):
         load_policy(folder),
         DiffusionPolicy(*load_denoiser("tiny")),
     )
-    rows, task = files.read_json(folder / "completions.json"), TASKS["countdown"].compact
+    rows, task = read_json(folder / "completions.json"), TASKS["countdown"].compact
     problems = task.problems("test", 4, 0)[:3]
     assert [row["problem"] for row in rows] == problems * 2
     for policy, level, part in ((base, 0.1, rows[:3]), (trained, None, rows[3:])):
@@ -227,7 +229,7 @@ def test_completions_are_the_base_models_and_the_trained_ones(run):
 
 
 def test_config_json_alone_repeats_the_run(run):
-    _, first = run("a", seed=5, inner_updates=2, temperature=0.9)
+    _, first = run("a", seed=5, num_iterations=2, temperature=0.9)
     config = config_of(first)
     del config["run_dir"]
     _, second = run("b", **config)
@@ -241,7 +243,7 @@ def test_config_json_alone_repeats_the_run(run):
     [("policy", True, False), ("sampler", False, True), ("joint", True, True)],
 )
 def test_each_mode_trains_just_what_its_name_says(run, mode, model_moves, head_moves):
-    _, folder = run("a", train=mode)
+    _, folder = run("a", train_target=mode)
     base = load_denoiser("tiny")[0].state_dict()
     moved = any(not torch.equal(base[name], value) for name, value in weights_of(folder).items())
     head = load_file(folder / "checkpoint" / "threshold_head.safetensors")
@@ -251,7 +253,15 @@ def test_each_mode_trains_just_what_its_name_says(run, mode, model_moves, head_m
 @pytest.fixture(autouse=True)
 def every_completion_earns_something(request, monkeypatch):
     """The base here solves nothing: where learning is looked at, pay by the text's length."""
-    words = ["each_mode", "resumed", "lora", "exported", "inner_updates", "checkpoint_in", "equals"]
+    words = [
+        "each_mode",
+        "resumed",
+        "lora",
+        "exported",
+        "num_iterations",
+        "checkpoint_in",
+        "equals",
+    ]
     if any(word in request.node.name for word in words):
         pay = lambda self, problem, text: len(text) % 7 / 6  # noqa: E731
         monkeypatch.setattr(type(TASKS["countdown"]), "reward", pay)
@@ -259,7 +269,7 @@ def every_completion_earns_something(request, monkeypatch):
 
 @pytest.mark.parametrize("killed_after", [1, 2, 3])  # not saved yet, just saved, and in between
 def test_a_killed_and_resumed_run_equals_an_unbroken_one(run, monkeypatch, capsys, killed_after):
-    settings = dict(steps=5, save_every=2, inner_updates=2)
+    settings = dict(steps=5, save_every=2, num_iterations=2)
     _, whole = run("whole", **settings)
     log_step = summary.log_step
 
@@ -303,24 +313,24 @@ def test_a_longer_run_may_be_asked_for_when_resuming(run):
 
 
 def test_of_two_tasks_each_step_is_the_one_that_a_run_of_its_task_would_make(run):
-    settings = dict(train="sampler", head_learning_rate=0.0, speed_weight=0.3, steps=2)
+    settings = dict(train_target="sampler", threshold_learning_rate=0.0, nfe_penalty=0.3, steps=2)
     _, both = run("both", task="countdown,sudoku", **settings)
     rows = metrics_of(both)
     for i, task in enumerate(("countdown", "sudoku")):  # nothing moves: a step depends on no other
         _, alone = run(task, task=task, **settings)
         assert metrics_of(alone)[i] == rows[i]
-        ours = [row for row in read_lines(both / "samples.jsonl") if row["step"] == i + 1]
-        its = [row for row in read_lines(alone / "samples.jsonl") if row["step"] == i + 1]
+        ours = [row for row in read_log(both / "samples.jsonl") if row["step"] == i + 1]
+        its = [row for row in read_log(alone / "samples.jsonl") if row["step"] == i + 1]
         assert [row["problem"].pop("task") for row in ours] == [task] * len(its) and ours == its
-    assert config_of(both)["length"] == 19
-    for row in files.read_json(both / "eval.json"):
+    assert config_of(both)["max_completion_length"] == 19
+    for row in read_json(both / "eval.json"):
         assert [part["length"] for part in row["tasks"].values()] == [10, 19]
-    shown = [row["problem"]["task"] for row in files.read_json(both / "completions.json")]
+    shown = [row["problem"]["task"] for row in read_json(both / "completions.json")]
     assert shown == ["countdown", "sudoku", "countdown"] * 2
 
 
 def test_a_resumed_run_of_two_tasks_equals_an_unbroken_one(run, capsys):
-    flags = {"task": "countdown,sudoku", "inner_updates": 2}
+    flags = {"task": "countdown,sudoku", "num_iterations": 2}
     _, whole = run("whole", steps=3, **flags)
     _, folder = run("grown", steps=1, **flags)
     capsys.readouterr()
@@ -334,7 +344,7 @@ def test_a_resumed_run_of_two_tasks_equals_an_unbroken_one(run, capsys):
 
 
 def test_a_task_that_the_shipped_base_does_not_know_asks_for_a_base(run, tmp_path, capsys):
-    source = "from tasks.registry import Countdown\nclass Mine(Countdown): pass\n"
+    source = "from tasks.countdown import Countdown\nclass Mine(Countdown): pass\n"
     (tmp_path / "mine.py").write_text(source)
     code, folder = run("a", task=f"{tmp_path}/mine.py:Mine")
     message = capsys.readouterr().err
@@ -349,7 +359,7 @@ LORA = {"lora_rank": 4, "lora_dropout": 0.3, "learning_rate": 1e-2}
 
 
 def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run):
-    code, folder = run("a", train="policy", **LORA)
+    code, folder = run("a", train_target="policy", **LORA)
     assert code == 0
     files = {path.name for path in (folder / "checkpoint").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json"} <= files
@@ -364,7 +374,7 @@ def test_lora_trains_the_adapter_alone_and_a_checkpoint_holds_nothing_else(run):
 
 
 def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
-    flags = LORA | {"inner_updates": 2, "gradient_checkpointing": True, "kl_beta": 0.1}
+    flags = LORA | {"num_iterations": 2, "gradient_checkpointing": True, "beta": 0.1}
     _, whole = run("whole", steps=4, **flags)
     _, folder = run("grown", steps=2, **flags)
     assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
@@ -372,7 +382,7 @@ def test_a_resumed_lora_run_equals_an_unbroken_one_dropout_and_all(run):
 
 
 def test_the_reference_of_a_lora_run_is_the_base_model_that_it_starts_as(run):
-    _, folder = run("a", kl_beta=0.1, **LORA | {"lora_dropout": 0.0})
+    _, folder = run("a", beta=0.1, **LORA | {"lora_dropout": 0.0})
     first, second = (row["reference_kl"] for row in metrics_of(folder))
     # That of each step's first update: a reference that learns too would give 0 again.
     assert first == 0.0 and second > 1e-6
@@ -386,13 +396,13 @@ def test_lora_dropout_is_on_while_learning(run):
 
 
 def test_with_two_inner_updates_checkpointing_and_micro_batches_change_nothing_but_memory(run):
-    flags = {"inner_updates": 2, "steps": 3, "seed": 2}
+    flags = {"num_iterations": 2, "steps": 3, "seed": 2}
     _, plain = run("plain", **flags)
     _, frugal = run("frugal", gradient_checkpointing=True, micro_batch_size=2, **flags)
     for rows in zip(metrics_of(plain), metrics_of(frugal), strict=True):
         a, b = ({k: v for k, v in row.items() if v is not None} for row in rows)
         # Canvases that a group shares are run once in each micro-batch.
-        assert a.pop("denoiser_calls") < b.pop("denoiser_calls")
+        assert a.pop("denoiser_rows") < b.pop("denoiser_rows")
         assert a == pytest.approx(b, rel=1e-2, abs=1e-4)
 
 
@@ -405,10 +415,16 @@ def test_what_only_costs_memory_may_be_lowered_when_resuming(run):
 
 def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
     write_checkpoint(tmp_path / "hub", "llada")
-    flags = dict(model=tmp_path / "hub", length=4, block_length=4, lora_rank=2, dtype="bfloat16")
-    flags |= dict(inner_updates=1, steps=1, prompts_per_step=1, group_size=2, eval_problems=1)
+    flags = dict(
+        model=tmp_path / "hub",
+        max_completion_length=4,
+        block_length=4,
+        lora_rank=2,
+        dtype="bfloat16",
+    )
+    flags |= dict(num_iterations=1, steps=1, prompts_per_step=1, num_generations=2, eval_problems=1)
     _, folder = run("a", **flags)
-    settings = Settings(**config_of(folder))
+    settings = Config(**config_of(folder))
     resumed = run_folder.prepare(settings, folder, resume=True, export="")[0].denoiser
     dtypes = {(p.requires_grad, p.dtype) for p in resumed.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
@@ -433,7 +449,11 @@ def test_an_exported_model_is_the_trained_one_without_an_adapter(run, tmp_path, 
 
 def test_what_a_block_cache_costs_is_logged(run):
     names = ("none", "prefix", "dual")
-    hot = {"block_length": 5, "temperature": 3, "gamma_0": 1e-3}  # a sure base has no stale calls
+    hot = {
+        "block_length": 5,
+        "temperature": 3,
+        "initial_threshold": 1e-3,
+    }  # a sure base has no stale calls
     rows = {name: metrics_of(run(name, cache=name, **hot)[1]) for name in names}
     assert all(row["cache_kl"] is None for row in rows["none"])
     assert all(abs(row["cache_kl"]) > 1e-4 for name in ("prefix", "dual") for row in rows[name])
@@ -441,7 +461,7 @@ def test_what_a_block_cache_costs_is_logged(run):
 
 def test_a_prefill_begins_every_completion(run):
     _, folder = run("a", prefill="<answer>( 3")
-    samples = read_lines(folder / "samples.jsonl")
+    samples = read_log(folder / "samples.jsonl")
     assert all(row["text"].startswith("<answer>( 3") for row in samples)
 
 
@@ -450,7 +470,7 @@ def test_problems_may_come_from_a_file(run, tmp_path):
     known = TASKS["countdown"].compact.problems("train", 60, 0)
     file.write_text("".join(json.dumps(problem) + "\n" for problem in known))
     _, folder = run("a", data=file)
-    assert all(row["problem"] in known for row in read_lines(folder / "samples.jsonl"))
+    assert all(row["problem"] in known for row in read_log(folder / "samples.jsonl"))
 
 
 @pytest.mark.parametrize("family", ["llada", "dream"])
@@ -458,7 +478,13 @@ def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_export
     run, tmp_path, family
 ):
     write_checkpoint(tmp_path / "hub", family)
-    small = {"length": 16, "block_length": 8, "lora_rank": 2, "inner_updates": 2, "save_every": 1}
+    small = {
+        "max_completion_length": 16,
+        "block_length": 8,
+        "lora_rank": 2,
+        "num_iterations": 2,
+        "save_every": 1,
+    }
     code, folder = run("a", model=tmp_path / "hub", **small)
     assert code == 0
     assert config_of(folder)["cache"] == "dual"  # LLaDA's recipe
@@ -489,16 +515,16 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
     [
         ({"task": "chess"}, "countdown"),
         ({"model": "gpt"}, "tiny"),
-        ({"train": "all"}, "joint"),
-        ({"group_size": 1}, "at least 2"),
+        ({"train_target": "all"}, "joint"),
+        ({"num_generations": 1}, "at least 2"),
         ({"steps": 0}, "at least 1"),
-        ({"gamma_0": 50}, "bounds"),
-        ({"gamma_0": "nan"}, "bounds"),
+        ({"initial_threshold": 50}, "within 0.001 to 10"),
+        ({"initial_threshold": "nan"}, "finite"),
         ({"temperature": 0}, "at least"),
-        ({"learning_rate": "nan"}, "at least"),
-        ({"speed_weight": 1.5}, "at most 1"),
+        ({"learning_rate": "nan"}, "finite"),
+        ({"nfe_penalty": 1.5}, "at most 1"),
         ({"micro_batch_size": "many"}, "invalid int"),
-        ({"scale_by_std": "maybe"}, "true or false"),
+        ({"scale_rewards": "maybe"}, "true or false"),
         ({"no_such_flag": 1}, "--help"),
         ({"model": "."}, "config.json"),
         ({"cache": "dual"}, "block_length"),
@@ -506,12 +532,12 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
         ({"dtype": "int8"}, "bfloat16"),
         ({"task": "gsm8k"}, "LLaDA"),
         ({"data": "no-such-file.jsonl"}, "no-such-file.jsonl"),
-        ({"length": 509}, "512"),
+        ({"max_completion_length": 509}, "512"),
         ({"task": "countdown,countdown"}, "twice"),
         ({"task": "sudoku,"}, "unknown task ''"),
         ({"task": "sudoku,gsm8k"}, "LLaDA"),
         ({"task": "sudoku,countdown", "data": "rows.jsonl"}, "one task"),
-        ({"task": "sudoku,countdown", "length": 12}, "--length"),
+        ({"task": "sudoku,countdown", "max_completion_length": 12}, "--max_completion_length"),
     ],
 )
 def test_bad_settings_get_one_line_and_leave_nothing_behind(
@@ -537,7 +563,7 @@ def test_what_a_task_cannot_read_is_one_line_and_the_run_can_go_on(run, monkeypa
         code, folder = run("a")
     assert code == 2 and capsys.readouterr().err == "train.py: no answer to be read\n"
     assert not (folder / "eval.json").exists()
-    assert run("a", resume=True)[0] == 0 and len(files.read_json(folder / "eval.json")) == 3
+    assert run("a", resume=True)[0] == 0 and len(read_json(folder / "eval.json")) == 3
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):

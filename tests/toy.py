@@ -82,7 +82,7 @@ def toy_policy(seed=34, head=False, double=False):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         denoiser = LlamaForCausalLM(config).eval()
-        threshold_head = ThresholdHead(HIDDEN, gamma_0=0.2) if head else None
+        threshold_head = ThresholdHead(HIDDEN, initial_threshold=0.2) if head else None
         if head:  # as if trained: every prompt its own gamma
             nn.init.normal_(threshold_head.linear.weight, std=2.0)
     if double:  # Llama's own norm computes in float32
@@ -106,7 +106,7 @@ def sample(policy, decoder, rows=4, length=3, prompts=PROMPTS, seed=0, **options
     ids, mask = policy.encode(prompts)  # (prompts, P)
     ids, mask = ids.repeat_interleave(rows, dim=0), mask.repeat_interleave(rows, dim=0)  # (B, P)
     decoder = replace(decoder, **options)
-    return policy.rollout(ids, mask, length, decoder, generator(seed), group_size=rows)
+    return policy.rollout(ids, mask, length, decoder, generator(seed), num_generations=rows)
 
 
 def prompt_of(rollout, row):

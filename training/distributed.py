@@ -31,9 +31,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
 
 
-def start():
+def init():
     """Join the others. Raises ValueError for a process without a GPU where others have one."""
-    if not is_several():
+    if not is_distributed():
         return
     gpu, local = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
     if gpu and local >= (n := torch.cuda.device_count()):
@@ -42,18 +42,18 @@ def start():
         torch.cuda.set_device(local)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
-    if not is_first():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def wait():
+def barrier():
     """For the first, which looks after the files."""
-    if count() > 1:
-        reduced(torch.zeros(1))
+    if world_size() > 1:
+        all_reduce(torch.zeros(1))
 
 
 @contextmanager
-def losing_none():
+def reraise_lost_peer():
     """Raises ValueError, in one line, where the connection to another process is lost."""
     try:
         yield
@@ -63,90 +63,94 @@ def losing_none():
         raise ValueError("another process has ended, and its own words say why") from None
 
 
-def is_several():
+def is_distributed():
     return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def count():
+def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first():
+def is_main_process():
     return rank() == 0
 
 
 def rank():
-    return int(os.environ["RANK"]) if is_several() else 0
+    return int(os.environ["RANK"]) if is_distributed() else 0
 
 
-def share(B, group_size=1):
+def local_rows(B, num_generations=1):
     """The rows of this process: a slice of B, whole groups. Too few for N: all of them have all."""
-    groups, N = B // group_size, count()
+    groups, N = B // num_generations, world_size()
     if N == 1 or groups < N:
         return slice(0, B)
     first, end = (groups * k // N for k in (rank(), rank() + 1))
-    return slice(first * group_size, end * group_size)
+    return slice(first * num_generations, end * num_generations)
 
 
-def reduced(tensor, how=dist.ReduceOp.SUM):
+def all_reduce(tensor, how=dist.ReduceOp.SUM):
     """A tensor's sum over all processes, in place."""
     dist.all_reduce(tensor, how)
     return tensor
 
 
-def merged(part, rows, B):
+def all_gather_rows(part, rows, B):
     """(b, ...) of each process's share of the rows -> (B, ...) of all, in each of them."""
     if len(part) == B:
         return part
     kind = torch.uint8 if part.dtype == torch.bool else part.dtype
     whole = torch.zeros((B, *part.shape[1:]), dtype=kind, device=part.device)
     whole[rows] = part.to(kind)
-    return reduced(whole).to(part.dtype)
+    return all_reduce(whole).to(part.dtype)
 
 
-def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, group_size=1):
+def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, num_generations=1):
     """policy.rollout, by all processes. -> the whole Rollout, in each of them."""
     B = len(prompt_ids)
-    rows, chance = share(B, group_size), policy.draw_chance(B, length, generator)
-    how = length, decoder, chance[rows], group_size
-    with in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
+    rows, chance = local_rows(B, num_generations), policy.draw_chance(B, length, generator)
+    how = length, decoder, chance[rows], num_generations
+    with keep_in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
         mine = policy.rollout(prompt_ids[rows], prompt_mask[rows], *how)
     tensors = {f.name: getattr(mine, f.name) for f in fields(mine)}
-    tensors = {k: merged(v, rows, B) for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+    tensors = {
+        k: all_gather_rows(v, rows, B) for k, v in tensors.items() if isinstance(v, torch.Tensor)
+    }
     return replace(mine, **tensors)
 
 
-def sum_gradients(model):
+def all_reduce_gradients(model):
     """Each learning weight's gradient becomes the sum over the processes."""
-    if count() == 1:
+    if world_size() == 1:
         return
-    weights = [p for p in model.parameters() if p.requires_grad and not is_split(p)]
+    weights = [p for p in model.parameters() if p.requires_grad and not is_sharded_tensor(p)]
     if not weights:  # the others' are summed when a layer is left
         return
     # An expert that no token of a process went to has no gradient there.
     used = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
-    used = reduced(used.int()).tolist()
+    used = all_reduce(used.int()).tolist()
     for p, n in zip(weights, used, strict=True):
         if n:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            reduced(p.grad)
+            all_reduce(p.grad)
 
 
-def largest(number):
+def all_reduce_max(number):
     """The largest of the processes' numbers."""
-    return number if count() == 1 else reduced(torch.tensor(number), dist.ReduceOp.MAX).item()
+    return (
+        number if world_size() == 1 else all_reduce(torch.tensor(number), dist.ReduceOp.MAX).item()
+    )
 
 
-def total(number):
-    return number if count() == 1 else reduced(torch.tensor(number)).item()
+def all_reduce_sum(number):
+    return number if world_size() == 1 else all_reduce(torch.tensor(number)).item()
 
 
 # ---- split weights -------------------------------------------------------------------------------
 
 
-def shard(denoiser, device):
+def shard_model(denoiser, device):
     """Split every layer's weights over the processes; the embedding and what follows stay whole."""
-    how = {"mesh": init_device_mesh(device.type, (count(),)), "reshard_after_forward": True}
+    how = {"mesh": init_device_mesh(device.type, (world_size(),)), "reshard_after_forward": True}
     decoder = denoiser.get_decoder()
     for layer in decoder.layers:
         fully_shard(layer, **how)
@@ -154,27 +158,29 @@ def shard(denoiser, device):
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)
     # As their root it has one layer fetched while another runs.
-    fully_shard(decoder, **how, ignored_params={p for p in decoder.parameters() if not is_split(p)})
+    fully_shard(
+        decoder, **how, ignored_params={p for p in decoder.parameters() if not is_sharded_tensor(p)}
+    )
     for tensor in [*denoiser.parameters(), *denoiser.buffers()]:
-        if not is_split(tensor):
+        if not is_sharded_tensor(tensor):
             tensor.data = tensor.data.to(device)
 
 
-def is_split(tensor):
+def is_sharded_tensor(tensor):
     return isinstance(tensor, DTensor)
 
 
 def is_sharded(model):
-    return any(map(is_split, model.parameters()))
+    return any(map(is_sharded_tensor, model.parameters()))
 
 
 @contextmanager
-def in_step(policy):
+def keep_in_step(policy):
     """Inside, each call says that its process is not done; who leaves calls on until all are."""
     call = policy.hidden
 
     def hidden(*args, **how):
-        reduced(torch.ones(1))
+        all_reduce(torch.ones(1))
         return call(*args, **how)
 
     policy.hidden = hidden
@@ -182,33 +188,33 @@ def in_step(policy):
         yield
     finally:
         del policy.hidden
-    while reduced(torch.zeros(1)).item():
+    while all_reduce(torch.zeros(1)).item():
         call(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
         policy.calls -= 1
 
 
-def whole(tensor):
+def gather_full_tensor(tensor):
     """A split tensor put together, on the first process's host; any other as it is."""
-    if not is_split(tensor):
+    if not is_sharded_tensor(tensor):
         return tensor
     tensor = tensor.full_tensor()  # all have to ask
-    return tensor.cpu() if is_first() else None
+    return tensor.cpu() if is_main_process() else None
 
 
-def split_as(tensor, weight):
+def distribute_like(tensor, weight):
     """Of a whole tensor the part that a process keeps of `weight`, if that is split."""
-    if not is_split(weight) or tensor.shape != weight.shape:
+    if not is_sharded_tensor(weight) or tensor.shape != weight.shape:
         return tensor
     how = weight.device_mesh, weight.placements
     return distribute_tensor(tensor.to(weight.device), *how, src_data_rank=None)
 
 
-def clip_gradient(model, limit):
+def clip_grad_norm(model, limit):
     """Scale the gradient down to a norm of `limit` at most. -> its norm before"""
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    halves = [[g for g in grads if is_split(g) is split] for split in (False, True)]
+    halves = [[g for g in grads if is_sharded_tensor(g) is split] for split in (False, True)]
     norms = [torch.nn.utils.get_total_norm(half) for half in halves if half]
-    norm = torch.stack([n.full_tensor() if is_split(n) else n for n in norms]).norm()
+    norm = torch.stack([n.full_tensor() if is_sharded_tensor(n) else n for n in norms]).norm()
     scale = (limit / (norm + 1e-6)).clamp(max=1.0).item()
     for g in grads:
         g.mul_(scale)

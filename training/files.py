@@ -5,7 +5,6 @@ new, never a half. A checkpoint keeps the one before it as checkpoint.old, and c
 a broken one is noticed, and the one before it goes on.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,10 +13,9 @@ import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from models.checkpoints import CHECKSUMS, checksum, verify_checksums
 from models.families import one_line
 from training import distributed
-
-SUMS = "sums.json"  # {file: its checksum}, in a checkpoint's folder
 
 
 def remove(path):
@@ -28,7 +26,7 @@ def remove(path):
         shutil.rmtree(path)
 
 
-def sync(path):
+def sync_to_disk(path):
     """Have the disk itself hold a file, or a folder and all that is in it."""
     for part in [*path.rglob("*"), path] if path.is_dir() else [path]:
         fsync(part)
@@ -44,19 +42,19 @@ def fsync(path):
 
 
 @contextmanager
-def replacing(path, keep=False):
+def atomic_write(path, keep=False):
     """Gives a path beside `path` to write to; when that went well, it takes the old one's place.
 
     A folder cannot be renamed onto another: for a moment there is only `path`.old (see `settle`).
     That one stays if `keep`. Raises ValueError in one line for a disk that is full, say.
     """
     path = Path(path)
-    settle(path)
+    recover_interrupted_rename(path)
     aside, old = Path(f"{path}.tmp"), Path(f"{path}.old")
     remove(aside)
     with one_line(f"{path} cannot be written"):
         yield aside
-        sync(aside)
+        sync_to_disk(aside)
         if path.is_dir():
             remove(old)
             path.rename(old)
@@ -66,7 +64,7 @@ def replacing(path, keep=False):
         remove(old)
 
 
-def settle(path):
+def recover_interrupted_rename(path):
     """After a kill between two renames the folder has its old name: give it back."""
     old = Path(f"{path}.old")
     if old.exists() and not path.exists():
@@ -74,17 +72,11 @@ def settle(path):
 
 
 def write_json(path, value):
-    with replacing(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path):
-    """Raises ValueError where the file is missing or broken."""
-    with one_line(f"cannot read {path}"):
-        return json.loads(path.read_text(encoding="utf-8"))
-
-
-def row_of(line):
+def parse_log_row(line):
     """The row that a line of a log is, a dict with a step; None for any other line."""
     try:
         row = json.loads(line)
@@ -93,7 +85,7 @@ def row_of(line):
         return None
 
 
-def read_lines(path):
+def read_log(path):
     """The rows of a run's log, dicts with a step. What is none is left out, and told.
 
     A kill leaves half a last line; that is not worth a word.
@@ -102,7 +94,7 @@ def read_lines(path):
     with suppress(FileNotFoundError):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
         for number, line in enumerate(lines, 1):
-            if row := row_of(line):
+            if row := parse_log_row(line):
                 rows.append(row)
             elif line and number < len(lines):
                 bad.append(number)
@@ -114,34 +106,20 @@ def read_lines(path):
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def checksum(file):
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def write_sums(folder):
+def write_checksums(folder):
     sums = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    (folder / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
-def verify(folder):
-    """Raises ValueError, naming the file, unless a checkpoint is as it was written."""
-    if not (folder / SUMS).is_file():
-        return  # of an older version, or not of a run
-    for name, expected in read_json(folder / SUMS).items():
-        if not (folder / name).is_file() or checksum(folder / name) != expected:
-            raise ValueError(f"{folder / name} is not as it was written")
-
-
-def fall_back(path):
+def restore_previous_checkpoint(path):
     """If a checkpoint is broken and the one before it is not, put that in its place, and say so."""
     old = Path(f"{path}.old")
     try:
-        verify(path)
+        verify_checksums(path)
     except ValueError as error:
         if not old.is_dir():
             raise
-        verify(old)
+        verify_checksums(old)
         print(f"{error}: going on from the checkpoint before it", file=sys.stderr)
         broken = Path(f"{path}.broken")
         remove(broken)
@@ -153,7 +131,7 @@ def fall_back(path):
 
 
 @contextmanager
-def locked(folder):
+def run_lock(folder):
     """Holds a run's folder. Raises ValueError if another run does; a kill leaves no lock behind."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"
@@ -173,7 +151,7 @@ def locked(folder):
                 folder.rmdir()
 
 
-class FinishTheStep:
+class GracefulInterrupt:
     """The first Ctrl-C, SIGTERM or SIGHUP sets `asked`, its number: the loop ends its step and
     saves. The second stops at once; not under torchrun, which repeats a Ctrl-C to its processes.
     """
@@ -189,7 +167,7 @@ class FinishTheStep:
         if self.asked:
             return
         self.asked, more = number, ""
-        if not distributed.is_several():
+        if not distributed.is_distributed():
             self.__exit__("not yet")
             what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
             more = f"; {what} once more stops at once"

@@ -21,31 +21,33 @@ class NotFinite(ValueError):
         self.rollout = rollout
 
 
-def finite(what, value, rollout=None):
+def assert_finite(what, value, rollout=None):
     """Raises NotFinite, naming the row, unless all of a tensor is finite."""
     if not (good := value.isfinite()).all():
         row = f" of row {int((~good).nonzero()[0, 0])}" if value.dim() else ""
         raise NotFinite(f"{what}{row} is not finite", rollout)
 
 
-def finite_weights(model):
+def assert_finite_weights(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
             p = p.detach()
-            finite(f"weight {name}", p.to_local() if distributed.is_split(p) else p)
+            assert_finite(f"weight {name}", p.to_local() if distributed.is_sharded_tensor(p) else p)
 
 
-def told(error, run_dir, step):
+def save_bad_batch(error, run_dir, step):
     """A NotFinite as a ValueError that says all: the step, the batch's file, where to go on."""
     said, rollout = f"step {step}: {error}", error.rollout
-    if rollout is not None and distributed.is_first():
+    if rollout is not None and distributed.is_main_process():
         file = run_dir / f"broken-{step}.safetensors"
         tensors = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
         tensors = {k: v.contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}
         save_file(tensors, file)
         said += f"; its batch is in {file}"
     kept = "the last checkpoint is from before it" if (run_dir / "checkpoint").exists() else ""
-    advice = "a lower --learning_rate or --head_learning_rate, or more --warmup_steps, may help"
+    advice = (
+        "a lower --learning_rate or --threshold_learning_rate, or more --warmup_steps, may help"
+    )
     return ValueError("; ".join(filter(None, (said, kept, advice))))
 
 
@@ -74,27 +76,27 @@ def last(name, low, high):
 
 WARNINGS = {  # what it means and what to change: when
     "no completions of one prompt differ in reward, so nothing is learned: an easier --data, a "
-    "larger --group_size or a --temperature nearer 1": last("zero_advantage_share", 1, 1),
+    "larger --num_generations or a --temperature nearer 1": last("frac_reward_zero_std", 1, 1),
     "every completion is empty: it ends with its first token. Is the model an Instruct one, and "
-    "--prefill right?": last("text_tokens_mean", 0, 1),
+    "--prefill right?": last("completion_length_mean", 0, 1),
     "every importance weight is capped, so the surrogate is sure where the policy was not: more "
-    "--num_stages or a lower --learning_rate": last("is_capped_share", 0.999, 1),
-    "the importance weights leave less than a tenth of the tokens as a sample: a lower --is_cap or "
-    "more --num_stages": last("ess_share", 0, 0.1),
-    "γ is at its lower bound, about one token a call: a higher --speed_weight": last(
+    "--num_stages or a lower --learning_rate": last("capped_weight_fraction", 0.999, 1),
+    "the importance weights leave less than a tenth of the tokens as a sample: a lower "
+    "--importance_weight_cap or more --num_stages": last("ess_fraction", 0, 0.1),
+    "γ is at its lower bound, about one token a call: a higher --nfe_penalty": last(
         "threshold_mean", 0, 1.05e-3
     ),
-    "γ is at its upper bound, everything in one call: a lower --speed_weight": last(
+    "γ is at its upper bound, everything in one call: a lower --nfe_penalty": last(
         "threshold_mean", 9.5, 10
     ),
     "the surrogate's KL has doubled in 50 steps, as before a collapse: more --num_stages, a lower "
-    "--learning_rate or fewer --inner_updates": lambda rows: has_doubled(
+    "--learning_rate or fewer --num_iterations": lambda rows: has_doubled(
         [row.get("surrogate_kl") for row in rows]
     ),
 }
 
 
-def warnings(rows, said):
+def new_warnings(rows, said):
     """Yields what is wrong after the last of the metrics' rows and not yet in the set `said`."""
     for text, applies in WARNINGS.items():
         if text not in said and applies(rows):

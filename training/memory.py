@@ -89,8 +89,8 @@ def work(config, settings, prompt_tokens, calls=None):
     2 for each weight and position of a call. A backward pass through a frozen base costs as much as
     a forward pass, through one that learns twice that; checkpointing makes each call once more.
     """
-    m, B = shape_of(config), settings.prompts_per_step * settings.group_size
-    L, S = settings.length, prompt_tokens + settings.length
+    m, B = shape_of(config), settings.prompts_per_step * settings.num_generations
+    L, S = settings.max_completion_length, prompt_tokens + settings.max_completion_length
     block, weights = settings.block_length or L, parameters(config)[0]
     if m.experts:
         weights += m.layers * 3 * m.D * m.I  # those that a position passes through
@@ -100,7 +100,7 @@ def work(config, settings, prompt_tokens, calls=None):
     rollout = B * (opens * S + (calls - opens) * part)
     canvases = settings.prompts_per_step + B * (settings.num_stages - 1)
     passes = 2 + settings.gradient_checkpointing + (not settings.lora_rank)
-    mu = settings.inner_updates  # the old policy is scored for all updates but the first
+    mu = settings.num_iterations  # the old policy is scored for all updates but the first
     return 2 * weights * (rollout + canvases * S * (passes * mu + mu - 1))
 
 
@@ -128,11 +128,11 @@ def budget(config, settings, prompt_tokens, device="cuda", processes=1):
     # During a call autocast keeps the adapter in bfloat16 too; 4 bits are unpacked a matrix a time.
     m.copies = 2 * learned if rank and m.w == 2 else 0
     m.unpacked = 2 * max(a * b for a, b in m.matrices.values()) if dtype == "4bit" else 0
-    # A CPU multiplies bfloat16 logits in float32: it copies the last layer (denoiser.HalfProduct).
+    # A CPU multiplies bfloat16 logits in float32: the last layer is copied.
     m.wide = 4 * m.V * m.D if device == "cpu" and m.w == 2 else 0
     parts = {
         "base": base,
-        "reference": 0 if rank or not settings.kl_beta else base,  # else the adapter switched off
+        "reference": 0 if rank or not settings.beta else base,  # else the adapter switched off
         "adapter": number * learned if rank else 0,
         "gradients": number * learned,  # kept until the next update
         "moments": 2 * number * learned,
@@ -149,7 +149,7 @@ def budget(config, settings, prompt_tokens, device="cuda", processes=1):
 
 def rollout_parts(m, settings, prompt_tokens):
     """A rollout's bytes at its largest bucket, when a block's first call runs every position."""
-    G, L = settings.group_size, settings.length
+    G, L = settings.num_generations, settings.max_completion_length
     S, block = prompt_tokens + L, settings.block_length or L
     b = G * (max(1, settings.rollout_batch_size // G) if settings.rollout_batch_size else 10**9)
     b = min(b, G * settings.prompts_per_step)
@@ -174,7 +174,7 @@ def rollout_parts(m, settings, prompt_tokens):
 
 def update_parts(m, settings, prompt_tokens):
     """An update's bytes: what a micro-batch's backward pass needs, and what works through it."""
-    L, w, G, full = settings.length, m.w, settings.group_size, not m.rank
+    L, w, G, full = settings.max_completion_length, m.w, settings.num_generations, not m.rank
     S, b = prompt_tokens + L, min(settings.micro_batch_size, G * settings.prompts_per_step)
     # Canvases: one of all [MASK] for each group that the micro-batch meets, and b a later stage.
     groups = 1 if G % b == 0 else b // G if b % G == 0 else (b + G - 2) // G + 1
@@ -205,7 +205,7 @@ def largest(config, settings, prompt_tokens, gpu_gib, processes=1):
 
     Only parts of equal size are tried. Raises ValueError, in one line, for what does not fit.
     """
-    P, G = settings.prompts_per_step // processes, settings.group_size
+    P, G = settings.prompts_per_step // processes, settings.num_generations
 
     def first(name, phase, sizes):
         for size in sizes:

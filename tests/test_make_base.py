@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from diffusion_policy import DiffusionPolicy
-from models import tiny
-from models.tiny import Recipe, Training, encode, masked_loss, tiny_denoiser, tiny_tokenizer
+from models import make_base, tiny
+from models.make_base import Recipe, Training, encode, masked_loss
+from models.tiny import tiny_denoiser, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -121,17 +122,17 @@ def test_the_first_lesson_is_learned_and_the_second_becomes_a_habit(small):
 def test_a_training_that_was_broken_off_goes_on_to_the_same_weights(small, tmp_path):
     recipe = Recipe(steps=6, habit_steps=4, batch=4)
     tasks = [Pairs(GOOD, CARELESS, 3), Pairs([("7", "1")], [("7", "2")], 2)]
-    tiny.make(tmp_path / "whole", tasks, recipe, {"task": "a"}, save_every=4)
+    make_base.make(tmp_path / "whole", tasks, recipe, {"task": "a"}, save_every=4)
     with pytest.MonkeyPatch.context() as patch:
         step = Training.step
         broken = lambda self: step(self) if self.done < 7 else 1 / 0  # noqa: E731
         patch.setattr(Training, "step", broken)
         with pytest.raises(ZeroDivisionError):
-            tiny.make(tmp_path / "broken", tasks, recipe, {"task": "a"}, save_every=4)
+            make_base.make(tmp_path / "broken", tasks, recipe, {"task": "a"}, save_every=4)
     assert [path.name for path in tmp_path.glob("broken*")] == ["broken.training"]
     with pytest.raises(ValueError, match="another recipe"):
-        tiny.make(tmp_path / "broken", tasks, Recipe(), {"task": "a"}, save_every=4)
-    tiny.make(tmp_path / "broken", tasks, recipe, {"task": "a"}, save_every=4)
+        make_base.make(tmp_path / "broken", tasks, Recipe(), {"task": "a"}, save_every=4)
+    make_base.make(tmp_path / "broken", tasks, recipe, {"task": "a"}, save_every=4)
     files = [tmp_path / name / "model.safetensors" for name in ("whole", "broken")]
     assert files[0].read_bytes() == files[1].read_bytes()
     made = json.loads((tmp_path / "broken" / "made.json").read_text())
@@ -145,7 +146,7 @@ def test_muon_steps_by_a_nearly_orthogonal_matrix_in_the_gradients_directions():
         p = torch.nn.Parameter(torch.zeros(shape))
         p.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         u, _, v = torch.linalg.svd(p.grad, full_matrices=False)
-        tiny.Muon([p], lr=1.0).step()
+        make_base.Muon([p], lr=1.0).step()
         moved = u.T @ -p.detach() @ v.T / max(1, shape[0] / shape[1]) ** 0.5
         assert moved.diagonal().min() > 0.5 and moved.diagonal().max() < 1.4
         assert (moved - moved.diagonal().diag()).abs().max() < 1e-3
@@ -197,11 +198,11 @@ class Echo:
 """
     (tmp_path / "echo.py").write_text(source)
     flags = f"--task {tmp_path}/echo.py:Echo --steps 2 --habit_steps 1 --batch 2"
-    tiny.main(["--out", str(tmp_path / "base"), *flags.split()])
+    make_base.main(["--out", str(tmp_path / "base"), *flags.split()])
     assert f"--model {tmp_path}/base" in capsys.readouterr().out
     assert (tmp_path / "base" / "model.safetensors").exists()
     with pytest.raises(SystemExit) as exit:
-        tiny.main(["--out", str(tmp_path / "base"), *flags.split()])
+        make_base.main(["--out", str(tmp_path / "base"), *flags.split()])
     assert exit.value.code == 2 and "there already" in capsys.readouterr().err
 
 
@@ -219,7 +220,7 @@ class Echo:
 )
 def test_bad_flags_get_one_line(flags, says, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        tiny.main(["--out", str(tmp_path / "base"), *flags.split()])
+        make_base.main(["--out", str(tmp_path / "base"), *flags.split()])
     message = capsys.readouterr().err
     assert exit.value.code == 2 and says in message and message.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -232,5 +233,5 @@ def test_the_shipped_base_is_small_and_knows_how_it_was_made():
     made = json.loads((tiny.BASE / "made.json").read_text())
     weights = (tiny.BASE / "model.safetensors").read_bytes()
     assert made["sha256"] == hashlib.sha256(weights).hexdigest()
-    assert made["task"] == tiny.SHIPPED_TASKS and Recipe(**made["recipe"]) == tiny.SHIPPED
+    assert made["task"] == make_base.SHIPPED_TASKS and Recipe(**made["recipe"]) == make_base.SHIPPED
     assert sum(path.stat().st_size for path in tiny.BASE.iterdir()) < 4e6

@@ -1,0 +1,50 @@
+"""The device that models run on: its choice, its name, its memory, and an out-of-memory line."""
+
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+
+def pick_device(name="auto"):
+    """The torch.device of "auto" (a GPU if there is one), "cpu" or "cuda". Raises ValueError."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("device cuda: torch finds no GPU here; leave out --device, or say cpu")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def device_name(device):
+    """The model of the GPU, or of the CPU with the number of threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        model = platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' * (threads > 1)}"
+
+
+def peak_memory_gib():
+    """The most memory used so far, of the GPU, else of this process; None if unavailable."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def describe_out_of_memory(error, lower):
+    """One line for an out-of-memory error, with what to `lower`. Re-raises any other error."""
+    message = " ".join(str(error).split())
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in message:
+        raise error
+    peak = peak_memory_gib()
+    used = f", {peak:.1f} GiB used at most" if peak else ""
+    return f"out of memory{used}: lower {lower} [{message[:160]}]"
