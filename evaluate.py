@@ -27,13 +27,14 @@ if __name__ == "__main__":  # --help answers here: what follows takes seconds to
 
 import torch
 
-from evaluation import plots, traces
+from evaluation import completions, plots, traces
 from evaluation.metrics import area, aup, cluster_bootstrap_interval, pass_at_k
 from models import loading
 from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
 from models.device import describe_out_of_memory, device_name
 from sampler import Decoder
-from tasks import mixture, published, registry
+from tasks import mixture, published_prompts, registry
+from tasks.registry import TASKS
 from training import distributed, files
 
 LEVELS = {  # of --frontier
@@ -174,13 +175,15 @@ def prepare(options):
     task = registry.load_task(options.task, compact, options.data, options.length)
     if compact and options.prompt:
         raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
-    task = published.asked(task, options.prompt, options.shots)
+    task = published_prompts.asked(task, options.prompt, options.shots)
     if options.data and options.split == "all":
         problems = sum(task.pools.values(), [])
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_trained_on_own:
-        published.warn_of_training(options, registry.load_task(options.task, compact), problems)
+        published_prompts.warn_of_training(
+            options, registry.load_task(options.task, compact), problems
+        )
     options.lengths = [L or (task.length if compact else 256) for L in options.lengths]
     options.length = options.lengths[0]
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", loading.DTYPES[options.dtype]
@@ -281,7 +284,7 @@ def main(arguments=None):
     given, rows = parse_evaluate_flags(arguments), []
     try:
         if "completions" in given:
-            return print_columns(published.table(given["completions"]))
+            return print_columns(completions.score_file(given["completions"], TASKS))
         asked = [options_for(path, given) for path in given["paths"]]
         same = dict.fromkeys(f"{options.task} {options.data}".strip() for options in asked)
         if asked[0].frontier and len(same) > 1:

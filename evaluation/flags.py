@@ -13,7 +13,7 @@ EXAMPLES = """
   python evaluate.py runs/NAME --decoder top_k --level 1 2 4
   python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
   python evaluate.py runs/NAME --data FILE.jsonl      your own problems
-  python evaluate.py MODEL --adapter DIR --task gsm8k --max_completion_length 256
+  python evaluate.py MODEL --adapter DIR --task gsm8k
   python evaluate.py runs/NAME --trace 3              completions, call by call
   python evaluate.py --completions FILE.jsonl         what was written elsewhere
   python evaluate.py runs/A runs/B --frontier         accuracy against calls

@@ -60,7 +60,7 @@ LIKE = {
 
 
 def rate(row, value):
-    return f"--{'head_' * (row == 'sampler')}learning_rate {value}"
+    return f"--{'threshold_' * (row == 'sampler')}learning_rate {value}"
 
 
 def run(part, task, row, seed, more=""):

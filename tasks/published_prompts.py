@@ -1,22 +1,14 @@
-"""Others' prompts and completions: what it takes to measure beside published numbers.
+"""Others' prompts: what it takes to measure beside published numbers.
 
     python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task countdown --prompt d1 --data FILE.jsonl
     python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task sudoku --prompt d1 --shots 3 --data FILE.csv
-    python evaluate.py --completions FILE.jsonl        what some model wrote, scored without it
 
 d1's prompts (Zhao et al. 2025), in fields, tags, rules and example; the words are ours. SPG (2025)
 puts three solved puzzles before a sudoku.
 """
 
-import json
 import sys
-from collections import defaultdict
-from pathlib import Path
-from statistics import fmean
 
-from evaluation.metrics import cluster_bootstrap_interval
-from models.families import one_line
-from tasks.registry import TASKS
 from tasks.splits import split_of
 from tasks.sudoku import BOXES, COLUMNS, ROWS
 from tasks.task import Generated
@@ -104,36 +96,3 @@ def warn_of_training(options, own, problems):
         what = "a solution grid" if own.name == "sudoku" else "their numbers"
         said = f"{n} of {len(problems)} problems of {options.data} share {what} with"
         print(f"{said} problems that {options.path} may have trained on", file=sys.stderr)
-
-
-def table(path):
-    """What completions in a file are worth, a line of strings for each task. Raises ValueError.
-
-    Each line of the file is JSON: {"task": "gsm8k", "problem": {...}, "text": "..."}.
-    """
-    found = defaultdict(list)
-    with one_line(f"{path} cannot be read"):
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    for line, text in enumerate(lines, 1):
-        if text.strip():
-            with one_line(f'{path}, line {line}: expected {{"task", "problem", "text"}}'):
-                row = json.loads(text)
-                found[row["task"]].append(scored(TASKS[row["task"]], row["problem"], row["text"]))
-    if not found:
-        raise ValueError(f"{path} holds no completions")
-    rows = [["", "completions", "clusters", "solved", "95% interval", "reward", "cells"]]
-    for name, scores in found.items():
-        clusters, solved, reward, cells = zip(*scores, strict=True)
-        low, high, k = cluster_bootstrap_interval(solved, clusters)
-        share, interval = f"{fmean(solved):.1%}", f"{low:.1%} to {high:.1%}"
-        cells = f"{fmean(cells):.1%}" if name == "sudoku" else ""
-        row = [name, str(len(scores)), str(k), share, interval, f"{fmean(reward):.3f}"]
-        rows.append([*row, cells])
-    return rows
-
-
-def scored(task, problem, text):
-    if not isinstance(text, str):
-        raise ValueError("its text is no string")
-    cells = task.cells(problem, text) if hasattr(task, "cells") else None
-    return task.key(problem), task.solved(problem, text), task.reward(problem, text), cells
