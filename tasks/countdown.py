@@ -1,4 +1,16 @@
-"""Countdown: reach a target with three given numbers."""
+"""Countdown: combine three given numbers into an expression whose value is a target.
+
+A problem              {"numbers": [20, 20, 12], "target": 12}
+The tiny model reads   20 20 12 = 12
+A right answer         <answer>( 20 + 12 ) - 20</answer>     reward 1
+A careless answer      <answer>( 20 + 12 ) + 20</answer>     reward 0.1: its value is 52
+
+Every number is used exactly once, with + - * / and parentheses. The reward is 1 if the value is the
+target, 0.1 for an expression of exactly the given numbers with another value, and 0 for the rest.
+
+Three numbers that were seen in training are easier in any order and with any target. The multiset
+of numbers therefore decides the split: no two splits share one.
+"""
 
 import re
 
@@ -8,67 +20,79 @@ from tasks.task import INSTRUCTION, Generated
 
 
 class Countdown(Generated):
-    """Reach the target with all the given numbers. Problem: {"numbers": [a, b, c], "target": t}.
+    """The task. Numbers are 1 to 99, in the compact form 1 to 20; targets are 1 to 99."""
 
-    Splits share no multiset of numbers. Reward: 1 for the target, 0.1 for an expression of exactly
-    the given numbers with another value, else 0.
-    """
-
-    name, asked = "countdown", "target"
-    example = '{"numbers": [3, 4, 5], "target": 35} or {"input": "3,4,5", "output": "35"}'
-    length = 10  # two tags, seven for ( a + b ) * c, [EOS]
+    name = "countdown"
+    varying_field = "target"
+    example_row = '{"numbers": [3, 4, 5], "target": 35} or {"input": "3,4,5", "output": "35"}'
+    length = 10  # the two tags, seven tokens for ( a + b ) * c, and [EOS]
 
     def key(self, problem):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
     def draw(self, split, rng):
-        """Three numbers (small: of 1,540 multisets), and one of the targets that they reach."""
+        """Draws three numbers of the split, and one of the targets that they can reach."""
+        highest = 20 if self.is_compact else 99  # up to 20 there are 1,540 multisets
         while True:
-            numbers = [rng.randint(1, 20 if self.small else 99) for _ in range(3)]
+            numbers = [rng.randint(1, highest) for _ in range(3)]
             if split_of(self.key({"numbers": numbers})) == split:
-                reached = answers.solutions(*sorted(numbers, reverse=True))
-                target = rng.choice(sorted(reached))
-                return {"numbers": numbers, "target": target}, reached[target]
+                expressions = answers.solutions(*sorted(numbers, reverse=True))
+                target = rng.choice(sorted(expressions))
+                return {"numbers": numbers, "target": target}, expressions[target]
 
-    def careless(self, problem, expression):
-        """Forgets the inverse operations and writes + for - and * for /."""
-        return expression.replace("-", "+").replace("/", "*")
+    def careless_solution(self, problem, solution):
+        """Forgets the inverse operations: writes + for - and * for /."""
+        return solution.replace("-", "+").replace("/", "*")
 
     def prompt(self, problem):
-        numbers, target = map(str, problem["numbers"]), problem["target"]
-        if self.small:
-            return f"{' '.join(sorted(numbers, key=int, reverse=True))} = {target}"
+        if self.is_compact:
+            numbers = sorted(problem["numbers"], reverse=True)
+            return f"{' '.join(map(str, numbers))} = {problem['target']}"
         return (
-            INSTRUCTION + f"Numbers: {', '.join(numbers)}\nTarget: {target}\n"
+            f"{INSTRUCTION}"
+            f"Numbers: {', '.join(map(str, problem['numbers']))}\n"
+            f"Target: {problem['target']}\n"
             "Write an arithmetic expression whose value is the target. Use every number exactly "
             "once, the operations + - * / and parentheses. The answer is the expression alone, "
             "without an equals sign."
         )
 
     def reward(self, problem, text):
-        """Of `35 = (3 + 4) * 5` one side is the expression, and the other has to be its value."""
-        given, values, expressions = sorted(map(str, problem["numbers"])), set(), 0
-        text = answers.without_prose(answers.final_answer(text))
+        """Returns 1.0, 0.1 or 0.0, as the head of this file says.
+
+        The answer may be an equation: in `35 = (3 + 4) * 5` one side is the expression, and every
+        other side has to have the same value.
+        """
+        given_numbers = sorted(map(str, problem["numbers"]))
+        answer = answers.without_prose(answers.final_answer(text))
+        has_expression = False
+        values = set()  # of the sides of the equation
         try:
-            for side in answers.sides(answers.plain(text)):
-                if sorted(re.findall("[0-9]+", side)) == given:
-                    values.add(answers.arithmetic(side, problem["numbers"]))
-                    expressions += 1
+            for side in answers.equation_sides(answers.normalise_signs(answer)):
+                if sorted(re.findall("[0-9]+", side)) == given_numbers:
+                    has_expression = True
+                    values.add(answers.arithmetic(side, numbers=problem["numbers"]))
                 else:
                     values.add(answers.read_number(side) or answers.arithmetic(side))
         except (ValueError, ZeroDivisionError):
             return 0.0
-        return 0.0 if not expressions else 1.0 if values == {problem["target"]} else 0.1
+        if not has_expression:
+            return 0.0
+        return 1.0 if values == {problem["target"]} else 0.1
 
-    def problem(self, row):
-        if "input" in row:  # d1's file; in Dream's the target is the last number of the input
-            numbers, way = row["input"].split(","), row["output"]
-            target = numbers.pop() if "=" in str(way) else way
+    def problem_from_row(self, row):
+        """Reads our own rows, those of Jiayi Pan's file ("nums"), of d1's and of Dream's."""
+        if "input" in row:
+            numbers = row["input"].split(",")
+            target = row["output"]
+            if "=" in str(target):  # Dream's output is the solution; its input ends in the target
+                target = numbers.pop()
         else:
-            numbers, target = row["nums" if "nums" in row else "numbers"], row["target"]
+            numbers = row["nums" if "nums" in row else "numbers"]
+            target = row["target"]
         values = [*numbers, target]
-        whole = [re.fullmatch(r"\s*[0-9]{1,9}\s*", str(x)) for x in values]  # not 3.7, true, "1_0"
-        if not isinstance(numbers, list) or len(values) < 2 or not all(whole):
-            raise ValueError
-        *numbers, target = map(int, values)
-        return {"numbers": numbers, "target": target}
+        # int() alone would accept 3.7, true and "1_0".
+        are_whole = all(re.fullmatch(r"\s*[0-9]{1,9}\s*", str(value)) for value in values)
+        if not isinstance(numbers, list) or not numbers or not are_whole:
+            raise ValueError("the numbers and the target of a problem are whole")
+        return {"numbers": [int(number) for number in numbers], "target": int(target)}
