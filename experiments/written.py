@@ -57,10 +57,12 @@ def written(chain):
 class WrittenCountdown(Countdown):
     """Problem: {"numbers": [a, b, c, d], "target": t}, of 715 multisets. Only the answer counts."""
 
-    name, length, written = "written countdown", 32, staticmethod(written)
+    name = "written countdown"
+    length = 32
+    solution_text = staticmethod(written)
 
-    def __init__(self, small=True):
-        super().__init__(small)
+    def __init__(self, is_compact=True):
+        super().__init__(is_compact)
 
     def draw(self, split, rng):
         while True:
@@ -70,7 +72,7 @@ class WrittenCountdown(Countdown):
                 target = rng.choice(sorted(reached))
                 return {"numbers": numbers, "target": target}, reached[target]
 
-    def careless(self, problem, chain):
+    def careless_solution(self, problem, chain):
         """Forgets the inverse operations, + for - and * for /, where the values stay below 100."""
         for i in (1, 3, 5):
             other = (*chain[:i], {"-": "+", "/": "*"}.get(chain[i], chain[i]), *chain[i + 1 :])

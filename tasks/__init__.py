@@ -1,1 +1,1 @@
-"""Problems, prompts and verifiable rewards: what a task is, and one file for each."""
+"""Problems, prompts and rewards: what a task is, and one file per task."""

@@ -1,23 +1,41 @@
-"""MATH: competition problems with answers in LaTeX."""
+r"""MATH: competition problems with answers in LaTeX.
+
+A problem        {"question": "Halve 1.", "answer": "\\frac{1}{2}"}
+A right answer   <reasoning>1/2 = 0.5</reasoning><answer>\boxed{0.5}</answer>
+
+Any form of the right value counts (answers.equivalent). The reward follows d1 (Zhao et al. 2025):
+most of it for the right value, some of it for the form.
+"""
 
 from tasks import answers
 from tasks.questions import Questions
 
 
 class MATH(Questions):
-    """Competition problems with answers in LaTeX."""
+    """The task. MATH-500 is the test set."""
 
-    name, example = "math", r'{"question": "text", "answer": "\\frac{1}{2}"}'
-    train_set, test_set = ("ankner/math-500", "train"), ("HuggingFaceH4/MATH-500", "test")
-    form = "Inside the answer tags, put the final answer into \\boxed{}."
-    at_once = 4  # there may be as many workers (formulas.py)
+    name = "math"
+    example_row = r'{"question": "text", "answer": "\\frac{1}{2}"}'
+    train_set = {"path": "ankner/math-500", "split": "train"}
+    test_set = {"path": "HuggingFaceH4/MATH-500", "split": "test"}
+    answer_format = "Inside the answer tags, put the final answer into \\boxed{}."
+    scoring_threads = 4  # on four CPUs or more, formulas.py has as many worker processes
 
     def solved(self, problem, text):
         return answers.equivalent(answers.final_answer(text), problem["answer"])
 
     def reward(self, problem, text):
-        """d1's parts over their sum; d1's own looked for a box and never found it."""
-        inside = answers.extract_answer(text)
-        form = 0.5 if answers.boxed(text) else 0.25 if text.strip() else 0.0
-        form = (1.0 if answers.boxed(inside) else 0.75) if inside else form
+        """The sum of d1's partial rewards, at most 3, divided by 3.
+
+        They are 2 for the right value and up to 1 for the form: 1 for a box inside answer tags,
+        3/4 for answer tags, 1/2 for a box, 1/4 for any text. (d1's own code looks for a box and
+        never finds it.)
+        """
+        tagged_answer = answers.extract_answer(text)
+        if tagged_answer:
+            form = 1.0 if answers.boxed(tagged_answer) else 0.75
+        elif answers.boxed(text):
+            form = 0.5
+        else:
+            form = 0.25 if text.strip() else 0.0
         return (2.0 * self.solved(problem, text) + form) / 3

@@ -1,22 +1,33 @@
-"""GSM8K: grade-school word problems."""
+"""GSM8K: grade-school word problems whose answer is a number.
+
+A problem        {"question": "Half of a 25 m rope is cut off. How long is it?", "answer": "12.5"}
+A right answer   <reasoning>25 / 2 = 12.5</reasoning><answer>12.5 m</answer>
+
+Only the number has to be right, whatever is around it (answers.read_number). The reward follows d1
+(Zhao et al. 2025): most of it for the right number, some of it for the form.
+"""
 
 import re
 
 from tasks import answers
 from tasks.questions import Questions
 
+TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
+
 
 class GSM8K(Questions):
-    """Grade-school word problems with a number as the answer."""
+    """The task."""
 
-    name, example = "gsm8k", '{"question": "text", "answer": "72"}'
-    train_set, test_set = ("openai/gsm8k", "main", "train"), ("openai/gsm8k", "main", "test")
-    form = "The answer is one number, without its unit."
+    name = "gsm8k"
+    example_row = '{"question": "text", "answer": "72"}'
+    train_set = {"path": "openai/gsm8k", "name": "main", "split": "train"}
+    test_set = {"path": "openai/gsm8k", "name": "main", "split": "test"}
+    answer_format = "The answer is one number, without its unit."
 
-    def problem(self, row):
-        problem = super().problem(row)
+    def problem_from_row(self, row):
+        problem = super().problem_from_row(row)
         if answers.read_number(problem["answer"]) is None:
-            raise ValueError
+            raise ValueError("the answer is no number")
         return problem
 
     def solved(self, problem, text):
@@ -24,13 +35,26 @@ class GSM8K(Questions):
         return number is not None and number == answers.read_number(problem["answer"])
 
     def reward(self, problem, text):
-        """d1's parts over their sum, repaired: reasoning may have lines."""
-        tags = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-        once = [text.count(tag) == 1 for tag in tags]
-        form = "<reasoning>.*</reasoning>{0}<answer>.*</answer>"
-        soft = all(once) and re.search(form.format(".*"), text, re.DOTALL) is not None
-        strict = soft and re.fullmatch(form.format(r"\s*"), text.strip(), re.DOTALL) is not None
+        """The sum of d1's partial rewards, at most 4, divided by 4.
+
+        They are 2 for the right number, 1/2 for any whole number, 1/8 for each tag that occurs
+        once, 1/2 for reasoning before the answer, and 1/2 if there is nothing else. Unlike d1's,
+        the last two accept reasoning of several lines.
+        """
         number = answers.read_number(answers.final_answer(text))
-        whole = number is not None and number.denominator == 1
-        earned = 2.0 * self.solved(problem, text) + 0.125 * sum(once)
-        return (earned + 0.5 * whole + 0.5 * strict + 0.5 * soft) / 4
+        is_whole = number is not None and number.denominator == 1
+
+        tags_once = [text.count(tag) == 1 for tag in TAGS]
+        in_order = "<reasoning>.*</reasoning>.*<answer>.*</answer>"
+        has_form = all(tags_once) and bool(re.search(in_order, text, re.DOTALL))
+        alone = r"<reasoning>.*</reasoning>\s*<answer>.*</answer>"
+        is_strict = has_form and bool(re.fullmatch(alone, text.strip(), re.DOTALL))
+
+        total = (
+            2.0 * self.solved(problem, text)
+            + 0.5 * is_whole
+            + 0.125 * sum(tags_once)
+            + 0.5 * has_form
+            + 0.5 * is_strict
+        )
+        return total / 4

@@ -1,7 +1,9 @@
 """Several tasks in one run: `python train.py --task countdown,sudoku`.
 
-One model and one threshold head learn them all. The tasks take turns, a step each, for a rollout
-has one length: on the tiny model a completion of countdown has 10 tokens, one of sudoku 19.
+One model and one threshold head learn all the tasks. The tasks take turns, one step each, because
+all completions of a rollout have one length: on the tiny model 10 tokens for countdown, and 19 for
+sudoku. The functions below also take a single task, so train.py and evaluate.py need no case for
+it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -9,24 +11,28 @@ from itertools import zip_longest
 
 
 class TaskMixture:
-    """Several tasks as one. A problem is its task's own, with that task's name under "task"."""
+    """Several tasks as one. A problem is one of theirs, with its task's name under "task"."""
 
     def __init__(self, tasks, compact):
-        """tasks: {name: task}; compact: they are the tiny model's, with a length each."""
+        """tasks: {name: task}. compact: whether these are the tiny model's, each with a length."""
         self.tasks = tasks
         self.lengths = {name: task.length for name, task in tasks.items()} if compact else {}
         self.length = max(self.lengths.values(), default=0)
-        self.at_once = min(getattr(task, "at_once", 1) for task in tasks.values())  # threads
+        self.scoring_threads = min(num_scoring_threads(task) for task in tasks.values())
 
     def problems(self, split, n, seed):
-        """n problems in turn, as many of each task; the first tasks have what is left over."""
-        each, k = [], len(self.tasks)
-        for i, (name, task) in enumerate(self.tasks.items()):
-            own = task.problems(split, (n + k - 1 - i) // k, seed)
-            if any("task" in problem for problem in own):
-                raise ValueError(f'{name}: its problems have a field "task", which is taken here')
-            each.append([problem | {"task": name} for problem in own])
-        return [problem for turn in zip_longest(*each) for problem in turn if problem is not None]
+        """Returns n problems, the tasks' in turn; if n is no multiple, the first have one more."""
+        problems_by_task = []
+        for index, (name, task) in enumerate(self.tasks.items()):
+            share = n // len(self.tasks) + (index < n % len(self.tasks))
+            problems = task.problems(split, share, seed)
+            if any("task" in problem for problem in problems):
+                raise ValueError(
+                    f'{name}: its problems have a field "task", which TaskMixture needs itself'
+                )
+            problems_by_task.append([problem | {"task": name} for problem in problems])
+        rounds = zip_longest(*problems_by_task)  # None where a task has no more
+        return [problem for round_ in rounds for problem in round_ if problem is not None]
 
     def prompt(self, problem):
         return self.tasks[problem["task"]].prompt(problem)
@@ -38,20 +44,28 @@ class TaskMixture:
         return self.tasks[problem["task"]].solved(problem, text)
 
     def key(self, problem):
-        own = self.tasks[problem["task"]]
-        return f"{problem['task']} {getattr(own, 'key', own.prompt)(problem)}"
+        task = self.tasks[problem["task"]]
+        key = getattr(task, "key", task.prompt)
+        return f"{problem['task']} {key(problem)}"
+
+
+def num_scoring_threads(task):
+    """How many threads may score the task's completions at the same time."""
+    return getattr(task, "scoring_threads", 1)
 
 
 def task_for_step(task, step, length):
-    """(task, length) of a step: of several tasks the one whose turn it is, with its own length."""
+    """Returns (task, completion length) for a training step; the tasks of a mixture take turns."""
     if not isinstance(task, TaskMixture):
         return task, length
-    name = list(task.tasks)[step % len(task.tasks)]
-    return TaskMixture({name: task.tasks[name]}, bool(task.lengths)), task.lengths.get(name, length)
+    names = list(task.tasks)
+    name = names[step % len(names)]
+    task_of_step = TaskMixture({name: task.tasks[name]}, compact=bool(task.lengths))
+    return task_of_step, task.lengths.get(name, length)
 
 
 def places_by_task(task, problems):
-    """{name: the places of its problems}; a task alone has all of them, and no name."""
+    """Returns {task name: indices of its problems}; a single task has all, under the name ""."""
     places = {}
     for place, problem in enumerate(problems):
         name = problem["task"] if isinstance(task, TaskMixture) else ""
@@ -60,26 +74,33 @@ def places_by_task(task, problems):
 
 
 def score_completions(task, problems, texts):
-    """[(reward, whether it is solved)] of the completions, as many at once as the task allows."""
-    pairs, at_once = zip(problems, texts, strict=True), getattr(task, "at_once", 1)
+    """Returns [(reward, solved)] of the completions, in order.
 
-    def judge(pair):
-        return task.reward(*pair), task.solved(*pair)
+    Raises ValueError if there are not as many texts as problems.
+    """
+    pairs = list(zip(problems, texts, strict=True))
 
-    if at_once == 1:  # in this thread: what a verifier of one's own may need, an alarm say
-        return [*map(judge, pairs)]
-    with ThreadPoolExecutor(at_once) as pool:
-        return [*pool.map(judge, pairs)]
+    def score(pair):
+        problem, text = pair
+        return task.reward(problem, text), task.solved(problem, text)
+
+    num_threads = num_scoring_threads(task)
+    if num_threads == 1:  # in this thread: a verifier may need that, to set an alarm for example
+        return [score(pair) for pair in pairs]
+    with ThreadPoolExecutor(num_threads) as pool:
+        return list(pool.map(score, pairs))
 
 
 def completion_length(task, problem, length):
-    """Tokens of a problem's completion: `length`, but where several tasks have a length each."""
-    return task.lengths.get(problem["task"], length) if isinstance(task, TaskMixture) else length
+    """Returns the tokens of a problem's completion: `length`, unless its task has its own."""
+    if not isinstance(task, TaskMixture):
+        return length
+    return task.lengths.get(problem["task"], length)
 
 
 def batches_by_task(task, problems, length, size):
-    """Yields (places, length) of batches of at most `size` problems, none of two tasks."""
+    """Yields batches of at most `size` problems, each of one task: (their indices, length)."""
     for places in places_by_task(task, problems).values():
-        own = completion_length(task, problems[places[0]], length)
+        batch_length = completion_length(task, problems[places[0]], length)
         for start in range(0, len(places), size):
-            yield places[start : start + size], own
+            yield places[start : start + size], batch_length

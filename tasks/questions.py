@@ -1,4 +1,10 @@
-"""Questions with short answers from public data sets: what GSM8K and MATH share."""
+"""Questions with short answers from public data sets: what gsm8k.py and competition_math.py share.
+
+A problem is {"question": text, "answer": text}. The test split is the data set's own. Of its
+training set, the questions that hash to the validation split are held out for it, and a question
+that also stands in the test set is dropped: two questions are the same if they differ in case and
+white space alone.
+"""
 
 import logging
 
@@ -8,51 +14,61 @@ from tasks.task import INSTRUCTION, Task
 
 
 class Questions(Task):
-    """Questions with short answers, from public data sets. Problem: {"question", "answer"}.
+    """Base class. A subclass has, besides Task's:
 
-    "validation" is the tenth of the training set that the questions' checksums pick; a test
-    question is never trained on.
+    train_set, test_set   arguments for datasets.load_dataset
+    answer_format         the sentence of the prompt that says in which form to answer
     """
 
-    pools = None  # a subclass has train_set and test_set, for datasets.load_dataset, split last
+    pools = None  # split -> all its problems; fetched when they are first needed
 
     def prompt(self, problem):
-        return f"{INSTRUCTION}{problem['question']}\n{self.form}"
+        return f"{INSTRUCTION}{problem['question']}\n{self.answer_format}"
 
     def key(self, problem):
         return f"{self.name} {''.join(problem['question'].lower().split())}"
 
     def problems(self, split, n, seed):
-        self.pools = self.pools or self._fetch()
-        return draw(self.pools, split, n, seed, self.name)
+        self.pools = self.pools or self._fetch_pools()
+        return draw(self.pools, split, n, seed, source=self.name)
 
-    def _fetch(self):
-        import datasets
-
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # the line below says enough
+    def _fetch_pools(self):
+        """Returns {split: problems}. Raises ValueError if a data set is not available."""
         pools = {split: [] for split in SPLITS}
-        for *path, part in (self.test_set, self.train_set):
-            try:
-                rows = datasets.load_dataset(*path, split=part)
-                problems = [self.problem(row) for row in rows]
-            except Exception as error:  # hub, cache, network and file system each have their own
-                why = " ".join(str(error).split())[:100]
-                way_out = "give a JSON-lines file of problems by --data FILE"
-                raise ValueError(f"cannot get data set {path[0]} ({why}): {way_out}") from None
-            tested = {*map(self.key, pools["test"])}
-            for problem in problems:
-                held_out = part == "train" and split_of(self.key(problem)) == "validation"
-                if self.key(problem) not in tested:
-                    pools["validation" if held_out else part].append(problem)
+        pools["test"] = self._fetch(self.test_set)
+        test_keys = {self.key(problem) for problem in pools["test"]}
+        for problem in self._fetch(self.train_set):
+            key = self.key(problem)
+            if key not in test_keys:
+                split = "validation" if split_of(key) == "validation" else "train"
+                pools[split].append(problem)
         return pools
 
-    def problem(self, row):
+    def _fetch(self, data_set):
+        import datasets
+
+        # The message below says enough; the hub's own warnings would bury it.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        try:
+            rows = datasets.load_dataset(**data_set)
+            return [self.problem_from_row(row) for row in rows]
+        except Exception as error:  # hub, cache, network and file system each raise their own
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"cannot get data set {data_set['path']} ({reason}): "
+                "give a JSON-lines file of problems by --data FILE"
+            ) from None
+
+    def problem_from_row(self, row):
+        """Reads our own rows and the data sets': MATH's training set has solutions with a box."""
         question = row["question"] if "question" in row else row["problem"]
-        answer = row["answer"] if row.get("answer") is not None else answers.boxed(row["solution"])
+        answer = row.get("answer")
+        if answer is None:
+            answer = answers.boxed(row["solution"])
         if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
-            raise ValueError
-        answer = str(answer).rpartition("####")[2]  # GSM8K's is the reasoning, then "#### 72"
-        problem = {"question": str(question).strip(), "answer": answer.strip()}
-        if not all(problem.values()):
-            raise ValueError
-        return problem
+            raise ValueError("question and answer are texts or numbers")
+        question = str(question).strip()
+        answer = str(answer).rpartition("####")[2].strip()  # GSM8K: the reasoning, then "#### 72"
+        if not question or not answer:
+            raise ValueError("question and answer are not empty")
+        return {"question": question, "answer": answer}

@@ -1,4 +1,4 @@
-"""All tasks by name, and your own from a file."""
+"""The built-in tasks by name, and your own from a file. A new task is one line in TASKS."""
 
 import runpy
 from pathlib import Path
@@ -10,58 +10,82 @@ from tasks.mixture import TaskMixture
 from tasks.splits import ProblemsFromFile
 from tasks.sudoku import Sudoku
 
-TASKS = {"countdown": Countdown(), "sudoku": Sudoku(), "gsm8k": GSM8K(), "math": MATH()}
+TASKS = {
+    "countdown": Countdown(),
+    "sudoku": Sudoku(),
+    "gsm8k": GSM8K(),
+    "math": MATH(),
+}
+REQUIRED_METHODS = ("problems", "prompt", "reward", "solved")  # task.py says what they do
+REQUIRED_BY_TINY = ("length", "demonstrations")
 
 
 def find_task(name):
-    """The task of a name: one of TASKS, or FILE.py:NAME. Raises ValueError."""
+    """Returns the task called `name`: one of TASKS, or FILE.py:NAME, an instance or a class there.
+
+    Raises ValueError, in one line, for an unknown name or a file that does not have such a task.
+    """
     if name in TASKS:
         return TASKS[name]
+
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        known = f"choose one of {', '.join(TASKS)}, or a FILE.py:NAME that is there"
-        raise ValueError(f"unknown task {name!r}: {known}")
+        choices = f"choose one of {', '.join(TASKS)}, or a FILE.py:NAME that exists"
+        raise ValueError(f"unknown task {name!r}: {choices}")
     try:
         task = runpy.run_path(path)[attribute]
-        task = task() if isinstance(task, type) else task
-        parts = ("problems", "prompt", "reward", "solved")
-        if missing := [f"no {part}" for part in parts if not callable(getattr(task, part, None))]:
-            raise TypeError(", ".join(missing) + ": tasks.py says what a task has")
-    except (Exception, SystemExit) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"task {name!r} cannot be had from {path} ({why})") from None
+        if isinstance(task, type):
+            task = task()
+        missing = [
+            f"no {method}"
+            for method in REQUIRED_METHODS
+            if not callable(getattr(task, method, None))
+        ]
+        if missing:
+            raise TypeError(", ".join(missing) + ": tasks/task.py says what a task has")
+    except (Exception, SystemExit) as error:  # the file may do anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"task {name!r} cannot be loaded from {path} ({reason})") from None
     return task
 
 
 def compact_form(task):
-    """What the embedded model uses of a task. Raises ValueError where it has no such form."""
+    """Returns the form of a task that the tiny model can learn. Raises ValueError without one."""
     task = getattr(task, "compact", task)
-    missing = [f"no {name}" for name in ("length", "demonstrations") if not hasattr(task, name)]
+    missing = [f"no {name}" for name in REQUIRED_BY_TINY if not hasattr(task, name)]
     if missing:
-        name, missing = getattr(task, "name", type(task).__name__), " and ".join(missing)
-        way_out = "give --model a LLaDA-class checkpoint"
-        raise ValueError(f"{name} has {missing} for the tiny model: {way_out}")
+        name = getattr(task, "name", type(task).__name__)
+        raise ValueError(
+            f"{name} has {' and '.join(missing)} for the tiny model: "
+            "give --model a LLaDA-class checkpoint"
+        )
     return task
 
 
 def load_task(names, compact, data="", length=0):
-    """The task that --task names, as the tiny model has it if `compact`; with commas, several.
+    """Returns the task of `--task names`; of several names, with commas, a TaskMixture.
 
-    data: a file of problems. length: tokens of a completion, if asked for. Raises ValueError.
+    compact: whether the model reads the tiny model's short prompts.
+    data: a file of problems, which replaces the task's own.
+    length: the requested tokens of a completion; 0 for the default.
+    Raises ValueError for names, data or a length that do not go together.
     """
-    found = {}
+    tasks = {}
     for name in names.split(","):
-        if name in found:
+        if name in tasks:
             raise ValueError(f"task {names}: {name} is there twice")
         task = find_task(name)
-        task = found[name] = compact_form(task) if compact else task
-    if len(found) == 1:
-        return ProblemsFromFile(task, data) if data else task
+        tasks[name] = compact_form(task) if compact else task
+
+    if len(tasks) == 1:
+        [task] = tasks.values()
+        return ProblemsFromFile(task, path=data) if data else task
+
     if data:
         raise ValueError(f"--data {data} is for one task, not for {names}")
-    task = TaskMixture(found, compact)
-    if compact and length not in (0, task.length):
+    mixture = TaskMixture(tasks, compact=compact)
+    if compact and length not in (0, mixture.length):
         raise ValueError(
             f"length = {length}: {names} have a length each: leave out --max_completion_length"
         )
-    return task
+    return mixture

@@ -1,26 +1,46 @@
-"""Problems, prompts and verifiable rewards.
+"""What a task is: problems, prompts, and a reward that a program computes.
 
-A task is an object with these methods; a problem is a plain dict that JSON can hold.
+A task is any object with the methods of the first table. train.py and evaluate.py call nothing
+else, so your own task needs no base class: write a class (or an instance) into a file of yours and
+run `python train.py --task my_tasks.py:Addition`. A problem is a plain dict that JSON can hold.
 
-    problems(split, n, seed)  n problems of "train", "validation" or "test", which share nothing
-                              that could leak. Held-out ones are distinct, and fewer if the
-                              task runs out of them.
-    prompt(problem)           what the model reads
-    reward(problem, text)     in [0, 1], for any text at all; never an exception
-    solved(problem, text)     the strict yes or no that evaluations report
-    key(problem)              optional: a string that near-duplicates share. They land in one split,
-                              and are one cluster in an interval. Without it: the prompt.
-    load(path)                optional: the problems of a file, for --data; ValueError for a bad one
-    at_once                   optional: threads that may judge completions at the same time
+What every task offers:
 
-The embedded model "tiny" is too small for instructions. A task that it can learn also has
+    Call                      Returns         Meaning
+    ------------------------  --------------  ------------------------------------------------------
+    problems(split, n, seed)  list of dicts   n problems of the split "train", "validation" or
+                                              "test". No two splits share anything that could leak.
+                                              Held-out problems are distinct; there are fewer than n
+                                              if the task runs out of them.
+    prompt(problem)           str             What the model reads.
+    reward(problem, text)     float, 0 to 1   What training maximises. `text` is whatever the model
+                                              wrote, so this accepts any string and never raises.
+    solved(problem, text)     bool            The strict yes or no that evaluations report.
 
-    length                         tokens of a completion, its end token included
-    demonstrations(n, seed, careless)  yields n pairs (problem, text) to imitate, a share `careless`
-                                   of them worse: a base model that RL can improve
-    compact                        or, in place of both, another such object: the task's small form
+What a task may offer besides:
 
-Your own task is an instance, or a class, in a file of yours: `--task my_tasks.py:Addition`.
+    Name                      Type            Meaning
+    ------------------------  --------------  ------------------------------------------------------
+    key(problem)              str             Near-duplicates share a key: they land in one split
+                                              and count as one cluster in a confidence interval.
+                                              Without this method the key is the prompt.
+    load(path)                list of dicts   The problems in a file, for --data. Raises ValueError
+                                              if the file is bad.
+    cells(problem, text)      float, 0 to 1   A second score, which evaluate.py averages as well.
+    scoring_threads           int             How many threads may score completions at the same
+                                              time (default 1).
+
+The embedded model "tiny" is too small to follow instructions. A task that it can learn also needs:
+
+    Name                      Type            Meaning
+    ------------------------  --------------  ------------------------------------------------------
+    length                    int             Tokens in a completion, the end token included.
+    demonstrations(           iterator of     n training problems, each with a text to imitate. A
+      n, seed, careless)      (dict, str)     share `careless` of the texts is worse than it could
+                                              be, which leaves the base model something to learn
+                                              from rewards.
+    compact                   task            In place of these two: another task that has them, the
+                                              small form of this one, with its own short prompts.
 """
 
 import json
@@ -33,59 +53,85 @@ INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
 )
+MAX_REPEATS = 2000  # after so many repeats in a row, nearly every problem has been drawn
 
 
 class Task:
-    """What the built-in tasks share."""
+    """Base class of the built-in tasks: how a problem is solved, and how a file is read.
+
+    A subclass has
+        problem_from_row(row)  the problem in a row of a file; any exception means a bad row
+        example_row            what such a row looks like, for error messages
+    """
 
     def solved(self, problem, text):
         return self.reward(problem, text) == 1.0
 
     def load(self, path):
-        """The problems of a file (splits.read_rows). Raises ValueError that names file and line."""
-        problems, line = [], 1
+        """Returns the problems in a file, JSON lines or .csv with a header.
+
+        Raises ValueError with the file and the line if anything in it is not a problem.
+        """
+        problems = []
+        line = 1
         try:
-            for at, row in read_rows(path):
-                line = at
-                problems.append(self.problem(json.loads(row) if isinstance(row, str) else row))
-        except Exception as error:  # a file that cannot be read, and all that a row can be
-            why = f"expected {self.example} ({type(error).__name__})"
-            raise ValueError(f"{path}, line {line}: {why}") from None
+            for number, row in read_rows(path):
+                line = number  # for the message, should this row be bad
+                if isinstance(row, str):
+                    row = json.loads(row)
+                problems.append(self.problem_from_row(row))
+        except Exception as error:  # an unreadable file, and anything that a row can contain
+            reason = f"expected {self.example_row} ({type(error).__name__})"
+            raise ValueError(f"{path}, line {line}: {reason}") from None
         if not problems:
             raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
         return problems
 
 
 class Generated(Task):
-    """A task that makes its problems, and has a small form, `compact`, for the tiny model.
+    """Base class of a task that generates its own problems.
 
-    A subclass has `draw(split, rng)` -> (problem, solution), `careless(problem, solution)` -> a
-    worse one, and `asked`, the field in which problems of one key differ.
+    It has two forms: the full one, for models that follow instructions, and `compact`, with
+    shorter problems and prompts, for the tiny model. A subclass has
+
+        draw(split, rng)                       a random (problem, solution) of the split
+        careless_solution(problem, solution)   a worse solution, for demonstrations
+        varying_field                          the field in which problems of one key differ
     """
 
-    written = "<answer>{}</answer>".format  # a solution's whole text
+    def __init__(self, is_compact=False):
+        self.is_compact = is_compact
+        self.compact = self if is_compact else type(self)(is_compact=True)
 
-    def __init__(self, small=False):
-        self.small = small
-        self.compact = self if small else type(self)(small=True)
+    def solution_text(self, solution):
+        """The completion that states a solution."""
+        return f"<answer>{solution}</answer>"
 
     def problems(self, split, n, seed):
-        """Held-out ones end after 2,000 repeats in a row: these are about all there are."""
-        rng, found, repeats = seeded(self.name, split, seed), {}, 0
+        """Returns n problems; held-out ones are distinct, and fewer if hardly any are left."""
+        rng = seeded(self.name, split, seed)
         if split == "train":
             return [self.draw(split, rng)[0] for _ in range(n)]
-        while len(found) < n and repeats < 2000:
+
+        distinct = {}  # (key, varying field) -> problem, in the order of the draws
+        repeats = 0
+        while len(distinct) < n and repeats < MAX_REPEATS:
             problem, _ = self.draw(split, rng)
-            identity = self.key(problem), problem[self.asked]
-            repeats = repeats + 1 if identity in found else 0
-            found.setdefault(identity, problem)
-        if len(found) < n:
-            print(f"{self.name} has only {len(found)} {split} problems", file=sys.stderr)
-        return list(found.values())
+            identity = (self.key(problem), problem[self.varying_field])
+            if identity in distinct:
+                repeats += 1
+            else:
+                repeats = 0
+                distinct[identity] = problem
+        if len(distinct) < n:
+            print(f"{self.name} has only {len(distinct)} {split} problems", file=sys.stderr)
+        return list(distinct.values())
 
     def demonstrations(self, n, seed, careless):
+        """Yields n pairs (training problem, text to imitate), a share `careless` of them worse."""
         rng = random.Random(f"{self.name} demonstrations {seed}")
         for _ in range(n):
             problem, solution = self.draw("train", rng)
-            solution = self.careless(problem, solution) if rng.random() < careless else solution
-            yield problem, self.written(solution)
+            if rng.random() < careless:
+                solution = self.careless_solution(problem, solution)
+            yield problem, self.solution_text(solution)

@@ -142,7 +142,7 @@ def test_completions_are_judged_in_their_order_by_as_many_threads_as_the_task_al
         def solved(self, problem, text):
             return text == "yes"
 
-    Task.at_once = at_once
+    Task.scoring_threads = at_once
     found = score_completions(Task(), range(8), ["yes", "no"] * 4)
     assert found == [(n / 8, n % 2 == 0) for n in range(8)]
     assert len(threads) <= at_once and (threads == {threading.get_ident()}) is (at_once == 1)

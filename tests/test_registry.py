@@ -794,7 +794,10 @@ ROWS = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", lambda *path, split: ROWS[(*path, split)])
+    def load_dataset(path, split, name=None):
+        return ROWS[(path, name, split) if name else (path, split)]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     for task in (GSM8K, MATH):
         monkeypatch.setattr(task, "pools", {})
 
