@@ -15,7 +15,7 @@ COUNTDOWN, SUDOKU = TASKS["countdown"], TASKS["sudoku"]
 
 def test_a_solved_example_fills_every_blank_with_what_its_units_leave():
     for puzzle, solution in published_prompts.SHOTS:
-        text = published_prompts.shot(puzzle, solution)
+        text = published_prompts.solved_example(puzzle, solution)
         assert is_solution_grid(solution) and text.count("<answer>") == 1
         assert SUDOKU.solved({"puzzle": puzzle, "solution": solution}, text)
         found = dict(
@@ -26,20 +26,20 @@ def test_a_solved_example_fills_every_blank_with_what_its_units_leave():
 
 
 def test_prompts_in_d1s_form_have_its_fields_tags_and_example():
-    countdown = published_prompts.asked(COUNTDOWN, "d1", 0)
+    countdown = published_prompts.with_published_prompts(COUNTDOWN, "d1", 0)
     text = countdown.prompt({"numbers": [30, 100, 93], "target": 23})
     assert text.endswith("\n\nNumbers: [30, 100, 93]\nTarget: 23")
     assert r"\boxed{a + b * c}" in text and "<answer>\n\\boxed{...}\n</answer>" in text
     question = {"question": "How many {answer}?", "answer": "72"}
     for name in ("gsm8k", "math"):
-        text = published_prompts.asked(TASKS[name], "d1", 0).prompt(question)
+        text = published_prompts.with_published_prompts(TASKS[name], "d1", 0).prompt(question)
         assert text.endswith("\n\nHow many {answer}?") and "72" not in text and "boxed" in text
     assert countdown.solved({"numbers": [3, 4, 5], "target": 35}, "<answer>5*(3+4)</answer>")
 
 
 def test_sudoku_in_d1s_form_with_and_without_spgs_three_examples():
     problem = {"puzzle": "0310200404001043", "solution": "4312213434211243"}
-    plain, three = (published_prompts.asked(SUDOKU, "d1", n).prompt(problem) for n in (0, 3))
+    plain, three = (published_prompts.with_published_prompts(SUDOKU, "d1", n).prompt(problem) for n in (0, 3))
     assert plain.endswith("\n\nSolve the following Sudoku puzzle: 0310200404001043\n")
     assert three.endswith(
         "Question: Solve the following Sudoku puzzle: 0310200404001043\n\nAnswer:\n"
@@ -57,9 +57,9 @@ def test_sudoku_in_d1s_form_with_and_without_spgs_three_examples():
 )
 def test_what_nobody_asks_is_refused(name, prompt, shots):
     with pytest.raises(ValueError, match="prompt|shots") as error:
-        published_prompts.asked(TASKS[name], prompt, shots)
+        published_prompts.with_published_prompts(TASKS[name], prompt, shots)
     assert "\n" not in str(error.value)
-    assert published_prompts.asked(TASKS[name], "", 0) is TASKS[name]
+    assert published_prompts.with_published_prompts(TASKS[name], "", 0) is TASKS[name]
 
 
 # ---- files as they are published -----------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_cells_are_d1s_score():
 
 def test_a_task_that_asks_in_d1s_form_reads_a_file_and_splits_it_like_any_other(tmp_path):
     (tmp_path / "d1.jsonl").write_text(FILES["d1.jsonl"][1] + "\n")
-    task = published_prompts.asked(ProblemsFromFile(COUNTDOWN, tmp_path / "d1.jsonl"), "d1", 0)
+    task = published_prompts.with_published_prompts(ProblemsFromFile(COUNTDOWN, tmp_path / "d1.jsonl"), "d1", 0)
     [problem] = sum(task.pools.values(), [])
     split = split_of(task.key(problem))
     assert task.problems(split, 1, 0) == [problem] and "[30, 100, 93]" in task.prompt(problem)
