@@ -1,21 +1,22 @@
 """One denoiser call, and how to touch a large vocabulary cheaply.
 
-A denoiser reads a prompt and a partly masked completion, both ways, and predicts every position.
-One call is `hidden`: ids (b, S) -> states (b, S, D). What is wanted of a state, its entropy, a
-drawn token, a token's log-prob, needs V logits, and V is 126,464 for LLaDA: half a megabyte a
-position. So logits are made only where they are needed, a chunk of positions or a slice of the
-vocabulary at a time, and never kept.
+A denoiser reads a prompt and a partly masked completion, in both directions, and predicts every
+position. One call is `hidden`: ids (b, S) -> states (b, S, D). What is read off a state (its
+entropy, a drawn token, the log-prob of a token) needs V logits, and V is 126,464 for LLaDA: half a
+megabyte per position. So logits are made only where they are needed, a chunk of positions or a
+slice of the vocabulary at a time, and are never kept.
 
-What your model must offer, the first way in: a transformers model without the causal mask
+What your model must offer. The first way: a transformers model without the causal mask, with
 
-    get_decoder()            callable with input_ids, attention_mask, position_ids, use_cache and,
-                             for block caches, past_key_values; gives .last_hidden_state (b, S, D)
+    get_decoder()            callable with input_ids, attention_mask, position_ids, use_cache and
+                             past_key_values (None without a block cache); its result has
+                             .last_hidden_state (b, S, D)
     get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None
     device                   where its weights are
     config.shift_logits      optional, True: position i is predicted by the state at i - 1 (Dream)
     disable_adapter()        only under a LoRA adapter (peft has it)
 
-The second way in: any `model(ids, attention_mask=mask) -> logits (b, S, V)`: LogitsModel(model).
+The second way: any `model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model).
 attention_mask is (b, S) bool, False on padding, or None where nothing is padded.
 
 This file needs torch alone. `python denoiser.py` shows a call and what is read off it.
@@ -30,49 +31,60 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = {"cuda": 2**27, "cpu": 2**24}  # logits made at once: 1,061 or 132 positions of LLaDA's
-SLICE = {"cuda": 2**27, "cpu": 2**19}  # the same where slices of the vocabulary do: a CPU's cache
+# Logits that exist at once where whole distributions are needed: 1,061 or 132 positions of LLaDA's.
+CHUNK = {"cuda": 2**27, "cpu": 2**24}
+# The same where slices of the vocabulary will do; on a CPU a slice should fit its cache.
+SLICE = {"cuda": 2**27, "cpu": 2**19}
 BLOCKED = -1e30  # the logit of [MASK], never drawn nor scored; finite, or 0 * inf would be nan
 
 
 class DenoiserCalls:
-    """A denoiser's call, and what is read off it. `adapter` False looks past a LoRA adapter.
+    """A denoiser's call, and what is read off it.
 
-    `calls` counts the rows that calls have run so far: what was spent.
+    With `adapter` False the LoRA adapter is disabled. `rows_run` counts the rows that all calls so
+    far have run: the work that was spent.
     """
 
     def __init__(self, denoiser, mask_id, adapter=True):
-        self.denoiser, self.mask_id, self.adapter, self.calls = denoiser, mask_id, adapter, 0
+        self.denoiser = denoiser
+        self.mask_id = mask_id
+        self.adapter = adapter
+        self.rows_run = 0
 
-    def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None):
+    def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None) -> torch.Tensor:
         """One call without its last layer: ids (b, S) -> last hidden states (b, stop - start, D).
 
         attention_mask (b, S) bool, or None where nothing is padded: attention then keeps its
-        fastest kernel. With a filled cache only positions start to stop are run. Positions count
-        from the first real token: left padding moves nothing, whatever positions a model has.
+        fastest kernel. With a filled `cache` (a BlockCache) only positions start to stop are run.
+        Positions count from the first real token, so left padding changes nothing.
         """
-        self.calls += len(ids)
-        shift = getattr(getattr(self.denoiser, "config", None), "shift_logits", False)
-        begin = max(start - int(shift), 0)  # a shifted model reads a position one to its left
-        part, positions, more = slice(begin, stop), None, {}
+        self.rows_run += len(ids)
+        config = getattr(self.denoiser, "config", None)
+        begin = start
+        if getattr(config, "shift_logits", False):  # a position is read one to its left
+            begin = max(start - 1, 0)
+        position_ids = None
         if attention_mask is not None:
-            positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, part]
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, begin:stop]
         elif cache is not None:
-            positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)[:, part]
+            position_ids = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)[:, begin:stop]
         if cache is not None:
-            cache.start, more = begin, {"past_key_values": cache}
+            cache.start = begin
         # A bfloat16 base may carry a float32 adapter: autocast makes its products bfloat16 as well.
         head = self.denoiser.get_output_embeddings()
-        half = head is not None and head.weight.dtype == torch.bfloat16
-        off = nullcontext() if self.adapter else self.denoiser.disable_adapter()
-        more |= {"position_ids": positions, "use_cache": cache is not None}
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half), off:
+        is_half = head is not None and head.weight.dtype == torch.bfloat16
+        adapter = nullcontext() if self.adapter else self.denoiser.disable_adapter()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=is_half), adapter:
             output = self.denoiser.get_decoder()(
-                input_ids=ids[:, part], attention_mask=attention_mask, **more
+                input_ids=ids[:, begin:stop],
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
             )
         return output.last_hidden_state[:, start - begin :]
 
-    def logits(self, hidden, part=slice(0, None)):
+    def logits(self, hidden, part=slice(0, None)) -> torch.Tensor:
         """hidden (N, D) -> logits (N, v) in float32, of all words or a part, [MASK] BLOCKED."""
         head = self.denoiser.get_output_embeddings()
         if head is None:
@@ -87,60 +99,72 @@ class DenoiserCalls:
             logits[:, self.mask_id - part.start] = BLOCKED
         return logits
 
-    def chunk(self, hidden):
-        """(V, how many positions' logits are made at once)."""
+    def vocabulary_size(self, hidden) -> int:
+        """V. (A LogitsModel's states are its logits.)"""
         head = self.denoiser.get_output_embeddings()
-        V = hidden.shape[-1] if head is None else len(head.weight)
-        return V, max(1, CHUNK.get(hidden.device.type, CHUNK["cpu"]) // V)
+        return hidden.shape[-1] if head is None else len(head.weight)
+
+    def positions_at_once(self, hidden) -> int:
+        """How many positions' logits are made at once."""
+        chunk = CHUNK.get(hidden.device.type, CHUNK["cpu"])
+        return max(1, chunk // self.vocabulary_size(hidden))
 
     def entropy_and_confidence(self, hidden, rule="eb"):
-        """Of the distributions at N positions, untempered: (N,) in nats, (N,).
+        """The entropy in nats and the confidence of N untempered distributions: (N,), (N,).
 
         Confidence is the best token's probability, not the drawn one's: it must not depend on the
-        draw. [OUR CHOICE] Greedy, the two are the same. The entropy is right for rule "eb" alone.
+        draw. [OUR CHOICE] (Greedy, the two are the same.) The entropy is computed only for the rule
+        "eb", and is meaningless for others.
 
         One pass over slices of the vocabulary. With m the highest logit so far, only the sums of
         e^(l - m) and of (l - m) e^(l - m) are kept. Both are easily corrected when m rises.
         """
-        N, device, (V, _) = len(hidden), hidden.device, self.chunk(hidden)
-        top, (total, dot) = hidden.new_full((N,), BLOCKED).float(), torch.zeros(2, N, device=device)
+        N = len(hidden)
+        device = hidden.device
+        highest = torch.full((N,), BLOCKED, device=device)  # m
+        total = torch.zeros(N, device=device)  # sum of e^(l - m)
+        dot = torch.zeros(N, device=device)  # sum of (l - m) e^(l - m)
         width = max(1024, SLICE.get(device.type, SLICE["cpu"]) // N)
-        for start in range(0, V, width):
+        for start in range(0, self.vocabulary_size(hidden), width):
             logits = self.logits(hidden, slice(start, start + width))  # (N, width)
-            highest = torch.maximum(top, logits.amax(-1))
-            rise, top = top - highest, highest  # rise <= 0
+            new_highest = torch.maximum(highest, logits.amax(dim=-1))
+            rise = highest - new_highest  # <= 0
+            highest = new_highest
             logits -= highest.unsqueeze(-1)
             weight = logits.exp()
             if rule == "eb":
-                dot = rise.exp() * (dot + rise * total) + weight.mul(logits).sum(-1)
-            total = rise.exp() * total + weight.sum(-1)
-        return (total.log() - dot / total).clamp(min=0), 1 / total
+                dot = rise.exp() * (dot + rise * total) + weight.mul(logits).sum(dim=-1)
+            total = rise.exp() * total + weight.sum(dim=-1)
+        entropy = (total.log() - dot / total).clamp(min=0)
+        return entropy, 1 / total
 
-    def draw(self, hidden, temperature, chance):
+    def sample_tokens(self, hidden, temperature, uniform):
         """A token for each of N positions and its log-prob: (N,), (N,). Temperature 0: the best.
 
-        Drawn by inversion: the first token at which the cumulated probability exceeds `chance`, a
-        uniform number for each position, (N,) float64 in [0, 1). Gumbel noise would take V numbers.
-        Cumulated in float64, or the tail of a large vocabulary would be rounded away.
+        Drawn by inversion: the first token at which the cumulated probability exceeds `uniform`, a
+        uniform number for each position, (N,) float64 in [0, 1). (Gumbel noise would take V
+        numbers.) Cumulated in float64, or a large vocabulary's tail would be rounded away.
         """
-        tokens, logps, size = [], [], self.chunk(hidden)[1]
-        for part, uniform in zip(hidden.split(size), chance.split(size), strict=True):
-            logits = self.logits(part).contiguous()  # (n, V) a row side by side: cumsum is fast so
+        size = self.positions_at_once(hidden)
+        all_tokens = []
+        all_logps = []
+        for states, point in zip(hidden.split(size), uniform.split(size), strict=True):
+            logits = self.logits(states).contiguous()  # (n, V), row by row: cumsum is fast so
             if temperature == 0:
-                token = logits.argmax(-1, keepdim=True)  # (n, 1)
+                token = logits.argmax(dim=-1, keepdim=True)  # (n, 1)
                 logp = torch.zeros_like(token, dtype=torch.float)
-            else:  # in place: it is large
-                weight = logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature).exp_()
-                cumulated = weight.cumsum(-1, dtype=torch.float64)
-                point = uniform.unsqueeze(-1) * cumulated[:, -1:]
-                token = torch.searchsorted(cumulated, point, right=True)
+            else:  # in place, for it is large
+                weight = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+                cumulated = weight.cumsum(dim=-1, dtype=torch.float64)
+                total = cumulated[:, -1:]
+                token = torch.searchsorted(cumulated, point.unsqueeze(-1) * total, right=True)
                 token = token.clamp(max=logits.shape[1] - 1)
-                logp = (weight.gather(-1, token) / cumulated[:, -1:]).log().float()
-            tokens.append(token.squeeze(-1))
-            logps.append(logp.squeeze(-1))
-        return torch.cat(tokens), torch.cat(logps)
+                logp = (weight.gather(-1, token) / total).log().float()
+            all_tokens.append(token.squeeze(-1))
+            all_logps.append(logp.squeeze(-1))
+        return torch.cat(all_tokens), torch.cat(all_logps)
 
-    def token_logp(self, hidden, tokens, temperature):
+    def token_logp(self, hidden, tokens, temperature) -> torch.Tensor:
         """Log-probs (N,) of N tokens at N states (N, D). Differentiable.
 
         Even then no (N, V) is kept: a chunk's logits are made again when its gradient is due.
@@ -150,11 +174,13 @@ class DenoiserCalls:
             logits = self.logits(hidden) / temperature  # (n, V)
             return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
 
-        size = self.chunk(hidden)[1]
-        parts = list(zip(hidden.split(size), tokens.split(size), strict=True))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([score(*part) for part in parts])
-        return torch.cat([checkpoint(score, *part, use_reentrant=False) for part in parts])
+        size = self.positions_at_once(hidden)
+        chunks = list(zip(hidden.split(size), tokens.split(size), strict=True))
+        if len(chunks) == 1 or not torch.is_grad_enabled():
+            return torch.cat([score(states, chunk) for states, chunk in chunks])
+        return torch.cat(
+            [checkpoint(score, states, chunk, use_reentrant=False) for states, chunk in chunks]
+        )
 
 
 class LogitsModel(nn.Module):
@@ -181,10 +207,12 @@ class LogitsModel(nn.Module):
     def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
         if past_key_values is not None:
             raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
-        index, mask = torch.arange(input_ids.shape[1], device=input_ids.device), attention_mask
-        index = index.expand_as(input_ids)  # (b, S)
+        S = input_ids.shape[1]
+        index = torch.arange(S, device=input_ids.device).expand_as(input_ids)  # (b, S)
+        mask = attention_mask
         if mask is not None:
-            index = (index + (~mask.bool()).sum(1, keepdim=True)) % mask.shape[1]  # the text first
+            padding = (~mask.bool()).sum(dim=1, keepdim=True)  # (b, 1)
+            index = (index + padding) % S  # the text comes first
             mask = mask.gather(1, index)
         logits = self.model(input_ids.gather(1, index), attention_mask=mask)
         logits = getattr(logits, "logits", logits)  # (b, S, V)
@@ -209,7 +237,9 @@ class BlockCache:
     is_compileable = False
 
     def __init__(self):
-        self.keys, self.values, self.start = [], [], 0
+        self.keys = []
+        self.values = []
+        self.start = 0
 
     def update(self, keys, values, layer, *_, **__):
         """A layer's new keys and values, from position `start` on -> those of the whole canvas."""
@@ -218,11 +248,13 @@ class BlockCache:
             self.values.append(values)
         else:
             part = slice(self.start, self.start + keys.shape[2])
-            self.keys[layer][:, :, part], self.values[layer][:, :, part] = keys, values
+            self.keys[layer][:, :, part] = keys
+            self.values[layer][:, :, part] = values
         return self.keys[layer], self.values[layer]
 
     def keep(self, rows):
         """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
+        rows = rows.to(self.keys[0].device)
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor[rows]
@@ -238,7 +270,7 @@ class BlockCache:
 
 
 class Float32Product(torch.autograd.Function):
-    """weight (v, D) @ hidden (N, D)^T -> (v, N), of bfloat16 numbers, the result float32.
+    """weight (v, D) @ hidden (N, D)^T -> (v, N): the factors are bfloat16, the result float32.
 
     A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 moves
     it by up to 0.03 nats, more than many an importance weight differs from 1.
@@ -254,8 +286,9 @@ class Float32Product(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):  # (v, N)
         weight, hidden = context.saved_tensors
-        gradient, wanted = gradient.to(weight.dtype), context.needs_input_grad[0]
-        return gradient @ hidden if wanted else None, gradient.T @ weight
+        gradient = gradient.to(weight.dtype)
+        weight_gradient = gradient @ hidden if context.needs_input_grad[0] else None
+        return weight_gradient, gradient.T @ weight
 
 
 class Echo(nn.Embedding):
@@ -268,16 +301,18 @@ class Echo(nn.Embedding):
 
 @torch.no_grad()
 def example():
-    """One call on five words, and what is read off it."""
-    words, ids = ["[MASK]", "a", "b", "c", "d"], torch.tensor([[1, 1, 2, 0]])
+    """One call on four words, and what is read off it."""
+    words = ["[MASK]", "a", "b", "c", "d"]
+    ids = torch.tensor([[1, 1, 2, 0]])
     model = Echo(5, 5, _weight=3 * torch.eye(5))
     calls = DenoiserCalls(LogitsModel(model), mask_id=0)
     hidden = calls.hidden(ids)[0]  # (4, 5)
     entropy, confidence = calls.entropy_and_confidence(hidden)
     last = hidden[3:].expand(5, -1)
     logp = calls.token_logp(last, torch.arange(5), temperature=1.0)
-    chance = torch.rand(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tokens, _ = calls.draw(last, 1.0, chance)
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(5, generator=generator, dtype=torch.float64)
+    tokens, _ = calls.sample_tokens(last, temperature=1.0, uniform=uniform)
     print("canvas        ", *(f"{words[i]:>6}" for i in ids[0]))
     print("entropy, nats ", *(f"{x:6.2f}" for x in entropy.tolist()))
     print("confidence    ", *(f"{x:6.2f}" for x in confidence.tolist()))

@@ -29,86 +29,99 @@ Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion to
 import torch
 
 
-def group_advantages(reward, num_generations, scale_rewards=False, std_floor=0.1):
+def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> torch.Tensor:
     """Reward minus the mean of the prompt's own group; with `scale_rewards` over the group's std.
 
-    d1 does not divide [OUR CHOICE: a setting]. In a group where only the speed differs the std is
-    tiny; without the floor such tiny differences would become huge advantages.
-    reward (B,) -> (B,). Raises ValueError for a group of one: it has nothing to compare with.
+    d1 does not divide [OUR CHOICE: a setting]. In a group whose rewards differ in speed alone the
+    std is tiny; without the floor such tiny differences would become huge advantages.
+
+    reward (B,), a prompt's rows adjacent -> (B,). Raises ValueError for a group of one: it has
+    nothing to compare with.
     """
     if num_generations < 2 or len(reward) % num_generations:
         raise ValueError(
-            f"{len(reward)} rewards in groups of {num_generations}: a group is 2 or more"
+            f"{len(reward)} rewards in groups of {num_generations}: a group has at least 2"
         )
-    groups = reward.view(-1, num_generations)  # (prompts, G)
+    groups = reward.view(-1, num_generations)  # (P, G)
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_rewards:
         advantage = advantage / groups.std(dim=1, keepdim=True).clamp(min=std_floor)
     return advantage.flatten()
 
 
-def importance_weights(logp_surrogate_old, logp_true_old, cap):
+def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
     """w = min(cap, pi_old^S / pi_old^true), without gradient; cap 0: no weights, all are 1.
 
     (B, L), (B, L) -> (B, L)
     """
-    if not cap:
+    if cap == 0:
         return torch.ones_like(logp_true_old)
     return (logp_surrogate_old - logp_true_old).detach().exp().clamp(max=cap)
 
 
-def clipped(ratio, advantage, epsilon):
+def clipped(ratio, advantage, epsilon) -> torch.Tensor:
     """PPO's pessimistic objective: no reward for moving a ratio further than epsilon from 1."""
     return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
 
 
-def clip_active(ratio, advantage, epsilon):
-    """Where the clip has switched the gradient off."""
-    too_far_up, too_far_down = ratio > 1 + epsilon, ratio < 1 - epsilon
-    return too_far_up & (advantage > 0) | too_far_down & (advantage < 0)
+def is_clipped(ratio, advantage, epsilon) -> torch.Tensor:
+    """Where the clip has switched the gradient off. Any shape -> bool"""
+    too_high = (ratio > 1 + epsilon) & (advantage > 0)
+    too_low = (ratio < 1 - epsilon) & (advantage < 0)
+    return too_high | too_low
 
 
-def row_mean(x, token_mask, normalise_by="text"):
-    """Each row's sum over its tokens, over their number ("text") or over L ("canvas").
+def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
+    """Each row's sum over its tokens, divided by L ("canvas") or by their number ("text").
 
     (B, L) -> (B,), 0 for a row without a token.
     """
-    n = token_mask.sum(-1).clamp(min=1) if normalise_by == "text" else token_mask.shape[-1]
-    return (x * token_mask).sum(-1) / n
+    n = token_mask.shape[-1]
+    if normalise_by == "text":
+        n = token_mask.sum(dim=-1).clamp(min=1)
+    return (x * token_mask).sum(dim=-1) / n
 
 
-def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by="text"):
+def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by):
     """The model's objective J, negated: the mean over the rows given. Returns (loss, metrics).
 
-    logp_new, logp_old, weights (B, L), advantage (B,), token_mask (B, L) bool.
-    Each row is normalised by itself. So the loss of a batch is the mean of its micro-batches'
-    losses, each counted by its rows, exactly.
+    logp_new, logp_old  (B, L) surrogate log-probs of the new and the old policy, same boundaries
+    advantage           (B,)
+    weights             (B, L) importance weights; ones for none
+    token_mask          (B, L) bool, the tokens that count
+    epsilon             PPO's clip range of the ratio
+    normalise_by        "canvas" or "text", see above
+
+    Each row is normalised by itself. So the loss of a batch is exactly the mean of its
+    micro-batches' losses, each counted by its rows.
     """
     advantage = advantage.unsqueeze(-1)  # (B, 1)
     ratio = (logp_new - logp_old.detach()).exp()  # (B, L)
     objective = weights * clipped(ratio, advantage, epsilon)
     loss = -row_mean(objective, token_mask, normalise_by).mean()
-    count = token_mask.sum().clamp(min=1)
-    active = clip_active(ratio, advantage, epsilon) & token_mask
+    tokens = token_mask.sum().clamp(min=1)
     metrics = {
-        "ratio_mean": ((ratio * token_mask).sum() / count).item(),
-        "clip_fraction": (active.sum() / count).item(),
+        "ratio_mean": ((ratio * token_mask).sum() / tokens).item(),
+        "clip_fraction": (
+            (is_clipped(ratio, advantage, epsilon) & token_mask).sum() / tokens
+        ).item(),
         "loss": loss.item(),
     }
     return loss, metrics
 
 
-def reference_kl(logp_new, logp_reference, token_mask, normalise_by="text"):
-    """KL(new || reference), the k3 estimate: unbiased and never negative. (B, L) x 3 -> scalar
+def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Tensor:
+    """KL(new || reference), Schulman's k3 estimate: unbiased and never negative. -> scalar
 
-    d1 adds it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE]
+    (Unbiased for the exact likelihood; for a surrogate it inherits the surrogate's error.) d1 adds
+    it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE] (B, L) each
     """
     difference = logp_reference.detach() - logp_new
     return row_mean(difference.exp() - difference - 1, token_mask, normalise_by).mean()
 
 
 def threshold_loss(logp_new, logp_old, advantage, epsilon):
-    """The sampler's objective: clipped ascent on gamma's log-prob, one action a completion.
+    """The sampler's objective: clipped ascent on gamma's log-prob, one action per completion.
 
     logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn
     from just this distribution. [OUR CHOICE]
@@ -118,7 +131,7 @@ def threshold_loss(logp_new, logp_old, advantage, epsilon):
     metrics = {
         "threshold_loss": loss.item(),
         "threshold_ratio": ratio.mean().item(),
-        "threshold_clip_fraction": clip_active(ratio, advantage, epsilon).float().mean().item(),
+        "threshold_clip_fraction": is_clipped(ratio, advantage, epsilon).float().mean().item(),
     }
     return loss, metrics
 
@@ -126,26 +139,28 @@ def threshold_loss(logp_new, logp_old, advantage, epsilon):
 def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1):
     """What the importance weights do: their size, how many are capped, what sample they leave.
 
-    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats. `capped_weight_fraction`
-    counts weights that the cap lowers by more than rounding: with C = 1 many are 1 already.
-    `ess_fraction` is the effective sample size of the capped weights, (sum w)^2 / sum w^2, over the
-    number of tokens: 1 when all are equal. `surrogate_kl` estimates KL(true || surrogate) per
-    token, in nats, from the rollout's own tokens. `unit_weight_error` is the root mean square of
-    log w over tokens whose weight is exactly 1 but for rounding (likelihood.scored_as_drawn): the
-    error bar of the numerics, and with a block cache of the cache.
+    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats
+
+    capped_weight_fraction  weights that the cap lowers by more than rounding
+    ess_fraction            effective sample size of the capped weights, (sum w)^2 / sum w^2, over
+                            the number of tokens: 1 when all are equal
+    surrogate_kl            KL(true || surrogate) per token in nats, estimated on these tokens
+    unit_weight_error       root mean square of log w over tokens whose weight is exactly 1 but for
+                            rounding (likelihood.scored_as_drawn): the error bar of the numerics,
+                            and with a block cache of the cache
     """
     log_weight = (logp_surrogate_old - logp_true_old).double()  # (B, L)
-    used = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()  # (N,)
-    unit, log_weight = log_weight[token_mask & must_be_1], log_weight[token_mask]
+    unit_log_weight = log_weight[token_mask & must_be_1]
+    log_weight = log_weight[token_mask]  # (N,)
+    capped = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()
+    is_lowered = log_weight.exp() > 1.001 * cap
     return {
-        "importance_weight_mean": used.mean().item(),
+        "importance_weight_mean": capped.mean().item(),
         "importance_weight_max": log_weight.exp().max().item(),
-        "capped_weight_fraction": (log_weight.exp() > 1.001 * cap).double().mean().item()
-        if cap
-        else 0.0,
-        "ess_fraction": (used.sum().square() / used.square().sum() / len(used)).item(),
+        "capped_weight_fraction": is_lowered.double().mean().item() if cap else 0.0,
+        "ess_fraction": (capped.sum().square() / capped.square().sum() / len(capped)).item(),
         "surrogate_kl": -log_weight.mean().item(),
-        "unit_weight_error": unit.square().mean().sqrt().item(),
+        "unit_weight_error": unit_log_weight.square().mean().sqrt().item(),
     }
 
 
@@ -155,19 +170,31 @@ def example():
     p_old = torch.tensor([[0.5, 0.4, 0.9], [0.5, 0.9, 0.3]])  # the surrogate's, before the update
     p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, now
     token_mask = torch.tensor([[True, True, False], [True, True, True]])
-    advantage = group_advantages(torch.tensor([0.0, 1.0]), num_generations=2)
-    weights, ratio = importance_weights(p_old.log(), p_true.log(), cap=2.0), p_new / p_old
+    reward = torch.tensor([0.0, 1.0])
+    advantage = group_advantages(reward, num_generations=2, scale_rewards=False)
+    weights = importance_weights(p_old.log(), p_true.log(), cap=2.0)
+    ratio = p_new / p_old
     terms = weights * clipped(ratio, advantage.unsqueeze(-1), epsilon=0.2)
     print("row token   A    true   old   new  w = min(2, old/true)  new/old  w * clipped")
     for i, t in token_mask.nonzero().tolist():
-        cells = (advantage[i], p_true[i, t], p_old[i, t], p_new[i, t])
+        cells = [advantage[i], p_true[i, t], p_old[i, t], p_new[i, t]]
         print(f"{i:3} {t:5}", *(f"{x:5.2f}" for x in cells), f"{weights[i, t]:21.2f}", end=" ")
         print(f"{ratio[i, t]:8.2f} {terms[i, t]:12.3f}")
-    for by in ("text", "canvas"):
-        rows = row_mean(terms, token_mask, by)
-        logps = (p_new.log(), p_old.log())
-        loss, _ = diffpo_loss(*logps, advantage, weights, token_mask, 0.2, by)
-        print(f"{by}: rows {rows[0]:.3f}, {rows[1]:.3f}; the loss is minus their mean, {loss:.3f}")
+    for normalise_by in ("text", "canvas"):
+        rows = row_mean(terms, token_mask, normalise_by)
+        loss, _ = diffpo_loss(
+            logp_new=p_new.log(),
+            logp_old=p_old.log(),
+            advantage=advantage,
+            weights=weights,
+            token_mask=token_mask,
+            epsilon=0.2,
+            normalise_by=normalise_by,
+        )
+        print(
+            f"{normalise_by}: rows {rows[0]:.3f}, {rows[1]:.3f};",
+            f"the loss is minus their mean, {loss:.3f}",
+        )
 
 
 if __name__ == "__main__":

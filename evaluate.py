@@ -4,38 +4,42 @@
     python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
     python evaluate.py runs/A runs/B --frontier                    all rules and levels, a picture
     python evaluate.py runs/NAME --trace 3                         completions, call by call
-    python evaluate.py --help                                      more of them
+    python evaluate.py --help                                      the other flags
 
 NFE is the number of denoiser calls that a completion took. A run is measured as it was trained, on
 problems held out from it, unless flags say otherwise. (Held out: no multiset of numbers, no
-solution grid of training. A grid's twin with other digits may be.) Each level prints a JSON line.
+solution grid of training. A grid's twin with relabelled digits may be there.)
+
+Shapes: n problems, L completion tokens.
 """
 
 import json
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from evaluation.flags import DEFAULTS, OF_RUN, parse_evaluate_flags
+from evaluation.flags import DEFAULTS, FROM_RUN, parse_flags
 
-if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    parse_evaluate_flags()
+if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
+    sys.stdout.reconfigure(errors="replace")  # an old terminal gets a ? for a γ
+    parse_flags()
 
 import torch
 
-from evaluation import completions, plots, traces
+from evaluation.completions import score_file
 from evaluation.metrics import area, aup, cluster_bootstrap_interval, pass_at_k
-from models import loading
+from evaluation.tables import WIDTH, conditions, curves_of, print_columns, print_table
 from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
-from models.device import describe_out_of_memory, device_name
+from models.device import describe_out_of_memory, device_name, pick_device
+from models.loading import DTYPES, dtype_of
+from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder
 from tasks import mixture, published_prompts, registry
-from tasks.registry import TASKS
-from training import distributed, files
 
 LEVELS = {  # of --frontier
     "eb": (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
@@ -44,268 +48,375 @@ LEVELS = {  # of --frontier
 }
 
 
-def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0):
-    """One row of results: every setting, every score; of several tasks each one's scores too.
+# ---- accuracy against NFE ------------------------------------------------------------------------
 
-    Raises ValueError for unfit problems.
+
+def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0, rollout=None):
+    """Complete the problems and score them. Returns one row of results, a dict for JSON.
+
+    decoder     sampler.Decoder
+    length      L; of several tasks with a length each, that of the longest
+    batch_size  problems completed at once
+    seed        of the draws, if the decoder's temperature is above 0
+    rollout     the function that completes a batch (training/distributed.py has one for several
+                processes); default: policy.rollout
+
+    The row has every setting beside the scores; with several tasks also each one's own scores.
+    Raises ValueError for problems that do not fit the model.
     """
-    began, device, n = time.perf_counter(), policy.denoiser.device, len(problems)
-    texts, *columns = generate(policy, task, problems, decoder, length, batch_size, seed)
-    pairs, key = list(zip(problems, texts, strict=True)), getattr(task, "key", task.prompt)
-    rewards, solved = zip(*mixture.score_completions(task, problems, texts), strict=True)
-    columns = decoder, solved, [key(problem) for problem in problems], *columns
+    began = time.perf_counter()
+    outcomes = generate(policy, task, problems, decoder, length, batch_size, seed, rollout)
+    scores = mixture.score_completions(task, problems, outcomes.texts)
+    rewards = [reward for reward, _ in scores]
+    solved = [is_solved for _, is_solved in scores]
+    cluster_of = getattr(task, "key", task.prompt)
+    clusters = [cluster_of(problem) for problem in problems]
     row = {
-        "decoder": decoder.rule, "level": "learned" if decoder.level is None else decoder.level,
-        "block_length": decoder.block_length or length, "length": length, "cache": decoder.cache,
-        "prefill": policy.prefill, "temperature": decoder.temperature, "seed": seed,
-        **summarise(range(n), *columns), "reward": sum(rewards) / n,
-        "solved_each": "".join("01"[bool(hit)] for hit in solved),  # in the problems' order
-        "seconds": time.perf_counter() - began, "device": device_name(device),
-        "dtype": loading.dtype_of(policy.denoiser),
-    }  # fmt: skip
+        "decoder": decoder.rule,
+        "level": "learned" if decoder.level is None else decoder.level,
+        "block_length": decoder.block_length or length,
+        "length": length,
+        "cache": decoder.cache,
+        "prefill": policy.prefill,
+        "temperature": decoder.temperature,
+        "seed": seed,
+    }
+    row |= summarise(range(len(problems)), decoder, solved, clusters, outcomes)
+    row |= {
+        "reward": fmean(rewards),
+        "solved_each": "".join("1" if is_solved else "0" for is_solved in solved),
+        "seconds": time.perf_counter() - began,
+        "device": device_name(policy.denoiser.device),
+        "dtype": dtype_of(policy.denoiser),
+    }
     if hasattr(task, "cells"):
-        row["cells"] = sum(task.cells(*pair) for pair in pairs) / n
+        cells = [task.cells(*pair) for pair in zip(problems, outcomes.texts, strict=True)]
+        row["cells"] = fmean(cells)
     for name, places in mixture.places_by_task(task, problems).items():
         if name:
             part = {"length": mixture.completion_length(task, problems[places[0]], length)}
-            row.setdefault("tasks", {})[name] = part | summarise(places, *columns)
+            part |= summarise(places, decoder, solved, clusters, outcomes)
+            row.setdefault("tasks", {})[name] = part
     return row
 
 
-def generate(policy, task, problems, decoder, length, batch_size=256, seed=0):
-    """Completes n problems. -> texts, and NFE, tokens and gamma, (n,) each, in their order."""
+@dataclass
+class Outcomes:
+    """What the completions of n problems came to, in the problems' order."""
+
+    texts: list
+    nfe: torch.Tensor  #        (n,) double, denoiser calls
+    tokens: torch.Tensor  #     (n,) double, tokens of the text
+    threshold: torch.Tensor  #  (n,) double, gamma in nats, nan if the rule has none
+
+
+def generate(
+    policy, task, problems, decoder, length, batch_size=256, seed=0, rollout=None
+) -> Outcomes:
+    """Complete n problems, batch by batch; arguments as in `evaluate`."""
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
-    order, texts, columns = [], [], []
+    texts = [None] * len(problems)
+    nfe = torch.zeros(len(problems), dtype=torch.double)
+    tokens = torch.zeros(len(problems), dtype=torch.double)
+    threshold = torch.zeros(len(problems), dtype=torch.double)
     for places, L in mixture.batches_by_task(task, problems, length, batch_size):
-        prompts = policy.encode([task.prompt(problems[i]) for i in places], L)
-        rollout = distributed.rollout(policy, *prompts, L, decoder, generator)
-        order, texts = order + places, texts + policy.decode(rollout)
-        columns.append((rollout.nfe, rollout.token_mask.sum(dim=1), rollout.threshold))
-    back = torch.tensor(order).argsort()  # tasks were completed one after the other
-    columns = (torch.cat(parts).double()[back] for parts in zip(*columns, strict=True))
-    return [texts[i] for i in back.tolist()], *columns
+        prompts = [task.prompt(problems[i]) for i in places]
+        prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)
+        completed = (rollout or policy_rollout)(
+            policy, prompt_ids, prompt_mask, length=L, decoder=decoder, generator=generator
+        )
+        for i, text in zip(places, decode_completions(policy, completed), strict=True):
+            texts[i] = text
+        nfe[places] = completed.nfe.double().cpu()
+        tokens[places] = completed.token_mask.sum(dim=1).double().cpu()
+        threshold[places] = completed.threshold.double().cpu()
+    return Outcomes(texts, nfe, tokens, threshold)
 
 
-def summarise(places, decoder, solved, clusters, nfe, tokens, gamma):
-    """What a row says of the problems at these places, all of them or one task's."""
+def policy_rollout(policy, prompt_ids, prompt_mask, length, decoder, generator):
+    """policy.rollout as a function: one process completes all rows."""
+    return policy.rollout(prompt_ids, prompt_mask, length, decoder, generator)
+
+
+def summarise(places, decoder, solved, clusters, outcomes):
+    """The scores of the problems at these places: of all of them, or of one task's."""
     places = list(places)
-    hits, nfe, gamma = [solved[i] for i in places], nfe[places], gamma[places]
-    low, high, k = cluster_bootstrap_interval(hits, [clusters[i] for i in places])
-    mean, std = gamma.mean().item(), gamma.std(unbiased=False).item()
+    hits = [solved[i] for i in places]
+    nfe = outcomes.nfe[places]
+    threshold = outcomes.threshold[places]
+    low, high, number_of_clusters = cluster_bootstrap_interval(hits, [clusters[i] for i in places])
+    has_threshold = decoder.rule == "eb"
     return {
-        "problems": len(places), "clusters": k, "solved": sum(hits) / len(places),
-        "solved_low": low, "solved_high": high, "nfe": nfe.mean().item(),
-        "tokens_per_call": (tokens[places].sum() / nfe.sum()).item(),
-        "threshold_mean": mean if decoder.rule == "eb" else None,
-        "threshold_std": std if decoder.rule == "eb" else None,
-    }  # fmt: skip
+        "problems": len(places),
+        "clusters": number_of_clusters,
+        "solved": sum(hits) / len(places),
+        "solved_low": low,
+        "solved_high": high,
+        "nfe": nfe.mean().item(),
+        "tokens_per_call": (outcomes.tokens[places].sum() / nfe.sum()).item(),
+        "threshold_mean": threshold.mean().item() if has_threshold else None,
+        "threshold_std": threshold.std(unbiased=False).item() if has_threshold else None,
+    }
 
 
-# ---- the table -----------------------------------------------------------------------------------
-
-SCORES = {  # a column stands where all rows have the score
-    "solved": ("{solved:.1%}", "solved"), "pass@N": ("{pass_at_n:.1%}", "pass_at_n"),
-    "95% interval": ("{solved_low:.1%} to {solved_high:.1%}", "solved"),
-    "cells": ("{cells:.1%}", "cells"), "reward": ("{reward:.3f}", "reward"),
-    "NFE": ("{nfe:.2f}", "nfe"), "tokens/call": ("{tokens_per_call:.2f}", "nfe"),
-    "AUP": ("{aup:.1f}", "aup"),
-}  # fmt: skip
+# ---- one checkpoint ------------------------------------------------------------------------------
 
 
-def print_table(rows):
-    """The rows of `evaluate`, as a table: what they share above it. The interval is
-    cluster_bootstrap_interval's.
+def resolve_options(path, flags):
+    """The options for one path: the flags given, then the run's own settings, then defaults.
+
+    flags: a dict from parse_flags. Returns a namespace with a field per flag, and:
+        path                  of the run, checkpoint or model
+        folder                where pictures go: the run's, or the current one
+        is_trained_elsewhere  a data file is given that the run's own problems may overlap with
+    Raises ValueError for flags that do not fit.
     """
-    settings = ("name", "adapter", *plots.SHARED)
-    differ = [name for name in settings if len({row.get(name) for row in rows}) > 1]
-    columns = {name: f"{{{name}}}" for name in differ} | {"level": "{level}"}
-    if any(row["decoder"] == "eb" for row in rows):
-        columns["gamma"] = "{gamma}"
-    n = rows[0].get("samples")
-    for name, (form, key) in SCORES.items():
-        if all(key in row for row in rows):
-            columns[f"pass@{n}" if name == "pass@N" else name] = form
-    table = [["" if name == "name" else name for name in columns]]
-    for row in rows:
-        gamma = "{threshold_mean:.3f} ± {threshold_std:.3f}" if row["decoder"] == "eb" else ""
-        row = row | {"gamma": gamma.format(**row)}
-        table.append([form.format(**row) for form in columns.values()])
-    name = "" if "name" in differ else f"{rows[0]['name']}: "
-    print(fill(f"{name}{plots.conditions(rows)}", 80))
-    print_columns(table)
-
-
-def print_columns(table):
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(map(str.rjust, line, widths)).rstrip())
-
-
-# ---- what is asked for ---------------------------------------------------------------------------
-
-
-def options_for(path, given):
-    """The flags for one path, with what its config.json says where none is given. ValueError."""
-    path, saved = Path(path), {}
-    if find_checkpoint(path) != path:
-        saved = read_json(path / "config.json")
-    trained = {name: saved[name] for name in OF_RUN if name in saved}
-    trained["max_completion_length"] = [saved.get("max_completion_length", 0)]
-    options = SimpleNamespace(**DEFAULTS | trained | given, path=path)
+    path = Path(path)
+    saved = read_json(path / "config.json") if find_checkpoint(path) != path else {}
+    from_run = {name: saved[name] for name in FROM_RUN if name in saved}
+    from_run["max_completion_length"] = [saved.get("max_completion_length", 0)]
+    options = SimpleNamespace(**DEFAULTS | from_run | flags)
+    options.path = path
+    options.folder = path if saved else Path()
+    if not path.exists() and str(path).startswith(("runs/", "./", "/")):
+        raise ValueError(f"{path} does not exist")
     if not options.task:
-        raise ValueError(f"{path} is no run, which would know its task: give a --task")
-    if options.task != trained.get("task", options.task):
-        raise ValueError(f"{path} was trained on {trained['task']}: leave out --task")
+        raise ValueError(f"{path} is not a run, which would know its task: give a --task")
+    if options.task != from_run.get("task", options.task):
+        raise ValueError(f"{path} was trained on {from_run['task']}: leave out --task")
     if len(options.max_completion_length) > 1 and (options.frontier or options.trace):
         raise ValueError("--frontier and --trace take one --max_completion_length at a time")
-    is_new = options.data and Path(options.data) != Path(trained.get("data", ""))
-    options.split = options.split or ("all" if is_new else "test")
-    options.is_trained_on_own = bool(saved and is_new and not trained.get("data"))
-    options.folder = path if saved else Path()
-    options.lengths = options.max_completion_length
-    options.length = options.lengths[0]
-    options.how = (options.block_length or None, options.temperature, options.cache, True, False)
-    options.decoders = [Decoder(options.decoder, level, *options.how) for level in options.level]
+    is_new_file = options.data and Path(options.data) != Path(from_run.get("data", ""))
+    options.split = options.split or ("all" if is_new_file else "test")
+    options.is_trained_elsewhere = bool(saved and is_new_file and not from_run.get("data"))
+    for level in options.level:
+        make_decoder(options, options.decoder, level)  # raises for a level out of range
     return options
 
 
-def prepare(options):
-    """(policy, task, problems) for the options; it sets their length. Raises ValueError."""
+def make_decoder(options, rule, level):
+    """The Decoder of a rule and level, with the options' blocks, cache and temperature."""
+    return Decoder(
+        rule=rule,
+        level=level,
+        block_length=options.block_length or None,
+        temperature=options.temperature,
+        cache=options.cache,
+        stop_at_eos=True,
+        sample_threshold=False,
+    )
+
+
+def decoders_for(options, length, has_head):
+    """The decoders to measure. Raises ValueError for a learned threshold that is not there."""
+    if not options.frontier:
+        if options.decoder == "eb" and None in options.level and not has_head:
+            raise ValueError(f"{options.path} has no learned threshold: give --level a number")
+        return [make_decoder(options, options.decoder, level) for level in options.level]
+    decoders = []
+    for rule, levels in LEVELS.items():
+        for level in levels:
+            if rule != "top_k" or level == 1 or level < length:
+                decoders.append(make_decoder(options, rule, level))
+    if has_head:
+        decoders.append(make_decoder(options, "eb", None))
+    return decoders
+
+
+def load(options):
+    """(policy, task, problems, lengths): what the options ask to measure. Raises ValueError."""
     compact = reads_compact_prompts(options.path)
-    task = registry.load_task(options.task, compact, options.data, options.length)
+    task = registry.load_task(options.task, compact, options.data, options.max_completion_length[0])
     if compact and options.prompt:
         raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
-    task = published_prompts.asked(task, options.prompt, options.shots)
+    task = published_prompts.with_published_prompts(task, options.prompt, options.shots)
     if options.data and options.split == "all":
         problems = sum(task.pools.values(), [])
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
-    if options.is_trained_on_own:
-        published_prompts.warn_of_training(
-            options, registry.load_task(options.task, compact), problems
+    if options.is_trained_elsewhere:
+        own_task = registry.load_task(options.task, compact)
+        published_prompts.warn_of_training_overlap(
+            problems, own_task, data=options.data, run=options.path
         )
-    options.lengths = [L or (task.length if compact else 256) for L in options.lengths]
-    options.length = options.lengths[0]
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", loading.DTYPES[options.dtype]
-    policy = load_policy(options.path, device, dtype, adapter=options.adapter)
-    policy.prefill = options.prefill
-    return policy, task, problems[: options.trace or None]
-
-
-def decoders_for(options, has_head):
-    """The decoders to measure. Raises ValueError for a learned threshold that is not there."""
-    if options.frontier:
-        found = [(rule, level) for rule, levels in LEVELS.items() for level in levels]
-        found = [x for x in found if x[0] != "top_k" or x[1] == 1 or x[1] < options.length]
-        return [Decoder(*x, *options.how) for x in found + [("eb", None)] * has_head]
-    if not has_head and options.decoder == "eb" and None in options.level:
-        raise ValueError(f"{options.path} has no learned threshold: give --level a number")
-    return options.decoders
-
-
-def revision(path, denoiser):
-    """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
-    state, hub = (
-        find_checkpoint(path) / "state.pt",
-        getattr(denoiser, "hub_folder", None),
+    lengths = [L or (task.length if compact else 256) for L in options.max_completion_length]
+    policy = load_policy(
+        options.path,
+        device=pick_device(options.device),
+        dtype=DTYPES[options.dtype],
+        adapter=options.adapter,
     )
-    if state.is_file():
-        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
-    return hub.name if hub and hub.parent.name == "snapshots" else None
-
-
-def show_traces(options, policy, task, problems, decoder):
-    """--trace: the first completions, printed, as a page and as an animation."""
-    lengths = [mixture.completion_length(task, problem, options.length) for problem in problems]
-    each = [(problem, decoder, L) for problem, L in zip(problems, lengths, strict=True)]
-    found = [traces.record(policy, task, *how, options.seed) for how in each]
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for trace in found:
-        print(traces.printed(trace, colour))
-    longest = max(range(len(found)), key=lambda i: len(found[i].read))
-    stages = traces.two_stages(policy, task, *each[longest], options.seed)
-    print("\nwritten:", *traces.write(found, stages, options.folder, options.path.name))
-
-
-def show_frontiers(rows, folder):
-    """--frontier: the picture, the rows with their line's area and AUP, and a table of these."""
-    largest, best = max(row["nfe"] for row in rows), max(row["solved"] for row in rows)
-    table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
-    for (name, rule), line in plots.curves_of(rows).items():
-        scores = {"area": area(line, largest), "aup": aup(line, best)}
-        for row in line:
-            row |= scores
-        top = max(line, key=lambda row: row["solved"])
-        scores = (f"{scores['area']:.3f}", f"{scores['aup']:.1f}")
-        table.append([name, rule, str(len(line)), *scores, f"{top['solved']:.1%}"])
-        table[-1].append(f"{top['nfe']:.2f}")
-    paths = folder / "frontiers.png", folder / "frontiers.jsonl"
-    plots.plot_frontier(rows, paths[0], f"{rows[0]['task']}: accuracy against calls")
-    with files.atomic_write(paths[1]) as aside:
-        aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    print(fill(plots.conditions(rows), 80))
-    print_columns(table)
-    print(f"area: mean solved share over budgets of 1 to {largest:.2f} calls")
-    print("written:", *paths)
+    policy.prefill = options.prefill
+    return policy, task, problems[: options.trace or None], lengths
 
 
 def measure(options, name):
-    """The rows of one checkpoint, each printed as JSON; or its traces, and no rows."""
-    policy, task, problems = prepare(options)
-    rows, has_head = [], policy.threshold_head is not None
-    if options.trace:
-        show_traces(options, policy, task, problems, decoders_for(options, has_head)[0])
-        return rows
-    n, problems = options.samples, [p for p in problems for _ in range(options.samples)]
-    about = {"name": name, "task": options.task, "data": options.data, "split": options.split}
-    about |= {name: getattr(options, name) for name in ("adapter", "prompt", "shots", "samples")}
-    about |= {"checkpoint": str(options.path), "revision": revision(options.path, policy.denoiser)}
-    for length in options.lengths:
-        options.length, how = length, (length, options.batch_size, options.seed)
-        for decoder in decoders_for(options, has_head):
-            row = about | evaluate(policy, task, problems, decoder, *how)
-            if n > 1:
-                each = row["solved_each"]
-                right = [each[i : i + n].count("1") for i in range(0, len(each), n)]
-                passed = {k: fmean(pass_at_k(x, n, k) for x in right) for k in range(1, n + 1)}
-                row |= {"problems": len(right), "pass_at_k": passed, "pass_at_n": passed[n]}
+    """The rows of one checkpoint: one for each length and decoder."""
+    policy, task, problems, lengths = load(options)
+    samples = options.samples
+    problems = [problem for problem in problems for _ in range(samples)]
+    rows = []
+    for length in lengths:
+        for decoder in decoders_for(options, length, policy.threshold_head is not None):
+            row = {
+                "name": name,
+                "task": options.task,
+                "data": options.data,
+                "split": options.split,
+                "adapter": options.adapter,
+                "prompt": options.prompt,
+                "shots": options.shots,
+                "samples": samples,
+                "checkpoint": str(options.path),
+                "revision": revision(options.path, policy.denoiser),
+            }
+            row |= evaluate(
+                policy, task, problems, decoder, length, options.batch_size, options.seed
+            )
+            if samples > 1:
+                row |= pass_rates(row["solved_each"], samples)
             rows.append(row)
-            print(json.dumps({k: v for k, v in row.items() if k != "solved_each"}), flush=True)
-    for length in options.lengths:
+            if options.frontier:
+                print(
+                    f"{name}: {row['decoder']} {row['level']}: {row['solved']:.1%} solved, "
+                    f"NFE {row['nfe']:.2f}",
+                    flush=True,
+                )
+    for length in lengths:
         line = [row for row in rows if row["length"] == length]
-        if len(line) > 1:
-            score = aup(line, max(row["solved"] for row in line))
+        if len(line) > 1 and not options.frontier:
+            score = aup(line, best=max(row["solved"] for row in line))
             for row in line:
                 row["aup"] = score
     return rows
 
 
+def pass_rates(solved_each, samples):
+    """pass@k for each k up to the number of samples of a problem, from a row's "solved_each"."""
+    right = [solved_each[i : i + samples].count("1") for i in range(0, len(solved_each), samples)]
+    rates = {k: fmean(pass_at_k(n, samples, k) for n in right) for k in range(1, samples + 1)}
+    return {"problems": len(right), "pass_at_k": rates, "pass_at_n": rates[samples]}
+
+
+def revision(path, denoiser):
+    """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
+    state = find_checkpoint(path) / "state.pt"
+    if state.is_file():
+        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
+    hub_folder = getattr(denoiser, "hub_folder", None)
+    if hub_folder and hub_folder.parent.name == "snapshots":
+        return hub_folder.name
+    return None
+
+
+# ---- what is shown -------------------------------------------------------------------------------
+
+
+def show_traces(options):
+    """--trace: the first completions, printed, as a page and as an animation."""
+    from evaluation import traces  # matplotlib and pillow take a while to import
+
+    policy, task, problems, lengths = load(options)
+    decoder = decoders_for(options, lengths[0], policy.threshold_head is not None)[0]
+    recorded = []
+    for problem in problems:
+        length = mixture.completion_length(task, problem, lengths[0])
+        recorded.append(traces.record(policy, task, problem, decoder, length, options.seed))
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for trace in recorded:
+        print(traces.printed(trace, colour))
+    # The two-stages picture shows the completion that took the most calls.
+    i = max(range(len(recorded)), key=lambda i: len(recorded[i].read))
+    length = mixture.completion_length(task, problems[i], lengths[0])
+    stages = traces.two_stages(policy, task, problems[i], decoder, length, options.seed)
+    paths = traces.write(recorded, stages, options.folder, title=options.path.name)
+    print("\nwritten:", *paths)
+
+
+def show_frontiers(rows, folder):
+    """--frontier: a picture, the rows with the area and AUP of their line, and a table of these."""
+    from evaluation import plots
+
+    largest_nfe = max(row["nfe"] for row in rows)
+    best = max(row["solved"] for row in rows)
+    table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
+    for (name, rule), line in curves_of(rows).items():
+        line_area = area(line, largest_nfe)
+        line_aup = aup(line, best)
+        for row in line:
+            row["area"] = line_area
+            row["aup"] = line_aup
+        top = max(line, key=lambda row: row["solved"])
+        table.append([
+            name,
+            rule,
+            str(len(line)),
+            f"{line_area:.3f}",
+            f"{line_aup:.1f}",
+            f"{top['solved']:.1%}",
+            f"{top['nfe']:.2f}",
+        ])  # fmt: skip
+    picture = folder / "frontiers.png"
+    plots.plot_frontier(rows, picture, title=f"{rows[0]['task']}: accuracy against calls")
+    write_rows(rows, folder / "frontiers.jsonl")
+    print(fill(conditions(rows), WIDTH))
+    print_columns(table)
+    print(
+        fill(
+            f"area: mean solved share over budgets of 1 to {largest_nfe:.2f} calls. AUP: accuracy "
+            "under parallelism (d3LLM), the area under solved % against tokens per call.",
+            WIDTH,
+        )
+    )
+    print("written:", picture, folder / "frontiers.jsonl")
+
+
+def write_rows(rows, path):
+    """Rows as JSON lines."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
 def main(arguments=None):
-    given, rows = parse_evaluate_flags(arguments), []
+    """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input)."""
+    flags = parse_flags(arguments)
+    paths = flags.pop("paths")
     try:
-        if "completions" in given:
-            return print_columns(completions.score_file(given["completions"], TASKS))
-        asked = [options_for(path, given) for path in given["paths"]]
-        same = dict.fromkeys(f"{options.task} {options.data}".strip() for options in asked)
-        if asked[0].frontier and len(same) > 1:
-            raise ValueError(f"--frontier compares runs of one task, not of {' and '.join(same)}")
-        names = [options.path.name for options in asked]
-        names = names if len(set(names)) == len(names) else given["paths"]
-        for options, name in zip(asked, names, strict=True):
+        if "completions" in flags:
+            print_columns(score_file(flags["completions"], registry.TASKS))
+            return 0
+        all_options = [resolve_options(path, flags) for path in paths]
+        first = all_options[0]
+        tasks = dict.fromkeys(f"{options.task} {options.data}".strip() for options in all_options)
+        if first.frontier and len(tasks) > 1:
+            raise ValueError(f"--frontier compares runs of one task, not of {' and '.join(tasks)}")
+        if first.trace:
+            for options in all_options:
+                show_traces(options)
+            return 0
+        names = [options.path.name for options in all_options]
+        if len(set(names)) < len(names):
+            names = paths
+        rows = []
+        for options, name in zip(all_options, names, strict=True):
             rows += measure(options, name)
-        if asked[0].frontier:
-            show_frontiers(rows, asked[0].folder)
-        elif rows:
+        if first.frontier:
+            show_frontiers(rows, first.folder)
+        else:
             print_table(rows)
+        if first.json:
+            write_rows(rows, first.json)
+        return 0
     except (ValueError, OSError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except (MemoryError, RuntimeError) as error:
-        size = f"--batch_size ({given.get('batch_size', DEFAULTS['batch_size'])})"
-        print(f"evaluate.py: {describe_out_of_memory(error, size)}", file=sys.stderr)
-        sys.exit(1)
+        lower = f"--batch_size ({flags.get('batch_size', DEFAULTS['batch_size'])})"
+        print(f"evaluate.py: {describe_out_of_memory(error, lower)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # an old terminal gets a ? for a γ
     sys.exit(main())

@@ -1,18 +1,21 @@
-"""The likelihood of a rollout: mean-field, two-stage, m-stage, exact. One function, one knob.
+"""The likelihood of a rollout: mean-field, two-times mean-field (2-MF), m-stage, exact.
 
 The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it. All
-T states take T denoiser calls, too dear for training. A surrogate scores from fewer states. Sorted
-boundaries tau_1 < ... < tau_{m-1} cut the rollout into m stages. A token unmasked at step t is
-scored from the last boundary before it:
+T states take T denoiser calls, too expensive for training. A *surrogate* scores from fewer states.
+Sorted boundaries tau_1 < ... < tau_{m-1} cut the rollout into m stages. A token unmasked at step t
+is scored from the last boundary before it:
 
     log pi^S(o_t | c) = log pi(o_t | c, z_tau),   tau = the largest of 0, tau_1, ... that is < t
 
-    m = 1                  mean-field: all given z_0, all [MASK] (d1). One call.           [PAPER]
-    m = 2                  two-stage: tokens after tau are given z_tau, a state that this
-                           rollout really visited (DiFFPO). Two calls.                     [PAPER]
+    m = 1                  mean-field: every token given z_0, all [MASK] (d1). One call.   [PAPER]
+    m = 2                  two-times mean-field, "2-MF": tokens after tau are given z_tau, a state
+                           that this rollout really visited (DiFFPO). Two calls.           [PAPER]
     a boundary every step  the exact likelihood. T calls.                             [OUR CHOICE]
 
 Only the text counts, up to the first [EOS]. What a rollout drew behind it is padding.
+
+`surrogate_logp_by_definition` is that formula as a loop over stages. `surrogate_logp` computes the
+same with less work, and is what training uses.
 
 This file needs torch alone. It asks three things of a policy:
     policy.mask_id                                   the id of [MASK]
@@ -22,17 +25,20 @@ and of a rollout, any dataclass with them: the fields prompt_ids, prompt_mask, c
 unmask_step, behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each
 is). `python likelihood.py` shows which token is scored from which state.
 
-Shapes: B rows, P prompt tokens, L completion tokens, m stages; R pairs (row, stage) that hold a
-token, U distinct ones of them.
+Shapes: B rows, P prompt tokens, L completion tokens, S = P + L, m stages, D hidden size; R pairs
+(row, stage) that contain a token, U distinct canvases among them, N tokens.
 """
 
 from dataclasses import make_dataclass, replace
 from types import SimpleNamespace
 
 import torch
+from torch.nn.functional import pad
+
+# ---- the definition ------------------------------------------------------------------------------
 
 
-def latent_at(completion, unmask_step, step, mask_id):
+def latent_at(completion, unmask_step, step, mask_id) -> torch.Tensor:
     """The state z_step after `step` denoising steps: what was unmasked later is still [MASK].
 
     completion, unmask_step (B, L), step scalar or (B,) -> (B, L)
@@ -41,108 +47,144 @@ def latent_at(completion, unmask_step, step, mask_id):
     return completion.masked_fill(unmask_step > step, mask_id)
 
 
-def draw_boundaries(nfe, num_stages, generator=None):
-    """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1. [RECONSTRUCTED]
+def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
+    """log pi^S of every token: one denoiser call per stage, for all rows and positions.
 
-    One set a completion, drawn afresh for each optimisation step, the same for old and new policy.
-    [PAPER] A row with fewer than m-1 inner steps uses every one as a boundary, which is exact. Its
-    spare boundaries become T and are empty.
+    boundaries (B, m-1) long, sorted -> (B, L), 0 where there is no token
+    """
+    B, L = rollout.completion.shape
+    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step from which a stage scores
+    is_completion = torch.ones_like(rollout.token_mask)
+    mask = torch.cat([rollout.prompt_mask, is_completion], dim=1)  # (B, S)
+    logp = torch.zeros_like(rollout.behaviour_logp)
+    for k in range(starts.shape[1]):
+        state = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
+        hidden = policy.hidden(torch.cat([rollout.prompt_ids, state], dim=1), mask)[:, -L:]
+        scored = policy.token_logp(
+            hidden.flatten(0, 1), rollout.completion.flatten(), rollout.temperature
+        ).view(B, L)
+        # A later stage overwrites the tokens that come after its own boundary.
+        is_later = rollout.token_mask & (rollout.unmask_step > starts[:, k : k + 1])
+        logp = torch.where(is_later, scored, logp)
+    return logp
+
+
+# ---- boundaries ----------------------------------------------------------------------------------
+
+
+def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
+    """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1.
+
+    One set for each completion, drawn afresh for each optimisation step, the same for old and new
+    policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step 0: a boundary
+    there is an ordinary mean-field draw [OUR CHOICE]. A row with fewer than m-1 inner steps uses
+    every one as a boundary, which is exact. Its spare boundaries are T, and their stages are empty.
+
+    nfe (B,) long. Raises ValueError for less than one stage.
     """
     if num_stages < 1:
         raise ValueError(f"num_stages = {num_stages}: a likelihood has at least 1 stage")
     nfe = nfe.unsqueeze(1)  # (B, 1)
-    inner = torch.arange(1, max(int(nfe.max()), num_stages), device=nfe.device)  # (K,) candidates
-    key = torch.rand((len(nfe), len(inner)), generator=generator, device=nfe.device)
-    order = key.masked_fill(inner >= nfe, torch.inf).argsort(dim=1, stable=True)
-    picked = inner[order[:, : num_stages - 1]]  # (B, m-1): the smallest keys, a uniform subset
+    candidates = torch.arange(1, max(int(nfe.max()), num_stages), device=nfe.device)  # (K,)
+    key = torch.rand((len(nfe), len(candidates)), generator=generator, device=nfe.device)
+    order = key.masked_fill(candidates >= nfe, torch.inf).argsort(dim=1, stable=True)
+    picked = candidates[order[:, : num_stages - 1]]  # the smallest keys are a uniform subset
     return picked.minimum(nfe).sort(dim=1).values
 
 
-def draw_prompt_mask(prompt_mask, num_generations, probability, generator=None):
-    """Prompt tokens to hide while scoring, each with this probability, as d1 does.
+def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None) -> torch.Tensor:
+    """Prompt tokens to replace by [MASK] while scoring, each with this probability, as d1 does.
 
-    One draw a prompt: a group shares its canvas. One draw an optimisation step, the same for old
-    and new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
+    One draw for each prompt (a group shares it) and each optimisation step, the same for old and
+    new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
     """
-    shape = (len(prompt_mask) // num_generations, prompt_mask.shape[1])
-    draw = torch.rand(shape, generator=generator, device=prompt_mask.device)
+    prompts = len(prompt_mask) // num_generations
+    draw = torch.rand(
+        (prompts, prompt_mask.shape[1]), generator=generator, device=prompt_mask.device
+    )
     return prompt_mask & (draw < probability).repeat_interleave(num_generations, dim=0)
 
 
-def scored_as_drawn(unmask_step, boundaries):
-    """Tokens that are scored from the very state they were drawn from: steps 1 and tau + 1.
+def scored_as_drawn(unmask_step, boundaries) -> torch.Tensor:
+    """Tokens scored from the very state they were drawn from: those of steps 1 and tau + 1.
 
     Their importance weight is 1 in exact arithmetic. (B, L), (B, m-1) -> (B, L) bool
     """
-    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
-    return (unmask_step.unsqueeze(-1) - 1 == starts.unsqueeze(1)).any(-1)
+    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
+    return (unmask_step.unsqueeze(-1) - 1 == starts.unsqueeze(1)).any(dim=-1)
 
 
-def unique_rows(rows):
-    """(R, S) -> first (U,), an index of each distinct row, copy (R,): rows[first][copy] == rows."""
-    _, copy = torch.unique(rows, dim=0, return_inverse=True)
-    index = torch.arange(len(rows), device=rows.device)
-    first = torch.full_like(index, len(rows)).scatter_reduce(0, copy, index, "amin")
-    return first[first < len(rows)], copy
+# ---- the same with less work ---------------------------------------------------------------------
 
 
-def surrogate_logp(policy, rollout, boundaries, hidden_prompt=None):
+def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Tensor:
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
-    boundaries (B, m-1) long, sorted; no columns: mean-field. hidden_prompt (B, P) bool: prompt
-    tokens to replace by [MASK]. -> (B, L), 0 where there is no token (padding after [EOS]).
-    Differentiable. Raises ValueError for a greedy rollout: its probabilities are 0 and 1.
+    What the definition wastes: a stage runs only the rows that have a token in it; equal canvases
+    are run once; and logits are made for one position per token, never for (B, L, V).
+
+    boundaries     (B, m-1) long, sorted; no columns: mean-field
+    masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
+
+    Returns (B, L), 0 where there is no token (padding behind [EOS]). Differentiable. Raises
+    ValueError for a greedy rollout: its probabilities are 0 and 1.
     """
     if rollout.temperature <= 0:
         raise ValueError("a greedy rollout has no likelihood: sample with a temperature above 0")
-    # Each token's stage is the number of boundaries before its step.
-    stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(-1)  # (B, L) 0..m-1
-    starts = torch.nn.functional.pad(boundaries, (1, 0))  # (B, m): the step each stage starts from
+    # A token's stage is the number of boundaries before its step.
+    starts = pad(boundaries, (1, 0))  # (B, m): the step from which each stage scores
+    stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(dim=-1)  # (B, L)
     stages = torch.arange(starts.shape[1], device=stage.device).view(1, -1, 1)
-    scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == stages)  # (B, m, L)
-    row, k = scored.any(-1).nonzero(as_tuple=True)  # (R,) each: the pairs worth a denoiser call
-    scored = scored[row, k]  # (R, L)
+    is_scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == stages)  # (B, m, L)
+    row, k = is_scored.any(dim=-1).nonzero(as_tuple=True)  # (R,) each: the pairs to be run
+    is_scored = is_scored[row, k]  # (R, L)
 
     # Each pair's canvas: the prompt, with no more left padding than these rows need, and z_tau.
     P = int(rollout.prompt_mask.sum(dim=1).max())
-    prompt, prompt_mask = rollout.prompt_ids[:, -P:], rollout.prompt_mask[:, -P:]
-    if hidden_prompt is not None:
-        prompt = prompt.masked_fill(hidden_prompt[:, -P:], policy.mask_id)
-    steps, start = rollout.unmask_step[row], starts[row, k]
-    state = latent_at(rollout.completion[row], steps, start, policy.mask_id)  # (R, L)
-    ids = torch.cat([prompt[row], state], dim=1)  # (R, S)
+    prompt_ids = rollout.prompt_ids[:, -P:]
+    prompt_mask = rollout.prompt_mask[:, -P:]
+    if masked_prompt is not None:
+        prompt_ids = prompt_ids.masked_fill(masked_prompt[:, -P:], policy.mask_id)
+    state = latent_at(
+        rollout.completion[row], rollout.unmask_step[row], starts[row, k], policy.mask_id
+    )  # (R, L)
+    ids = torch.cat([prompt_ids[row], state], dim=1)  # (R, S)
     mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)
 
     # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions
-    # are G + 1 passes, not 2 G. No more can be shared, since attention looks both ways.
-    first, copy = unique_rows(torch.cat([ids, mask], dim=1))  # (U,), (R,)
-    mask = None if prompt_mask.all() else mask[first]
-    hidden = policy.hidden(ids[first], mask)[:, P:]  # (U, L, D)
+    # take G + 1 passes, not 2 G. No more can be shared, since attention looks both ways.
+    S = ids.shape[1]
+    distinct, copy = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
+    distinct_mask = None if prompt_mask.all() else distinct[:, S:].bool()
+    hidden = policy.hidden(distinct[:, :S], distinct_mask)[:, P:]  # (U, L, D)
 
-    # Each token is scored in one stage: logits for one position a token, never for (B, L, V).
-    pair, position = scored.nonzero(as_tuple=True)  # (N,) each
-    token = rollout.completion[row[pair], position]
-    logp = policy.token_logp(hidden[copy[pair], position], token, rollout.temperature)
+    pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
+    tokens = rollout.completion[row[pair], position]
+    logp = policy.token_logp(hidden[copy[pair], position], tokens, rollout.temperature)
     return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), logp)
 
 
+# ---- the exact likelihood, for measurements ------------------------------------------------------
+
+
 @torch.no_grad()
-def exact_logp(policy, rollout, states_at_once=64):
+def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
     """The exact log-probs of a rollout's tokens: a boundary at every step. -> (B, L)
 
-    It takes T denoiser passes a row, `states_at_once` of each row together.
+    It takes T denoiser passes for each row, `states_at_once` of each row together.
     """
-    T, logp = int(rollout.nfe.max()), torch.zeros_like(rollout.behaviour_logp)
-    every_step = torch.arange(1, T + 1, device=rollout.nfe.device).expand(len(rollout.nfe), -1)
+    T = int(rollout.nfe.max())
+    step = rollout.unmask_step
+    every_step = torch.arange(1, T + 1, device=step.device).expand(len(step), -1)  # (B, T)
+    logp = torch.zeros_like(rollout.behaviour_logp)
     for done in range(0, T, states_at_once):
-        step = rollout.unmask_step
-        now = rollout.token_mask & (step > done) & (step <= done + states_at_once)
-        if now.any():
-            logp += surrogate_logp(policy, replace(rollout, token_mask=now), every_step)
+        is_now = rollout.token_mask & (step > done) & (step <= done + states_at_once)
+        if is_now.any():
+            logp += surrogate_logp(policy, replace(rollout, token_mask=is_now), every_step)
     return logp
 
 
-def cache_kl(policy, rollout, states_at_once=64):
+def cache_kl(policy, rollout, states_at_once=64) -> float:
     """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
 
     Estimated from the rollout's own tokens; without a cache 0 up to rounding. Give it few rows.
@@ -151,27 +193,43 @@ def cache_kl(policy, rollout, states_at_once=64):
     return (rollout.behaviour_logp - exact)[rollout.token_mask].mean().item()
 
 
+# ---- an example ----------------------------------------------------------------------------------
+
+
 def example():
     """One completion of "2 + 3 =", unmasked in three steps, scored in three ways."""
     words = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
-    ids, steps = torch.tensor([[1, 3, 2, 4, 6, 5, 7]]), torch.tensor([[2, 1, 3]])
+    prompt_ids = torch.tensor([[1, 3, 2, 4]])
+    completion = torch.tensor([[6, 5, 7]])
+    unmask_step = torch.tensor([[2, 1, 3]])
+    p_drawn = (3 + unmask_step) / 10
     policy = SimpleNamespace(mask_id=0)  # a toy: the more tokens it sees, the surer it is
     policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)
     policy.token_logp = lambda hidden, tokens, temperature: (hidden[:, 0] / 10).log()
-    names = (
-        "prompt_ids prompt_mask completion unmask_step behaviour_logp token_mask nfe temperature"
-    )
-    prompt, text, true = ids[:, :4], ids[:, 4:], (3 + steps) / 10
-    values = (prompt, prompt > 0, text, steps, true.log(), text > 0, steps.amax(1), 1.0)
-    rollout = make_dataclass("Rollout", names.split())(*values)
+    values = {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": prompt_ids > 0,
+        "completion": completion,
+        "unmask_step": unmask_step,
+        "behaviour_logp": p_drawn.log(),
+        "token_mask": completion > 0,
+        "nfe": unmask_step.amax(dim=1),
+        "temperature": 1.0,
+    }
+    rollout = make_dataclass("Rollout", values)(**values)
     for name, taus in (("mean-field", []), ("two stages, tau = 1", [1]), ("exact", [1, 2])):
-        p = surrogate_logp(policy, rollout, torch.tensor([taus], dtype=torch.long)).exp()
+        boundaries = torch.tensor([taus], dtype=torch.long)
+        p_scored = surrogate_logp(policy, rollout, boundaries).exp()
         print(f"{name}: prompt 2 + 3 =, completion so 5 .")
-        for i, step in enumerate(steps[0].tolist()):
+        for i, step in enumerate(unmask_step[0].tolist()):
             tau = max(tau for tau in [0, *taus] if tau < step)
-            state = " ".join(words[w] for w in latent_at(text, steps, tau, 0)[0])
-            said = f"{p[0, i]:.1f}, drawn with {true[0, i]:.1f}, weight {p[0, i] / true[0, i]:.2f}"
-            print(f"  {words[text[0, i]]:2} of step {step} from z_{tau} = {state}: {said}")
+            state = latent_at(completion, unmask_step, tau, policy.mask_id)[0]
+            print(
+                f"  {words[completion[0, i]]:2} of step {step}",
+                f"from z_{tau} = {' '.join(words[token] for token in state)}:",
+                f"{p_scored[0, i]:.1f}, drawn with {p_drawn[0, i]:.1f},",
+                f"weight {p_scored[0, i] / p_drawn[0, i]:.2f}",
+            )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 """Train a masked-diffusion language model to reason better and faster.
 
-    python train.py --task countdown                  a laptop, no GPU, no download
-    python train.py --task countdown,sudoku           both, by one model (together.py)
-    python train.py --task my_task.py:MyTask          your own task (tasks.py says what it needs)
+    python train.py --task countdown --model tiny     a laptop, no GPU, no download
+    python train.py --task countdown,sudoku           both, by one model (tasks/mixture.py)
+    python train.py --task my_task.py:MyTask          your own task (tasks/task.py)
     python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
     python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct        a GPU of 24 GB or more
-    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a      four (processes.py)
+    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a     four processes
 
 DiFFPO is GRPO with four changes:
     1. the policy is a diffusion: each step unmasks several tokens              diffusion_policy.py
     2. its likelihood is a surrogate, scored from two states instead of all     likelihood.py
     3. so learning is off-policy, and tokens carry importance weights           diffpo_loss.py
     4. how much to unmask at once is learned too, by the same rewards           sampler.py
+
+The algorithm is the first half of this file. What serves it (run folder, checkpoints, several
+processes, logs) is in training/, and each call says what it does.
 
 Shapes: P prompts a step, G completions each, B = P * G rows, L completion tokens, m stages.
 """
@@ -21,12 +24,13 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":  # --help answers here: what follows takes seconds to import
-    from config import parse_flags
+from config import parse_flags
 
-    # A pipe gets each line at once, and an old terminal a ? for a γ that it cannot show.
+if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
+    # A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show.
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     parse_flags()
 
@@ -34,7 +38,6 @@ import torch
 from tqdm import tqdm
 
 import likelihood
-from config import parse_flags
 from diffpo_loss import (
     diffpo_loss,
     group_advantages,
@@ -43,166 +46,271 @@ from diffpo_loss import (
     threshold_loss,
     weight_metrics,
 )
-from evaluation import summary
-from evaluation.plots import plot_curves, plot_frontier
+from evaluate import evaluate, generate
+from evaluation.summary import GAMMAS, describe_base, print_summary
 from models.checkpoints import read_json
 from models.device import describe_out_of_memory
-from models.export import export_model
+from models.prompting import decode_completions, encode_prompts
+from sampler import Decoder
 from tasks import mixture
 from training import checkpoint, distributed, files, health, run_folder
+from training.logging import (
+    cost_metrics,
+    log_step,
+    open_tracker,
+    print_progress,
+    rollout_metrics,
+    sample_rows,
+)
 
 # ---- the algorithm -------------------------------------------------------------------------------
 
 
-def diffpo_step(settings, task, policy, reference, optimizers, step):
-    """One step of DiFFPO: the README's box. Returns (metrics, completions worth a look)."""
-    task, L = mixture.task_for_step(
-        task, step, settings.max_completion_length
-    )  # several tasks take turns, a step each
-    G, began, policy.calls = settings.num_generations, time.perf_counter(), 0
-    # All chance depends on (seed, step) alone: a resumed run draws what an unbroken one would have.
-    chance = random.Random(f"{settings.seed} {step}").getrandbits(63)
-    generator = torch.Generator(policy.denoiser.device).manual_seed(chance)
+@dataclass
+class InnerUpdate:
+    """What is random in one of the mu updates; the same for new, old and reference policy."""
+
+    boundaries: torch.Tensor  #            (B, m-1), the steps between stages
+    masked_prompt: torch.Tensor | None  #  (B, P) bool, prompt tokens to mask while scoring
+    dropout_seed: int
+
+
+def diffpo_step(config, task, policy, reference, optimizers, step):
+    """One step of DiFFPO: the README's box, with its numbers.
+
+    Returns the step's metrics and a few sampled completions, as dicts for JSON.
+    """
+    step_began = time.perf_counter()
+    policy.rows_run = 0
+    G = config.num_generations
+    # Of several tasks each step trains one, with that task's own length.
+    task, L = mixture.task_for_step(task, step, config.max_completion_length)
+    # All randomness is derived from (seed, step), so resuming is deterministic.
+    step_seed = random.Random(f"{config.seed} {step}").getrandbits(63)
+    generator = torch.Generator(policy.denoiser.device).manual_seed(step_seed)
 
     # 1. Draw P prompts c, and lay out G rows for each.
-    problems = task.problems("train", settings.prompts_per_step, f"{settings.seed} {step}")
+    problems = task.problems("train", config.prompts_per_step, f"{config.seed} {step}")
     problems = [problem for problem in problems for _ in range(G)]  # B = P * G
-    prompt_ids, prompt_mask = policy.encode([task.prompt(problem) for problem in problems], L)
+    prompts = [task.prompt(problem) for problem in problems]
+    prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)  # (B, P), (B, P)
 
-    # 2. Complete them with the true policy: gamma says how much a step, what is drawn is recorded.
-    how = (
-        L,
-        run_folder.rollout_decoder(settings),
-        generator,
-        G,
-    )  # by several processes: each has the whole
-    rollout = distributed.rollout(policy, prompt_ids, prompt_mask, *how)
-    texts, rolled_out = policy.decode(rollout), time.perf_counter()
+    # 2. Complete them with the true policy. The threshold gamma says how much to unmask in each
+    #    step; the probability of what is drawn is recorded.
+    rollout = distributed.rollout(
+        policy,
+        prompt_ids,
+        prompt_mask,
+        length=L,
+        decoder=rollout_decoder(config),
+        generator=generator,
+        num_generations=G,
+    )
+    texts = decode_completions(policy, rollout)
+    rollout_ended = time.perf_counter()
 
     # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
     #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
-    reward, solved = compute_rewards(task, problems, texts, G, prompt_ids.device)  # (B,)
-    speed_reward = reward * (1 - settings.nfe_penalty * rollout.nfe / L)  # (B,)
+    reward, solved = compute_rewards(task, problems, texts, G, device=prompt_ids.device)  # (B,)
+    speed_reward = reward * (1 - config.nfe_penalty * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.
-    advantage = group_advantages(speed_reward, G, settings.scale_rewards)  # (B,)
+    advantage = group_advantages(speed_reward, G, config.scale_rewards)  # (B,)
 
-    # 5. Draw fresh stage boundaries (B, m-1) for each of the mu inner updates, and, as d1 does,
-    #    prompt tokens to hide (B, P); a seed for dropout comes along.
-    stages, hide = [], settings.p_mask_prompt or None
-    for update in range(settings.num_iterations):
-        boundaries = likelihood.draw_boundaries(rollout.nfe, settings.num_stages, generator)
-        hidden = hide and likelihood.draw_prompt_mask(prompt_mask, G, hide, generator)
-        stages.append((boundaries, hidden, chance + update))
+    # 5. Draw fresh stage boundaries for each of the mu inner updates and, as d1 does, prompt tokens
+    #    to mask.
+    updates = []
+    for i in range(config.num_iterations):
+        boundaries = likelihood.draw_boundaries(rollout.nfe, config.num_stages, generator)
+        masked_prompt = None
+        if config.p_mask_prompt > 0:
+            masked_prompt = likelihood.draw_masked_prompt(
+                prompt_mask, G, config.p_mask_prompt, generator
+            )
+        updates.append(InnerUpdate(boundaries, masked_prompt, dropout_seed=step_seed + i))
 
     # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
-    #    A token's score takes the selected positions as given. Under gamma, *which* positions are
-    #    selected depends on the model too: that part of the gradient is left out. [OUR CHOICE]
-    metrics, one = {}, rollout.rows(slice(0, 1))
-    if settings.cache != "none":
-        metrics["cache_kl"] = likelihood.cache_kl(policy, one, settings.micro_batch_size)
-    if settings.train_target != "sampler":
-        how = (rollout, stages, advantage, settings)
-        metrics |= update_denoiser(policy, reference, optimizers[0], *how)
-    if settings.train_target != "policy":
-        metrics |= update_threshold(policy, optimizers[1], rollout, advantage, settings)
-    means = {"reward": reward, "speed_reward": speed_reward, "solved": solved}
-    metrics |= {f"{name}_mean": value.mean().item() for name, value in means.items()}
-    calls = distributed.all_reduce_sum(policy.calls)
-    metrics |= summary.batch_metrics(rollout, advantage, calls, began, rolled_out)
-    return metrics, summary.sample_rows(problems, texts, rollout, reward)
+    #    A token's score takes the selected positions as given. Under a learned gamma, *which*
+    #    positions are selected depends on the model too; that part of the gradient is left out.
+    #    [OUR CHOICE]
+    metrics = {
+        "reward_mean": reward.mean().item(),
+        "speed_reward_mean": speed_reward.mean().item(),
+        "solved_mean": solved.mean().item(),
+    }
+    metrics |= rollout_metrics(rollout, advantage, G)
+    if config.cache != "none":
+        one_row = rollout.rows(slice(0, 1))
+        metrics["cache_kl"] = likelihood.cache_kl(policy, one_row, config.micro_batch_size)
+    if config.train_target != "sampler":
+        metrics |= update_denoiser(
+            config, policy, reference, optimizers[0], rollout, advantage, updates
+        )
+    if config.train_target != "policy":
+        metrics |= update_threshold(config, policy, optimizers[1], rollout, advantage)
+    denoiser_rows = distributed.all_reduce_sum(policy.rows_run)
+    metrics |= cost_metrics(rollout, denoiser_rows, step_began, rollout_ended)
+    return metrics, sample_rows(problems, texts, rollout, reward)
+
+
+def rollout_decoder(config):
+    """The entropy-bounded rule, at the learned gamma or, if only the policy learns, at a fixed one."""
+    return Decoder(
+        rule="eb",
+        level=config.initial_threshold if config.train_target == "policy" else None,
+        block_length=config.block_length or None,
+        temperature=config.temperature,
+        cache=config.cache,
+        stop_at_eos=True,
+        sample_threshold=True,
+    )
 
 
 def compute_rewards(task, problems, texts, num_generations, device):
     """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
-    mine = distributed.local_rows(len(texts), num_generations)
-    earned = mixture.score_completions(task, problems[mine], texts[mine])
-    earned = torch.tensor(earned, dtype=torch.float32, device=device)  # (b, 2)
-    return distributed.all_gather_rows(earned, mine, len(texts)).unbind(1)
+    rows = distributed.local_rows(len(texts), num_generations)
+    scores = mixture.score_completions(task, problems[rows], texts[rows])
+    scores = torch.tensor(scores, dtype=torch.float32, device=device)  # (b, 2)
+    reward, solved = distributed.all_gather_rows(scores, rows, len(texts)).unbind(dim=1)
+    return reward, solved
 
 
-def update_denoiser(policy, reference, optimizer, rollout, stages, advantage, settings):
-    """mu optimisation steps on one batch of rollouts. Returns the metrics' means over them."""
-    B, gpu = len(advantage), [advantage.device] if advantage.is_cuda else []
-    size, mine = settings.micro_batch_size, distributed.local_rows(B, settings.num_generations)
-    parts = [slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
+def update_denoiser(config, policy, reference, optimizer, rollout, advantage, updates):
+    """mu optimisation steps on one batch of rollouts. Returns the mean of their metrics.
+
+    First everything that does not change is scored, before the weights move; then each update
+    scores the new policy, micro-batch by micro-batch, and takes a step.
+    """
+    B = len(advantage)
+    local = distributed.local_rows(B, config.num_generations)
+    micro_batches = [
+        slice(start, min(start + config.micro_batch_size, local.stop))
+        for start in range(local.start, local.stop, config.micro_batch_size)
+    ]
+
+    def score(scorer, update, rows, mask_prompt=True):
+        """The surrogate's log-probs of some rows, (b, L)."""
+        masked_prompt = None
+        if mask_prompt and update.masked_prompt is not None:
+            masked_prompt = update.masked_prompt[rows]
+        # One dropout mask for old, new and weight, or their ratios would be noise.
+        gpus = [advantage.device] if advantage.is_cuda else []
+        with torch.random.fork_rng(gpus):
+            torch.manual_seed(update.dropout_seed + rows.start)
+            return likelihood.surrogate_logp(
+                scorer, rollout.rows(rows), update.boundaries[rows], masked_prompt
+            )
+
+    @torch.no_grad()
+    def score_all(scorer, update, mask_prompt=True):
+        """The same for the whole batch, without gradient, (B, L)."""
+        logp = torch.cat([score(scorer, update, rows, mask_prompt) for rows in micro_batches])
+        return distributed.all_gather_rows(logp, local, B)
+
     health.assert_finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
-
-    def score(scorer, stage, part, hide=True):  # -> (b, L)
-        boundaries, hidden, seed = stage
-        hidden = hidden[part] if hide and hidden is not None else None
-        with torch.random.fork_rng(gpu):  # one dropout for old, new and weight, or ratios are noise
-            torch.manual_seed(seed + part.start)
-            return likelihood.surrogate_logp(scorer, rollout.rows(part), boundaries[part], hidden)
-
-    def score_all(scorer, stage, hide=True):  # -> (B, L), without gradient
-        with torch.no_grad():
-            logps = torch.cat([score(scorer, stage, part, hide) for part in parts])
-            return distributed.all_gather_rows(logps, mine, B)
-
-    # The old policy is scored under every update's boundaries before anything moves. (Not under the
-    # first's: there the new policy still is the old one.) Weights compare with what was drawn from,
-    # so their numerator hides nothing of the prompt.
     policy.denoiser.train()  # gradient checkpointing, dropout
-    olds = [None] + [score_all(policy, stage) for stage in stages[1:]]
-    plains = [None if stage[1] is None else score_all(policy, stage, False) for stage in stages]
-    refs = [score_all(reference, stage) if reference else None for stage in stages]
+
+    # Before anything moves. At the first update the new policy still is the old one, so its score
+    # serves for both (None below). Weights compare with what was drawn from, so their numerator
+    # masks nothing of the prompt; without masked prompts it is the old score (None).
+    logp_old = [None] + [score_all(policy, update) for update in updates[1:]]
+    logp_for_weight = [None] * len(updates)
+    if config.p_mask_prompt > 0:
+        logp_for_weight = [score_all(policy, update, mask_prompt=False) for update in updates]
+    logp_reference = [None] * len(updates)
+    if reference is not None:
+        logp_reference = [score_all(reference, update) for update in updates]
+
     history = []
-    for stage, old, plain, ref in zip(stages, olds, plains, refs, strict=True):
+    for i, update in enumerate(updates):
         optimizer.zero_grad()
-        new = []
-        for part in parts:
-            logp_new = score(policy, stage, part)
-            logps = [logp_new, *(x if x is None else x[part] for x in (old, plain, ref))]
-            loss, _ = objective(logps, rollout.rows(part), advantage[part], settings)
-            (loss * len(logp_new) / B).backward()  # a row counts 1/B, whatever the micro-batch
-            new.append(logp_new.detach())
+        logp_new = []
+        for rows in micro_batches:
+            logp = score(policy, update, rows)  # (b, L), with gradient
+            loss, _ = objective(
+                config,
+                rollout=rollout.rows(rows),
+                advantage=advantage[rows],
+                logp_new=logp,
+                logp_old=None if logp_old[i] is None else logp_old[i][rows],
+                logp_for_weight=None if logp_for_weight[i] is None else logp_for_weight[i][rows],
+                logp_reference=None if logp_reference[i] is None else logp_reference[i][rows],
+            )
+            (loss * len(logp) / B).backward()  # a row counts 1/B, whatever the micro-batch
+            logp_new.append(logp.detach())
         distributed.all_reduce_gradients(policy.denoiser)
-        logps = [
-            distributed.all_gather_rows(torch.cat(new), mine, B),
-            old,
-            plain,
-            ref,
-        ]  # of the whole batch
-        loss, metrics = objective(logps, rollout, advantage, settings)
+
+        # The whole batch's metrics, from the scores that the gradient was made of.
+        logp_new = distributed.all_gather_rows(torch.cat(logp_new), local, B)  # (B, L)
+        loss, metrics = objective(
+            config,
+            rollout=rollout,
+            advantage=advantage,
+            logp_new=logp_new,
+            logp_old=logp_old[i],
+            logp_for_weight=logp_for_weight[i],
+            logp_reference=logp_reference[i],
+        )
         health.assert_finite("the loss", loss, rollout)
-        norm = distributed.clip_grad_norm(policy.denoiser, settings.max_grad_norm)
-        health.assert_finite("the gradient", norm, rollout)
+        grad_norm = distributed.clip_grad_norm(policy.denoiser, config.max_grad_norm)
+        health.assert_finite("the gradient", grad_norm, rollout)
         optimizer.step()
-        old = logps[0] if old is None else old
-        unit = likelihood.scored_as_drawn(rollout.unmask_step, stage[0])
-        how = rollout.behaviour_logp, settings.importance_weight_cap, rollout.token_mask, unit
-        metrics |= weight_metrics(old if plain is None else plain, *how)
-        history.append(metrics | {"grad_norm": norm.item()})
+
+        numerator = next(
+            logp for logp in (logp_for_weight[i], logp_old[i], logp_new) if logp is not None
+        )
+        metrics |= weight_metrics(
+            numerator,
+            rollout.behaviour_logp,
+            cap=config.importance_weight_cap,
+            token_mask=rollout.token_mask,
+            must_be_1=likelihood.scored_as_drawn(rollout.unmask_step, update.boundaries),
+        )
+        metrics["grad_norm"] = grad_norm.item()
+        history.append(metrics)
     policy.denoiser.eval()
     return {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
 
 
-def objective(logps, rollout, advantage, settings):
-    """The loss of some rows: diffpo_loss and, with beta, the KL to the base. (loss, metrics)
+def objective(config, rollout, advantage, logp_new, logp_old, logp_for_weight, logp_reference):
+    """The loss of some rows: diffpo_loss and, if beta is above 0, the KL to the base model.
 
-    logps: new, old (None: the first update, the same as new), the weight's numerator (None: old)
-    and the reference's (None: without one), (b, L) each.
+    advantage (b,), log-probs (b, L). logp_old None: the first update, where old is new.
+    logp_for_weight None: the weight's numerator is logp_old. logp_reference None: no KL.
+    Returns (loss, metrics).
     """
-    new, old, plain, ref = logps
-    old = new.detach() if old is None else old
-    true, mask, by = rollout.behaviour_logp, rollout.token_mask, settings.normalise_by
-    weights = importance_weights(
-        old if plain is None else plain, true, settings.importance_weight_cap
+    if logp_old is None:
+        logp_old = logp_new.detach()
+    if logp_for_weight is None:
+        logp_for_weight = logp_old
+    loss, metrics = diffpo_loss(
+        logp_new=logp_new,
+        logp_old=logp_old,
+        advantage=advantage,
+        weights=importance_weights(
+            logp_for_weight, rollout.behaviour_logp, cap=config.importance_weight_cap
+        ),
+        token_mask=rollout.token_mask,
+        epsilon=config.epsilon,
+        normalise_by=config.normalise_by,
     )
-    loss, metrics = diffpo_loss(new, old, advantage, weights, mask, settings.epsilon, by)
-    if ref is not None:
-        kl = reference_kl(new, ref, mask, by)
-        loss, metrics["reference_kl"] = loss + settings.beta * kl, kl.item()
+    if logp_reference is not None:
+        kl = reference_kl(logp_new, logp_reference, rollout.token_mask, config.normalise_by)
+        loss = loss + config.beta * kl
+        metrics["reference_kl"] = kl.item()
     return loss, metrics
 
 
-def update_threshold(policy, optimizer, rollout, advantage, settings):
-    """mu clipped steps of the threshold head, by the same advantages. -> the last's metrics."""
-    eps = settings.threshold_epsilon
-    for _ in range(settings.num_iterations):
-        logp_new = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
-        loss, metrics = threshold_loss(logp_new, rollout.threshold_logp, advantage, eps)
+def update_threshold(config, policy, optimizer, rollout, advantage):
+    """mu clipped steps of the threshold head, by the same advantages. Returns the last metrics."""
+    for _ in range(config.num_iterations):
+        distribution = policy.threshold_head(rollout.prompt_state)
+        loss, metrics = threshold_loss(
+            logp_new=distribution.log_prob(rollout.threshold),
+            logp_old=rollout.threshold_logp,
+            advantage=advantage,
+            epsilon=config.threshold_epsilon,
+        )
         health.assert_finite("the threshold's loss", loss.detach(), rollout)
         optimizer.zero_grad()
         loss.backward()
@@ -210,100 +318,242 @@ def update_threshold(policy, optimizer, rollout, advantage, settings):
     return metrics
 
 
-def training_loop(settings, task, run_dir, policy, interrupt):
-    """From the first step to the last, logged and saved. Changes `policy` in place."""
-    reference, rate = None, settings.learning_rate
-    if settings.beta:  # the adapter switched off is the base model
-        reference = policy.without_adapter()
-        if not settings.lora_rank:
-            reference = run_folder.base_policy(settings, policy.denoiser.device)
-            if settings.shard:
-                distributed.shard_model(reference.denoiser, policy.denoiser.device)
-    if settings.gradient_checkpointing:
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+def training_loop(config, task, run_dir, policy, interrupt):
+    """From the first step, or the last checkpoint, to the last step. Changes `policy` in place.
+
+    Raises KeyboardInterrupt, once the step is saved, if `interrupt` was asked to stop.
+    """
+    reference = None
+    if config.beta > 0:
+        reference = run_folder.reference_policy(config, policy)
+    if config.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
-    how = {"lr": rate, "betas": (0.9, 0.99), "weight_decay": settings.weight_decay}
-    how["foreach"] = False if settings.shard else None  # one at a time: some are split, some not
-    optimizers = [torch.optim.AdamW(policy.denoiser.parameters(), **how)]
-    head = {"params": policy.threshold_head.parameters(), "lr": settings.threshold_learning_rate}
-    optimizers.append(torch.optim.Adam([head]))
-    start = checkpoint.load_state(run_dir, optimizers)
-    steps = range(start, settings.steps)
-    hidden = None if distributed.is_main_process() else True  # None: in a pipe alone
-    bar = tqdm(steps, settings.train_target, settings.steps, initial=start, disable=hidden)
-    history, said = files.read_log(run_dir / "metrics.jsonl"), set()
+    optimizers = [
+        torch.optim.AdamW(
+            policy.denoiser.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            # One weight at a time if some are split over processes and some are not.
+            foreach=False if config.shard else None,
+        ),
+        torch.optim.Adam(policy.threshold_head.parameters(), lr=config.threshold_learning_rate),
+    ]
+    first_step = checkpoint.load_state(run_dir, optimizers)
+    is_main = distributed.is_main_process()
+    track = open_tracker(config.report_to if is_main else "none", run_dir, config)
+    history = files.read_log(run_dir / "metrics.jsonl")
+    warned = set()
+    bar = tqdm(
+        range(first_step, config.steps),
+        desc=config.train_target,
+        total=config.steps,
+        initial=first_step,
+        disable=None if is_main else True,  # None: hidden only if the output is a pipe
+    )
     for step in bar:
+        warmup = min(1.0, (step + 1) / (config.warmup_steps + 1))
         for group in optimizers[0].param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / (settings.warmup_steps + 1))
+            group["lr"] = config.learning_rate * warmup
         try:
-            metrics, samples = diffpo_step(settings, task, policy, reference, optimizers, step)
+            metrics, samples = diffpo_step(config, task, policy, reference, optimizers, step)
             health.assert_finite_weights(policy.denoiser)
         except health.NotFinite as error:
             raise health.save_bad_batch(error, run_dir, step + 1) from None
-        asked = distributed.all_reduce_max(interrupt.asked)
-        if distributed.is_main_process():
-            summary.log_step(run_dir, bar, step + 1, metrics, samples)
-            history = [*history, metrics][-health.BACK :]
-            for text in health.new_warnings(history, said):
-                bar.write(f"step {step + 1}: {text}")
-            summary.print_progress(run_dir, bar, step + 1)
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps or asked:
+        # Every process has to stop at the same step.
+        stop_signal = distributed.all_reduce_max(interrupt.asked)
+        if is_main:
+            log_step(run_dir, step + 1, metrics, samples)
+            track(metrics, step + 1)
+            bar.set_postfix_str(
+                f"reward {metrics['reward_mean']:.3f}, NFE {metrics['nfe_mean']:.2f}"
+            )
+            history = [*history, metrics][-health.STEPS_LOOKED_BACK :]
+            for warning in health.new_warnings(history, warned):
+                bar.write(f"step {step + 1}: {warning}")
+            print_progress(run_dir, bar, step + 1)
+        is_last = step + 1 == config.steps
+        if (step + 1) % config.save_every == 0 or is_last or stop_signal:
             checkpoint.save_checkpoint(run_dir, policy, optimizers, step + 1)
-        if asked:
-            raise KeyboardInterrupt(asked)
+        if stop_signal:
+            raise KeyboardInterrupt(stop_signal)
 
 
 # ---- what surrounds it ---------------------------------------------------------------------------
 
 
-def run(settings, run_dir, resume, export):
-    """The base measured, the steps, the trained model measured, and what came of it."""
-    policy, task, problems = run_folder.prepare(settings, run_dir, resume, export)
-    what, file = (policy, task, problems, settings), run_dir / "eval.json"
-    if distributed.all_reduce_max(not file.exists()):
-        summary.measure(run_dir, "base", 0, *what)
-    with files.GracefulInterrupt() as interrupt:
-        training_loop(settings, task, run_dir, policy, interrupt)
-    measured = read_json(file)[-1]["step"] if distributed.is_main_process() else 0
-    if distributed.all_reduce_max(measured) != settings.steps:  # else it was finished, and measured
-        summary.measure(run_dir, "trained", settings.steps, *what)
+def measure(config, policy, task, problems, run_dir, name, step):
+    """Measure the policy on held-out problems, greedily, as "base" or as "trained".
+
+    Writes what both wrote for the first problems (completions.json), a row for each gamma
+    (frontier.json), and the rows of the summary's table (eval.json).
+    """
+    is_learned = name == "trained" and config.train_target != "policy"
+    gammas = [None] * is_learned + [config.initial_threshold]
+    if config.frontier:
+        gammas += GAMMAS
+    batch_size = config.prompts_per_step * config.num_generations
+    if policy.compact_prompts:
+        batch_size = 256
+    decoders = [
+        Decoder(
+            rule="eb",
+            level=gamma,
+            block_length=config.block_length or None,
+            temperature=0.0,
+            cache=config.cache,
+            stop_at_eos=True,
+            sample_threshold=False,
+        )
+        for gamma in dict.fromkeys(gammas)
+    ]
+    print(
+        f"measuring the {name} model: {len(problems)} held-out problems, "
+        f"{len(decoders)} thresholds",
+        flush=True,
+    )
+    rows = []
+    for decoder in decoders:
+        scores = evaluate(
+            policy,
+            task,
+            problems,
+            decoder,
+            length=config.max_completion_length,
+            batch_size=batch_size * distributed.world_size(),
+            rollout=distributed.rollout,
+        )
+        rows.append({"name": name, "step": step} | scores)
+        if name == "base" and len(rows) == 1:
+            print(describe_base(rows[0]), flush=True)
+    first = problems[:3]
+    outcomes = generate(
+        policy,
+        task,
+        first,
+        decoders[0],
+        length=config.max_completion_length,
+        rollout=distributed.rollout,
+    )
+    completions = []
+    for problem, text, nfe in zip(first, outcomes.texts, outcomes.nfe.tolist(), strict=True):
+        question = "; ".join(f"{key} {value}" for key, value in problem.items())
+        if policy.compact_prompts:
+            question = task.prompt(problem)
+        completions.append(
+            {
+                "name": name,
+                "step": step,
+                "problem": problem,
+                "question": question,
+                "text": text,
+                "nfe": int(nfe),
+                "solved": bool(task.solved(problem, text)),
+            }
+        )
+    table = rows[:1]
+    if is_learned:
+        table.append(rows[1] | {"name": "trained at the starting γ"})
     if not distributed.is_main_process():
         return
-    plot_curves(run_dir)
-    if settings.frontier:
-        rows = read_json(run_dir / "frontier.json")
-        plot_frontier(rows, run_dir / "frontier.png", run_dir.name)
-    summary.print_summary(run_dir, settings)
+    # eval.json is written last: if it says that a model was measured, all of it is there.
+    for file, new in (("completions", completions), ("frontier", rows), ("eval", table)):
+        path = run_dir / f"{file}.json"
+        old = read_json(path) if name == "trained" else []
+        files.write_json(path, [row for row in old if row["name"] == "base"] + new)
+
+
+def run(config, run_dir, resume, export):
+    """The base measured, the steps, the trained model measured, and the results printed."""
+    policy, task, problems = run_folder.prepare(config, run_dir, resume, export)
+    if distributed.all_reduce_max(not (run_dir / "eval.json").exists()):
+        measure(config, policy, task, problems, run_dir, name="base", step=0)
+    with files.GracefulInterrupt() as interrupt:
+        training_loop(config, task, run_dir, policy, interrupt)
+    is_main = distributed.is_main_process()
+    measured_step = read_json(run_dir / "eval.json")[-1]["step"] if is_main else 0
+    if distributed.all_reduce_max(measured_step) != config.steps:
+        measure(config, policy, task, problems, run_dir, name="trained", step=config.steps)
+    if not is_main:
+        return
+    pictures = draw_pictures(config, run_dir)
+    print_summary(
+        rows=read_json(run_dir / "eval.json"),
+        frontier=read_json(run_dir / "frontier.json"),
+        completions=read_json(run_dir / "completions.json"),
+    )
     if export:
+        from models.export import export_model
+
         with files.atomic_write(Path(export)) as folder:
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
+    print("pictures:", *pictures)
+    print(f"look at completions call by call:  python evaluate.py {run_dir} --trace 2")
     print(run_dir)
 
 
+def draw_pictures(config, run_dir):
+    """curves.png and, if it was measured, frontier.png. Returns their paths."""
+    from evaluation.plots import plot_curves, plot_frontier  # matplotlib takes a while to import
+
+    path = run_dir / "curves.png"
+    with files.atomic_write(path) as aside:
+        plot_curves(
+            rows=files.read_log(run_dir / "metrics.jsonl"),
+            measured=read_json(run_dir / "eval.json"),
+            title=run_dir.name,
+            path=aside,
+        )
+    paths = [path]
+    if config.frontier:
+        path = run_dir / "frontier.png"
+        with files.atomic_write(path) as aside:
+            plot_frontier(read_json(run_dir / "frontier.json"), aside, title=run_dir.name)
+        paths.append(path)
+    return paths
+
+
 def main(arguments=None):
-    settings = run_dir = None
+    """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input), 128 + signal."""
+    config = None
+    run_dir = None
     try:
-        given = parse_flags(arguments)
+        flags = parse_flags(arguments)
         distributed.init()
-        settings, run_dir, resume, export = run_folder.resolve_config(given)
-        lock = files.run_lock(run_dir) if distributed.is_main_process() else nullcontext()
+        config, run_dir, resume, export = run_folder.resolve_config(flags)
+        is_main = distributed.is_main_process()
+        lock = files.run_lock(run_dir) if is_main else nullcontext()
         with lock, distributed.reraise_lost_peer():
-            run(settings, run_dir, resume, export)
+            run(config, run_dir, resume, export)
         return 0
-    except KeyboardInterrupt as stop:
-        kept = run_dir and (run_dir / "config.json").exists()
-        hint = f"; go on with: python train.py --resume --run_dir {run_dir}"
-        print("\nstopped" + (hint if kept else " before the first step: nothing was kept"))
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        hint = " before the first step: nothing was kept"
+        if run_dir and (run_dir / "config.json").exists():
+            hint = f"; go on with: python train.py --resume --run_dir {run_dir}"
+        print(f"\nstopped{hint}")
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        names = ("micro_batch_size", "prompts_per_step", "num_generations", "max_completion_length")
-        lower = ", ".join(f"--{name} ({getattr(settings, name, '')})" for name in names)
-        other = "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128"
-        other += ", --cache none"
-        print(f"train.py: {describe_out_of_memory(error, f'{lower}, {other}')}", file=sys.stderr)
+        lower = "".join(
+            f"--{name} ({getattr(config, name, '')}), "
+            for name in (
+                "micro_batch_size",
+                "prompts_per_step",
+                "num_generations",
+                "max_completion_length",
+            )
+        )
+        lower += (
+            "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128, "
+            "--cache none"
+        )
+        print(f"train.py: {describe_out_of_memory(error, lower)}", file=sys.stderr)
         return 1
 
 

@@ -34,6 +34,7 @@ FLAGS = {  # name: (default, help); the run's own come before these defaults
     "prompt": ("", "d1: ask as d1 does [our prompts]"),
     "shots": (0, "solved examples in the prompt, 3 as SPG; of d1's sudoku"),
     "prefill": ("", "how completions are made to begin [the run's, or empty]"),
+    "device": ("auto", "auto: the GPU if there is one; or cpu, cuda"),
     "batch_size": (64, "problems at once; fewer need less memory"),
     "temperature": (0.0, "0 is greedy"),
     "problems": (1000, "how many"),
@@ -44,17 +45,18 @@ FLAGS = {  # name: (default, help); the run's own come before these defaults
     "level": ([None], "learned, or gamma, tau or k; several give several rows [learned]"),
     "trace": (0, "show N completions call by call; writes trace.html, trace.gif"),
     "completions": ("", "a file of completions to score, without a model"),
+    "json": ("", "also write the rows to this file, as JSON lines"),
     "frontier": (False, "accuracy against calls for all rules; writes frontiers.png"),
 }
 DEFAULTS = {name: default for name, (default, _) in FLAGS.items()}
-OF_RUN = ("task", "block_length", "cache", "prefill", "data", "dtype")  # their default: the run's
+FROM_RUN = ("task", "block_length", "cache", "prefill", "data", "dtype")  # their default: the run's
 
 
 def number_or_learned(text):
     return None if text == "learned" else float(text)
 
 
-def parse_evaluate_flags(arguments=None):
+def parse_flags(arguments=None):
     """{name: value} of the flags given, and `paths`. Bad ones end the program, with code 2."""
     about = "Accuracy against NFE (denoiser calls a completion), of any checkpoint."
     how = {"usage": "%(prog)s RUN [flags]"}
@@ -68,6 +70,8 @@ def parse_evaluate_flags(arguments=None):
         kind = {"type": type(default), "metavar": type(default).__name__.upper(), "help": text}
         if name == "level":
             kind |= {"type": number_or_learned, "nargs": "+", "metavar": "X"}
+        if name == "device":
+            kind |= {"choices": ("auto", "cpu", "cuda")}
         if name == "dtype":
             kind |= {"choices": ("auto", "float32", "bfloat16", "4bit")}
         if name == "max_completion_length":

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from models.checkpoints import read_json
-from training import files
+from evaluation.tables import conditions, curves_of, shorten
 
 RULES = {"eb": "entropy-bounded (γ)", "top_k": "top-k (k)", "confidence": "confidence (τ)"}
 MARKERS = {"eb": "o", "top_k": "s", "confidence": "^"}
@@ -34,19 +33,9 @@ def no_missing_glyphs():
         yield
 
 
-def printable(text):
-    """Control characters, escaped: a completion may hold any, and a terminal would obey."""
-    escape = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(escape)
-
-
-def shorten(text, most):
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def save(figure, path):
-    with files.atomic_write(path) as aside, no_missing_glyphs():
-        figure.savefig(aside, dpi=110, format="png")
+    with no_missing_glyphs():
+        figure.savefig(path, dpi=110, format="png")
 
 
 PANELS = {  # of metrics.jsonl: label, and the same in a row of eval.json
@@ -59,14 +48,13 @@ PANELS = {  # of metrics.jsonl: label, and the same in a row of eval.json
 }
 
 
-def plot_curves(run_dir):
-    """curves.png of a run folder: what metrics.jsonl says, step by step and as a running mean.
+def plot_curves(rows, measured, title, path):
+    """curves.png: what metrics.jsonl says, step by step and as a running mean.
 
-    Squares and stars are eval.json's: greedy, on held-out problems, before and after.
+    rows: of metrics.jsonl. measured: of eval.json; they are squares and stars, greedy, on held-out
+    problems, before and after.
     """
-    rows = files.read_log(run_dir / "metrics.jsonl")
     figure = Figure((12, 6.4), layout="constrained")
-    measured = read_json(run_dir / "eval.json") if (run_dir / "eval.json").exists() else []
     w = max(1, len(rows) // 20)
     panels = zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True)
     for axis, (key, (label, greedy)) in panels:
@@ -83,53 +71,16 @@ def plot_curves(run_dir):
         axis.set(title=label, xlabel="step", ylim=(0, None), xlim=(0, 1.03 * rows[-1]["step"]))
         axis.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         axis.grid(alpha=0.3)
-    said = f"{run_dir.name}: each step, and the mean of {w}"
+    said = f"{title}: each step, and the mean of {w}"
     if measured:
         shown = figure.axes[1].get_legend_handles_labels()
         figure.legend(*shown, loc="outside upper right", ncols=3)
         said += "; marks: greedy, on held-out problems"
     figure.suptitle(said, x=0.01, ha="left", size=11)
-    save(figure, run_dir / "curves.png")
+    save(figure, path)
 
 
 # ---- accuracy against NFE ------------------------------------------------------------------------
-
-
-SHARED = {  # settings of a row of `evaluate`: how they are said, and what is said in one case
-    "task": ("{}", {}),
-    "decoder": ("{}", {}),
-    "temperature": ("temperature {:g}", {0: "greedy"}),
-    "length": ("length {}", {}),
-    "block_length": ("blocks of {}", {}),
-    "cache": ("{} cache", {"none": "no cache"}),
-    "problems": ("{} problems", {}),
-    "clusters": ("in {} clusters", {}),
-}
-
-
-def conditions(rows):
-    """What all rows of `evaluate` share, in words: "greedy, length 10, one block, ..."."""
-    said = []
-    for key, (form, special) in SHARED.items():
-        values = {row.get(key) for row in rows}
-        value = values.pop()
-        if not values and value is not None:
-            whole = key == "block_length" and value == rows[0]["length"]
-            parts = rows[0].get("tasks", {}).values() if key == "length" else ()
-            value = f"up to {value}" if any(part["length"] < value for part in parts) else value
-            said.append("one block" if whole else special.get(value, form.format(value)))
-    return ", ".join(said).replace(", in ", " in ")
-
-
-def curves_of(rows):
-    """{(name, rule): its rows by NFE}; the learned operating points stand apart, as "learned"."""
-    curves = {}
-    for row in sorted(rows, key=lambda row: row["nfe"]):
-        rule = "learned" if row["level"] == "learned" else row["decoder"]
-        curves.setdefault((row["name"], rule), []).append(row)
-    order = ["learned", *MARKERS]
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    return dict(sorted(curves.items(), key=lambda x: (names.index(x[0][0]), order.index(x[0][1]))))
 
 
 def plot_frontier(rows, path, title):

@@ -22,12 +22,11 @@ from evaluation.plots import (
     draw_number,
     no_missing_glyphs,
     plot_two_stages,
-    printable,
     shade,
-    shorten,
 )
+from evaluation.tables import printable, shorten
 from likelihood import latent_at, surrogate_logp
-from training import files
+from models.prompting import decode_completions, encode_prompts
 
 
 @dataclass
@@ -83,7 +82,9 @@ def record(policy, task, problem, decoder, length, seed=0):
     A second pass over the states z_0 to z_{T-1} gives what the rule read, so rollouts need not
     keep it. With a block cache they are the exact ones, not those of the stale states.
     """
-    prompt, mask = policy.encode([task.prompt(problem)], length)  # (1, P): nothing is padded
+    prompt, mask = encode_prompts(
+        policy, [task.prompt(problem)], length
+    )  # (1, P): nothing is padded
     generator = torch.Generator(prompt.device).manual_seed(seed)
     rollout = policy.rollout(prompt, mask, length, decoder, generator)
     (T,), P = rollout.nfe.tolist(), prompt.shape[1]
@@ -96,7 +97,7 @@ def record(policy, task, problem, decoder, length, seed=0):
     read = torch.full((T, length), torch.nan, device=prompt.device)
     read[open_] = policy.entropy_and_confidence(hidden[open_], decoder.rule)[decoder.rule != "eb"]
     read = [[None if x != x else x for x in row] for row in read.tolist()]
-    (text,), level = policy.decode(rollout), decoder.level
+    (text,), level = decode_completions(policy, rollout), decoder.level
     if decoder.rule == "eb":
         level = rollout.threshold.item()
     words = [visible(policy.tokenizer.decode([i])) for i in rollout.completion[0].tolist()]
@@ -111,7 +112,7 @@ def two_stages(policy, task, problem, decoder, length, seed=0):
     The boundary tau is the middle call. Greedy completions have no likelihood, so temperature 1.
     -> {prompt, words, step, scored_from, drawn, scored, tau}, lists over the text's tokens
     """
-    prompts = policy.encode([task.prompt(problem)], length)
+    prompts = encode_prompts(policy, [task.prompt(problem)], length)
     generator = torch.Generator(prompts[0].device).manual_seed(seed)
     decoder = replace(decoder, temperature=1.0, stop_at_eos=True)
     rollout = policy.rollout(*prompts, length, decoder, generator)
@@ -238,8 +239,7 @@ def write(traces, stages, folder, title):
     animate(traces[:3], paths[1])
     plot_two_stages(stages, paths[2])
     image = b64encode(paths[2].read_bytes()).decode()
-    with files.atomic_write(paths[0]) as aside:
-        aside.write_text(page(traces, stages, image, title), encoding="utf-8")
+    paths[0].write_text(page(traces, stages, image, title), encoding="utf-8")
     return paths
 
 
@@ -297,8 +297,7 @@ def animate(traces, path, columns=10):
     frames = [ImageOps.pad(f, (f.width, height), color="white", centering=(0, 0)) for f in frames]
     frames = [image.quantize() for image in frames]
     how = {"duration": [int(1000 * s) for s in seconds], "loop": 0, "format": "GIF"}
-    with files.atomic_write(path) as aside:
-        frames[0].save(aside, save_all=True, append_images=frames[1:], **how)
+    frames[0].save(path, save_all=True, append_images=frames[1:], **how)
 
 
 def frame(trace, t, columns):

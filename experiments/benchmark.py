@@ -126,7 +126,7 @@ def make_policy(config, dtype):
 def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, num_generations):
     """What DiffusionPolicy.rollout draws with top_k and no padding, as LLaDA's loop draws it."""
     (B, P), k, block = prompts.shape, decoder.level, decoder.block_length
-    chance = policy.draw_chance(B, length, generator)
+    chance = policy.draw_uniform(B, length, generator)
     canvas = torch.nn.functional.pad(prompts, (0, length), value=policy.mask_id)  # (B, S)
     for end in range(P + block, P + length + 1, block):
         for _ in range(block // k):
@@ -139,7 +139,7 @@ def naive_rollout(policy, prompts, prompt_mask, length, decoder, generator, num_
             index = confidence.masked_fill(closed, -1).topk(k).indices.sort().values  # (B, k)
             chosen = states.take_along_dim(index.unsqueeze(-1), dim=1).flatten(0, 1)
             uniform = chance.gather(1, index - P).flatten()
-            tokens, _ = policy.draw(chosen, decoder.temperature, uniform)
+            tokens, _ = policy.sample_tokens(chosen, decoder.temperature, uniform)
             canvas.scatter_(1, index, tokens.view(B, k))
     return SimpleNamespace(completion=canvas[:, P:])
 

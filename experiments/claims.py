@@ -27,14 +27,17 @@ from tqdm import tqdm
 import likelihood
 from config import RECIPES, Config, config_from_json
 from diffpo_loss import group_advantages
-from evaluate import print_columns, revision
+from evaluate import revision
 from evaluation.metrics import bootstrap_weights
+from evaluation.tables import print_columns
 from experiments import charts, compare, gradients, thresholds
 from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
 from models.device import device_name
+from models.prompting import decode_completions, encode_prompts
 from sampler import ThresholdHead
 from tasks import registry
-from training import files, run_folder
+from train import rollout_decoder
+from training import files
 
 # ---- states, and their rollouts ------------------------------------------------------------------
 
@@ -77,11 +80,9 @@ class State:
         generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
         problems = self.task.problems("train", self.prompts, f"claims {seed}")
         problems = [problem for problem in problems for _ in range(G)]
-        prompts = policy.encode([self.task.prompt(problem) for problem in problems], L)
-        rollout = policy.rollout(
-            *prompts, L, run_folder.rollout_decoder(self.settings), generator, G
-        )
-        pairs = zip(problems, policy.decode(rollout), strict=True)
+        prompts = encode_prompts(policy, [self.task.prompt(problem) for problem in problems], L)
+        rollout = policy.rollout(*prompts, L, rollout_decoder(self.settings), generator)
+        pairs = zip(problems, decode_completions(policy, rollout), strict=True)
         reward = torch.tensor([self.task.reward(*pair) for pair in pairs]).to(rollout.nfe.device)
         reward = reward * (1 - self.settings.nfe_penalty * rollout.nfe / L)
         return rollout, group_advantages(reward, G, self.settings.scale_rewards), generator

@@ -22,10 +22,10 @@ import torch
 from matplotlib.figure import Figure
 
 from config import Config
-from evaluate import print_columns
 from evaluation import plots
 from evaluation.metrics import area, bootstrap_weights
-from evaluation.summary import GAMMAS, WIDTH
+from evaluation.summary import GAMMAS
+from evaluation.tables import WIDTH, print_columns
 from models import loading
 from models.checkpoints import read_json, reads_compact_prompts
 from tasks import registry

@@ -70,13 +70,13 @@ def batch_gradients(policy, rollout, advantage, generator):
     boundaries[TWO_STEPS], chosen, scale = two_random_steps(rollout, generator)
     found, calls = {}, {}
     for m, where in boundaries.items():
-        policy.calls, caps = 0, CAPS if m in STAGES else {"no weights": 0}
+        policy.rows_run, caps = 0, CAPS if m in STAGES else {"no weights": 0}
         what = (rollout, advantage)
         if m == TWO_STEPS:
             what = (replace(rollout, token_mask=chosen), advantage * scale)
         new = flat_gradients(policy, *what, where, caps)
         found |= {(m, name): gradient for name, gradient in new.items()}
-        calls[m] = policy.calls / len(advantage)
+        calls[m] = policy.rows_run / len(advantage)
     return found, calls
 
 

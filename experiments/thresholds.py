@@ -139,7 +139,7 @@ def measure(path):
     options = evaluate.options_for(path, asked)
     policy, task, problems = evaluate.prepare(options)
     (learned,) = evaluate.decoders_for(options, policy.threshold_head is not None)
-    size = 256 if policy.compact else options.batch_size
+    size = 256 if policy.compact_prompts else options.batch_size
     solved, nfe, rewards = [], [], []
     for decoder in [*(replace(learned, level=level) for level in FIXED), learned]:
         how = (policy, task, problems, decoder, options.length, size)

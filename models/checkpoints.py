@@ -7,8 +7,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from diffusion_policy import DiffusionPolicy
-from models import loading, lora
+from models import loading
 from models.families import one_line
+from models.prompting import end_token_ids
 from sampler import ThresholdHead
 
 CHECKSUMS = "sums.json"  # {file: its checksum}, in a checkpoint's folder
@@ -71,9 +72,11 @@ def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, o
         raise ValueError(f"{path} is an adapter of {base}: give BASE_MODEL --adapter {path}")
     denoiser, tokenizer = loading.load_denoiser(base or str(folder), device, dtype, on_host)
     if adapter or base:
-        denoiser = lora.load_lora(denoiser, adapter or folder, trainable)
+        from models.lora import load_lora  # peft takes a while to import
+
+        denoiser = load_lora(denoiser, adapter or folder, trainable)
     file = Path(adapter or folder) / "threshold_head.safetensors"
-    policy = DiffusionPolicy(denoiser, tokenizer)
+    policy = DiffusionPolicy(denoiser, tokenizer, end_ids=end_token_ids(tokenizer))
     if file.exists():
         policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
         policy.threshold_head.load_state_dict(load_file(file))

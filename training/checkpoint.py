@@ -5,7 +5,6 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from models.export import export_model
 from training import distributed, files
 
 
@@ -35,6 +34,8 @@ def save_checkpoint(run_dir, policy, optimizers, step):
             how = {"save_embedding_layers": False, "state_dict": weights}
             policy.denoiser.save_pretrained(folder, **how)
         else:
+            from models.export import export_model
+
             export_model(policy.denoiser, policy.tokenizer, folder, weights)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
         torch.save({"step": step, "optimizers": states}, folder / "state.pt")

@@ -107,15 +107,18 @@ def all_gather_rows(part, rows, B):
 def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, num_generations=1):
     """policy.rollout, by all processes. -> the whole Rollout, in each of them."""
     B = len(prompt_ids)
-    rows, chance = local_rows(B, num_generations), policy.draw_chance(B, length, generator)
-    how = length, decoder, chance[rows], num_generations
+    rows = local_rows(B, num_generations)
+    uniform = policy.draw_uniform(B, length, generator)[rows]
     with keep_in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
-        mine = policy.rollout(prompt_ids[rows], prompt_mask[rows], *how)
-    tensors = {f.name: getattr(mine, f.name) for f in fields(mine)}
-    tensors = {
-        k: all_gather_rows(v, rows, B) for k, v in tensors.items() if isinstance(v, torch.Tensor)
-    }
-    return replace(mine, **tensors)
+        local = policy.rollout(
+            prompt_ids[rows], prompt_mask[rows], length, decoder, uniform=uniform
+        )
+    tensors = {}
+    for field in fields(local):
+        value = getattr(local, field.name)
+        if isinstance(value, torch.Tensor):
+            tensors[field.name] = all_gather_rows(value, rows, B)
+    return replace(local, **tensors)
 
 
 def all_reduce_gradients(model):
@@ -190,7 +193,7 @@ def keep_in_step(policy):
         del policy.hidden
     while all_reduce(torch.zeros(1)).item():
         call(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
-        policy.calls -= 1
+        policy.rows_run -= 1
 
 
 def gather_full_tensor(tensor):

@@ -54,10 +54,10 @@ def save_bad_batch(error, run_dir, step):
 # ---- what a run is warned of ---------------------------------------------------------------------
 
 
-BACK = 50  # steps that the last of the warnings looks back
+STEPS_LOOKED_BACK = 50  # steps that the last of the warnings looks back
 
 
-def has_doubled(values, windows=5, size=BACK // 5):
+def has_doubled(values, windows=5, size=STEPS_LOOKED_BACK // 5):
     """Whether the means of the last five times ten values rise from each to the next, to almost
     twice the first. (In 68 logged runs: two of three collapses, one decline, none that went well.)
     """

@@ -17,12 +17,12 @@ Shapes: B rows, P prompt tokens (left-padded), L completion tokens, T steps.
 
 import torch
 
-from diffusion_policy import Rollout, mean_state
+from diffusion_policy import Rollout, mean_prompt_state
 from likelihood import exact_logp
 
 
 @torch.no_grad()
-def from_steps(policy, prompts, completion, unmask_step, temperature=1.0, gamma=None):
+def rollout_from_steps(policy, prompts, completion, unmask_step, temperature=1.0, gamma=None):
     """The Rollout of completions that another engine made, as if it had been made here.
 
     prompts: (prompt_ids, prompt_mask), (B, P) each, from `encode`. completion (B, L) long: its
@@ -43,7 +43,10 @@ def from_steps(policy, prompts, completion, unmask_step, temperature=1.0, gamma=
     start = torch.full_like(completion, policy.mask_id)
     whole = torch.cat([prompt_mask, torch.ones_like(drawn)], dim=1)
     hidden = policy.hidden(torch.cat([prompt_ids, start], dim=1), None if whole.all() else whole)
-    prompt_state, gamma_logp = mean_state(hidden, prompt_mask), torch.zeros(len(nfe)).to(hidden)
+    prompt_state, gamma_logp = (
+        mean_prompt_state(hidden, prompt_mask),
+        torch.zeros(len(nfe)).to(hidden),
+    )
     if gamma is not None and policy.threshold_head is not None:
         gamma_logp = policy.threshold_head(prompt_state).log_prob(gamma)
     gamma = torch.full_like(gamma_logp, torch.nan) if gamma is None else gamma

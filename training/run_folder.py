@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from config import CHANGEABLE_ON_RESUME, RECIPES, Config, config_from_json
-from models import loading, lora, make_base
+from models import loading, make_base
 from models.checkpoints import (
     adapter_base,
     find_checkpoint,
@@ -30,6 +30,7 @@ from models.checkpoints import (
     reads_compact_prompts,
 )
 from models.device import pick_device
+from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks import registry
 from training import distributed, files, recipe
@@ -72,20 +73,14 @@ def resolve_config(given):
     return config, Path(config.run_dir or f"runs/{name}"), resume, export
 
 
-def rollout_decoder(config, **how):
-    """Entropy-bounded, as in rollouts: the learned gamma, unless the policy alone learns."""
-    level = config.initial_threshold if config.train_target == "policy" else None
-    how = {"level": level, "temperature": config.temperature, "stop_at_eos": True} | how
-    block = config.block_length or None
-    return Decoder("eb", block_length=block, cache=config.cache, **how)
-
-
 def prepare(config, run_dir, resume, export):
     """(policy, task, held-out problems): what to go on with.
 
     Raises ValueError or OSError for all that would otherwise fail hours later.
     """
-    rollout_decoder(config)  # raises for a cache without blocks
+    Decoder(  # raises for a cache without blocks
+        block_length=config.block_length or None, cache=config.cache
+    )
     ThresholdHead(1, config.initial_threshold)  # raises for a initial_threshold outside its bounds
     if config.dtype == "4bit" and not config.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
@@ -110,6 +105,8 @@ def prepare(config, run_dir, resume, export):
     saved = find_checkpoint(run_dir) != run_dir
     policy = base_policy(config, device, run_dir if saved else None)
     if config.lora_rank:
+        from models import lora  # peft takes a while to import
+
         how = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
         policy.denoiser = policy.denoiser if saved else lora.add_lora(policy.denoiser, *how)
         print(lora.describe_lora(policy.denoiser), flush=True)
@@ -119,7 +116,9 @@ def prepare(config, run_dir, resume, export):
     head = policy.threshold_head or ThresholdHead(size, config.initial_threshold).to(device)
     policy.threshold_head, head.sigma = head, config.threshold_sigma
     for some in (problems, training_problems(task, config)):  # do they fit?
-        policy.encode([task.prompt(problem) for problem in some], config.max_completion_length)
+        encode_prompts(
+            policy, [task.prompt(problem) for problem in some], config.max_completion_length
+        )
     if distributed.is_main_process():
         if not resume:
             create_run(run_dir)
@@ -172,8 +171,19 @@ def base_policy(config, device, run_dir=None):
     dtype = loading.DTYPES[config.dtype] or (None if config.lora_rank else torch.float32)
     how = {"trainable": bool(run_dir), "on_host": config.shard}  # layers leave it in parts
     policy = load_policy(run_dir or config.model, device, dtype, **how)
-    policy.prefill, policy.rows_at_once = config.prefill, config.rollout_batch_size
+    policy.prefill, policy.rollout_batch_size = config.prefill, config.rollout_batch_size
     return policy
+
+
+def reference_policy(config, policy):
+    """The base model that beta keeps the policy near: without adapter, or as a second model."""
+    if config.lora_rank:
+        return policy.without_adapter()
+    device = policy.denoiser.device
+    reference = base_policy(config, device)
+    if config.shard:
+        distributed.shard_model(reference.denoiser, device)
+    return reference
 
 
 def create_run(run_dir):

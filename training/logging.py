@@ -1,0 +1,163 @@
+"""What a run logs: every metric with its meaning, and where the numbers go.
+
+    runs/NAME/metrics.jsonl   one line per step, with every key of METRICS
+    runs/NAME/samples.jsonl   a few completions of each step
+    --report_to NAME          the same metrics to tensorboard, trackio or wandb
+
+Metrics are over all rows and micro-batches of a step; with several inner updates their mean. None
+where one does not apply.
+"""
+
+import importlib
+import json
+import time
+from dataclasses import asdict
+from statistics import fmean
+
+from models.device import peak_memory_gib
+from training import distributed, files
+
+METRICS = {
+    # the rollouts
+    "step": "optimisation steps done",
+    "reward_mean": "the verifier's reward, before speed counts",
+    "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
+    "solved_mean": "share of rollouts that solve their problem",
+    "frac_reward_zero_std": "share of prompts whose completions all earn the same: no lesson",
+    "nfe_mean": "denoiser calls per completion",
+    "completion_length_mean": "tokens per completion, with its end token",
+    "threshold_mean": "mean gamma, nats",
+    "threshold_std": "its standard deviation over the batch, exploration included",
+    "cache_kl": "KL(rollout || exact policy), nats a token, of one row: what the block cache costs",
+    # the model's update
+    "loss": "the model's objective, negated; about 0 at the first inner update by construction",
+    "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
+    "clip_fraction": "share of tokens whose gradient the clip has switched off",
+    "importance_weight_mean": "mean importance weight, capped",
+    "importance_weight_max": "largest importance weight, before the cap",
+    "capped_weight_fraction": "share of tokens whose weight the cap lowers, by more than rounding",
+    "ess_fraction": "effective sample size of the capped weights, over the number of tokens",
+    "surrogate_kl": "KL(true || surrogate), nats a token, before the update: the surrogate's error",
+    "unit_weight_error": "RMS of log w where w must be 1: rounding, and a block cache's error",
+    "reference_kl": "KL(new || base model), k3 estimate, if beta is above 0",
+    "grad_norm": "norm of the denoiser's gradient before clipping",
+    # the sampler's update
+    "threshold_loss": "the sampler's objective, negated",
+    "threshold_ratio": "new over old density of gamma, last inner update",
+    "threshold_clip_fraction": "share of completions whose gamma the clip has switched off",
+    # what it took
+    "denoiser_rows": "rows run by the step's denoiser calls, in rollout and scoring; without those "
+    "of a reference model",
+    "seconds_rollout": "seconds to complete the batch",
+    "seconds_update": "seconds to verify it and to learn from it",
+    "tokens_per_second": "completion tokens per second of rollout",
+    "peak_memory_gib": "largest memory so far, of the GPU, else of the process",
+}
+
+
+def rollout_metrics(rollout, advantage, num_generations):
+    """The metrics of a batch of rollouts, whoever learns from it."""
+    is_flat = (advantage.view(-1, num_generations) == 0).all(dim=1)  # (P,)
+    return {
+        "frac_reward_zero_std": is_flat.float().mean().item(),
+        "nfe_mean": rollout.nfe.float().mean().item(),
+        "completion_length_mean": rollout.token_mask.sum(dim=1).float().mean().item(),
+        "threshold_mean": rollout.threshold.mean().item(),
+        "threshold_std": rollout.threshold.std(unbiased=False).item(),
+    }
+
+
+def cost_metrics(rollout, denoiser_rows, step_began, rollout_ended):
+    """What the step took, until now. Times are time.perf_counter()'s."""
+    seconds_rollout = rollout_ended - step_began
+    return {
+        "denoiser_rows": denoiser_rows,
+        "seconds_rollout": seconds_rollout,
+        "seconds_update": time.perf_counter() - rollout_ended,
+        "tokens_per_second": rollout.token_mask.sum().item() / seconds_rollout,
+        "peak_memory_gib": distributed.all_reduce_max(peak_memory_gib()),
+    }
+
+
+def sample_rows(problems, texts, rollout, reward):
+    """The first completion of each of the first four different prompts, for samples.jsonl.
+
+    unmask_steps: the step, from 1, at which each token of the text was drawn, its end token too.
+    """
+    first = []
+    for i, problem in enumerate(problems):
+        if len(first) < 4 and all(problem != problems[j] for j in first):
+            first.append(i)
+    return [
+        {
+            "problem": problems[i],
+            "text": texts[i],
+            "reward": four_digits(reward[i]),
+            "nfe": rollout.nfe[i].item(),
+            "threshold": four_digits(rollout.threshold[i]),
+            "unmask_steps": rollout.unmask_step[i][rollout.token_mask[i]].tolist(),
+        }
+        for i in first
+    ]
+
+
+def four_digits(number):
+    """A scalar tensor as a float of four significant digits: enough to read."""
+    return float(f"{number.item():.4g}")
+
+
+def log_step(run_dir, step, metrics, samples):
+    """Append one line to metrics.jsonl, and the sampled completions to samples.jsonl."""
+    row = dict.fromkeys(METRICS) | metrics | {"step": step}
+    append_lines(run_dir / "metrics.jsonl", [row])
+    append_lines(run_dir / "samples.jsonl", [sample | {"step": step} for sample in samples])
+
+
+def append_lines(path, rows):
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def print_progress(run_dir, bar, step):
+    """Ten times in a run, leave a line on the terminal: means over a tenth, seconds in all."""
+    steps = bar.total
+    if step * 10 // steps == (step - 1) * 10 // steps:
+        return
+    rows = files.read_log(run_dir / "metrics.jsonl")
+    seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
+    tenth = rows[-max(1, steps // 10) :]
+
+    def mean(name):
+        return fmean(row[name] for row in tenth)
+
+    bar.write(
+        f"step {step:{len(str(steps))}}/{steps}  reward {mean('reward_mean'):.3f}  "
+        f"solved {mean('solved_mean'):5.1%}  NFE {mean('nfe_mean'):.2f}  "
+        f"γ {mean('threshold_mean'):.3f}  {seconds:.0f} s"
+    )
+
+
+def open_tracker(report_to, run_dir, config):
+    """A function(metrics, step) that sends a step's metrics to a tracker; "none": to nowhere.
+
+    Trackers are optional: `pip install tensorboard`, trackio or wandb. ValueError if it is missing.
+    """
+    if report_to == "none":
+        return lambda metrics, step: None
+    try:
+        if report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(run_dir / "tensorboard"))
+
+            def report(metrics, step):
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, step)
+                writer.flush()
+
+            return report
+        tracker = importlib.import_module(report_to)  # wandb's and trackio's interface is the same
+    except ImportError:
+        raise ValueError(f"--report_to {report_to} needs it: pip install {report_to}") from None
+    tracker.init(project="diffpo", name=run_dir.name, config=asdict(config))
+    return lambda metrics, step: tracker.log(metrics, step=step)
