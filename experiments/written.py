@@ -7,8 +7,11 @@
     python train.py --task experiments/written.py:WrittenCountdown --model bases/written \
         --block_length 8
 
-A completion has 32 tokens, done in blocks of 8, and each step needs the one before it. So no single
-call can write it, and the mean-field likelihood, which scores from a single call, is far off.
+A completion has 32 tokens, generated in blocks of 8, and each step needs the result of the one
+before it. So no single denoiser call can write it, and the mean-field likelihood, which scores it
+with a single call, is far off. Only the answer earns a reward, not the steps.
+
+A solution is a chain such as (9, "*", 4, "-", 7, "+", 2), computed from left to right.
 """
 
 from fractions import Fraction
@@ -20,46 +23,47 @@ from tasks.countdown import Countdown
 from tasks.splits import split_of
 
 
-def values(chain):
-    """The value after each step of (a, "+", b, "*", c, ...), left to right; a step whose value is
-    not a whole number of 1 to 99 ends the list early.
+def step_values(chain):
+    """Returns the value after each step of a chain, for as many steps as are allowed.
+
+    A step is allowed if its value is a whole number of 1 to 99.
     """
-    value, found = chain[0], []
-    for sign, number in zip(chain[1::2], chain[2::2], strict=True):
-        if sign == "/" and value % number:
+    value = chain[0]
+    values = []
+    for operator, number in zip(chain[1::2], chain[2::2], strict=True):
+        value = OPERATIONS[operator](Fraction(value), number)
+        if value.denominator != 1 or not 1 <= value <= 99:
             break
-        value = int(OPERATIONS[sign](Fraction(value), number))
-        if not 1 <= value <= 99:
-            break
-        found.append(value)
-    return found
+        value = int(value)
+        values.append(value)
+    return values
 
 
 @lru_cache(maxsize=1024)
 def chains(numbers):
-    """{target: the tidiest chain of four numbers that reaches it}: sums and products come first."""
-    signs = sorted(product("+*-/", repeat=3), key=lambda signs: sum(map("-/".count, signs)))
-    found = {}
-    for (s, t, u), (a, b, c, d) in product(signs, sorted({*permutations(numbers)}, reverse=True)):
-        reached = values(chain := (a, s, b, t, c, u, d))
-        if len(reached) == 3:
-            found.setdefault(reached[-1], chain)
-    return found
+    """Returns {target: the tidiest chain of four numbers that reaches it}.
 
-
-def written(chain):
-    """Its three steps with their values, then the expression as the answer: 28 tokens."""
-    (a, s, b, t, c, u, d), (x, y, z) = chain, values(chain)
-    steps = f"{a} {s} {b} = {x} {x} {t} {c} = {y} {y} {u} {d} = {z}"
-    return f"{steps} <answer>( ( {a} {s} {b} ) {t} {c} ) {u} {d}</answer>"
+    Sums and products come before differences and quotients, larger numbers before smaller ones.
+    """
+    orders = sorted(set(permutations(numbers)), reverse=True)
+    operator_triples = sorted(
+        product("+*-/", repeat=3),
+        key=lambda operators: sum(operator in "-/" for operator in operators),
+    )
+    chain_to = {}
+    for (first, second, third), (a, b, c, d) in product(operator_triples, orders):
+        chain = (a, first, b, second, c, third, d)
+        values = step_values(chain)
+        if len(values) == 3:
+            chain_to.setdefault(values[-1], chain)
+    return chain_to
 
 
 class WrittenCountdown(Countdown):
-    """Problem: {"numbers": [a, b, c, d], "target": t}, of 715 multisets. Only the answer counts."""
+    """Problem: {"numbers": [a, b, c, d], "target": t}, of 715 multisets of numbers up to 10."""
 
     name = "written countdown"
     length = 32
-    solution_text = staticmethod(written)
 
     def __init__(self, is_compact=True):
         super().__init__(is_compact)
@@ -68,13 +72,25 @@ class WrittenCountdown(Countdown):
         while True:
             numbers = [rng.randint(1, 10) for _ in range(4)]
             if split_of(self.key({"numbers": numbers})) == split:
-                reached = chains(tuple(sorted(numbers, reverse=True)))
-                target = rng.choice(sorted(reached))
-                return {"numbers": numbers, "target": target}, reached[target]
+                chain_to = chains(tuple(sorted(numbers, reverse=True)))
+                target = rng.choice(sorted(chain_to))
+                return {"numbers": numbers, "target": target}, chain_to[target]
 
-    def careless_solution(self, problem, chain):
-        """Forgets the inverse operations, + for - and * for /, where the values stay below 100."""
-        for i in (1, 3, 5):
-            other = (*chain[:i], {"-": "+", "/": "*"}.get(chain[i], chain[i]), *chain[i + 1 :])
-            chain = other if len(values(other)) == 3 else chain
+    def careless_solution(self, problem, solution):
+        """Writes + for - and * for /, wherever all values stay below 100."""
+        chain = solution
+        for place in (1, 3, 5):
+            operator = {"-": "+", "/": "*"}.get(chain[place], chain[place])
+            changed = (*chain[:place], operator, *chain[place + 1 :])
+            if len(step_values(changed)) == 3:
+                chain = changed
         return chain
+
+    def solution_text(self, solution):
+        """The three steps with their values, then the expression as the answer: 28 tokens."""
+        a, first, b, second, c, third, d = solution
+        x, y, z = step_values(solution)
+        return (
+            f"{a} {first} {b} = {x} {x} {second} {c} = {y} {y} {third} {d} = {z} "
+            f"<answer>( ( {a} {first} {b} ) {second} {c} ) {third} {d}</answer>"
+        )
