@@ -6,11 +6,26 @@ import time
 from fractions import Fraction
 
 import pytest
+from task_examples import OPERATIONS
 
-from tasks.answers import boxed, equivalent, extract_answer, final_answer, read_number
+from tasks.answers import (
+    arithmetic,
+    boxed,
+    equivalent,
+    extract_answer,
+    final_answer,
+    read_number,
+)
 from tasks.registry import TASKS
 
-GSM8K, MATH = TASKS["gsm8k"], TASKS["math"]
+GSM8K = TASKS["gsm8k"]
+MATH = TASKS["math"]
+
+
+def answered(text):
+    """A completion in the form that GSM8K and MATH ask for."""
+    return f"<reasoning>\nwell,\nso\n</reasoning>\n<answer>{text}</answer>"
+
 
 # ---- the answer in the text ----------------------------------------------------------------------
 
@@ -57,40 +72,175 @@ def test_an_answer_ends_at_its_first_closing_tag(text):
     assert extract_answer(text) == "2"
 
 
-# ---- numbers and formulas ---------------------------------------------------------------------
+# ---- expressions ---------------------------------------------------------------------------------
+
+
+def random_tree(numbers, rng):
+    """A number, or (operator, left, right)."""
+    if len(numbers) == 1:
+        return numbers[0]
+    cut = rng.randint(1, len(numbers) - 1)
+    return rng.choice("+-*/"), random_tree(numbers[:cut], rng), random_tree(numbers[cut:], rng)
+
+
+def tree_value(tree):
+    if isinstance(tree, int):
+        return Fraction(tree)
+    symbol, left, right = tree
+    return OPERATIONS[symbol](tree_value(left), tree_value(right))
+
+
+def precedence(tree):
+    if isinstance(tree, int):
+        return 3
+    return 2 if tree[0] in "*/" else 1
+
+
+def tree_text(tree, rng):
+    """The tree with the parentheses that it needs, now and then some more, and random spaces."""
+    if isinstance(tree, int):
+        return str(tree)
+
+    def operand_text(operand, needs_parentheses):
+        text = tree_text(operand, rng)
+        for _ in range(max(needs_parentheses, rng.choice([0, 0, 0, 1, 2]))):
+            text = f"({text})"
+        return text + rng.choice(["", " ", "\n"])
+
+    symbol, left, right = tree
+    left_text = operand_text(left, precedence(left) < precedence(tree))
+    right_text = operand_text(right, precedence(right) <= precedence(tree))
+    return left_text + symbol + rng.choice(["", " ", "\t"]) + right_text
+
+
+def test_arithmetic_agrees_with_the_tree_that_was_printed():
+    rng = random.Random(11)
+    zero_divisions = 0
+    for _ in range(1500):
+        numbers = [rng.randint(0, 12) for _ in range(rng.randint(1, 7))]
+        tree = random_tree(numbers, rng)
+        text = tree_text(tree, rng)
+        try:
+            value = tree_value(tree)
+        except ZeroDivisionError:
+            zero_divisions += 1
+            with pytest.raises(ZeroDivisionError):
+                arithmetic(text, numbers)
+        else:
+            assert arithmetic(text, rng.sample(numbers, len(numbers))) == value, text
+    assert 50 < zero_divisions < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8 - 4 - 2", 2),
+        ("8 / 4 / 2", 1),
+        ("8 - (4 - 2)", 6),
+        ("8 / (4 / 2)", 4),
+        ("8-4*2", 0),
+        ("(2)/((8)*4)", Fraction(1, 16)),
+    ],
+)
+def test_expressions_have_the_values_worked_out_by_hand(text, value):
+    assert arithmetic(text, [2, 4, 8]) == value
+
+
+# ---- numbers -------------------------------------------------------------------------------------
 
 NUMBERS = {
-    "72": 72, "1,234,567": 1234567, "$1,234.00": 1234, "1234 dollars": 1234, "$18.50": Fraction(37,
-    2), "5 apples": 5, "12 m²": 12,
-    "3 km/h": 3, "45^\\circ": 45, "60 minutes": 60, "50%": 50, "50\\%": 50, "18.": 18,
-    ".5": Fraction(1, 2), "3/4": Fraction(3, 4),
-    "-3/4": Fraction(-3, 4), "\\frac{3}{4}": Fraction(3, 4), "\\dfrac34": Fraction(3, 4),
-    "1 1/2": Fraction(3, 2), "$72$": 72,
-    "\\boxed{72}": 72, "\\text{72 apples}": 72, "x = 5": 5, "3 + 4 = 7": 7, "1e3": 1000,
-    "1.5 \\times 10^3": 1500, "−7": -7, "- 7": -7,
-    "+4": 4, "-$5": -5, "$-5": -5, "1{,}234": 1234, "3\\frac{1}{2}": Fraction(7, 2), "\\$18": 18,
-    "72\\text{ cm}^2": 72, "£3": 3, "€3": 3,
-    "-1 1/2": Fraction(-3, 2), "10 \\,\\text{km}": 10, "-\\frac{1}{2}": Fraction(-1, 2),
-    "\\frac{-1}{2}": Fraction(-1, 2), "\\(8\\)": 8,
-    "12 m^2": 12, "½": Fraction(1, 2), "3½": Fraction(7, 2), "1 / 2": Fraction(1, 2),
-    
-    "1 234.50": Fraction(2469, 2), "12 \\text{ hours per day}": 12,
-    "$400": 400, "12 cups of tea": 12, "12 square feet": 12, "5 \\text{ p.m.}": 5,
+    "72": 72,
+    "1,234,567": 1234567,
+    "$1,234.00": 1234,
+    "1234 dollars": 1234,
+    "$18.50": Fraction(37, 2),
+    "5 apples": 5,
+    "12 m²": 12,
+    "3 km/h": 3,
+    "45^\\circ": 45,
+    "60 minutes": 60,
+    "50%": 50,
+    "50\\%": 50,
+    "18.": 18,
+    ".5": Fraction(1, 2),
+    "3/4": Fraction(3, 4),
+    "-3/4": Fraction(-3, 4),
+    "\\frac{3}{4}": Fraction(3, 4),
+    "\\dfrac34": Fraction(3, 4),
+    "1 1/2": Fraction(3, 2),
+    "$72$": 72,
+    "\\boxed{72}": 72,
+    "\\text{72 apples}": 72,
+    "x = 5": 5,
+    "3 + 4 = 7": 7,
+    "1e3": 1000,
+    "1.5 \\times 10^3": 1500,
+    "−7": -7,
+    "- 7": -7,
+    "+4": 4,
+    "-$5": -5,
+    "$-5": -5,
+    "1{,}234": 1234,
+    "3\\frac{1}{2}": Fraction(7, 2),
+    "\\$18": 18,
+    "72\\text{ cm}^2": 72,
+    "£3": 3,
+    "€3": 3,
+    "-1 1/2": Fraction(-3, 2),
+    "10 \\,\\text{km}": 10,
+    "-\\frac{1}{2}": Fraction(-1, 2),
+    "\\frac{-1}{2}": Fraction(-1, 2),
+    "\\(8\\)": 8,
+    "12 m^2": 12,
+    "½": Fraction(1, 2),
+    "3½": Fraction(7, 2),
+    "1 / 2": Fraction(1, 2),
+    "1 234.50": Fraction(2469, 2),
+    "12 \\text{ hours per day}": 12,
+    "$400": 400,
+    "12 cups of tea": 12,
+    "12 square feet": 12,
+    "5 \\text{ p.m.}": 5,
     "12 \\text{ times a week}": 12,
     "12\\quad\\text{points}": 12,
-    "\\boxed{216}\\) seconds": 216, "\\boxed{20} minutes": 20, "total = 12 apples": 12,
-    
-}  # fmt: skip
+    "\\boxed{216}\\) seconds": 216,
+    "\\boxed{20} minutes": 20,
+    "total = 12 apples": 12,
+}
 NO_NUMBERS = [
-    "", "abc", "1,2", "12,34", "1,23,4", "3 and 5", "10 or 12", "between 3 and 5", "1_000", "١٢",
-    "１２", "5-3", "5 - 3", "2^3", "1/0",
-    "\\sqrt{3}", "\\pi 3", "sqrt(3)", "x3", "0.5.5", "x-5", "3+4", "3:30", "2*3", "1234 or 1235",
-    "1 2", "7" * 2000, "7²",
-]  # fmt: skip
+    "",
+    "abc",
+    "1,2",
+    "12,34",
+    "1,23,4",
+    "3 and 5",
+    "10 or 12",
+    "between 3 and 5",
+    "1_000",
+    "١٢",
+    "１２",
+    "5-3",
+    "5 - 3",
+    "2^3",
+    "1/0",
+    "\\sqrt{3}",
+    "\\pi 3",
+    "sqrt(3)",
+    "x3",
+    "0.5.5",
+    "x-5",
+    "3+4",
+    "3:30",
+    "2*3",
+    "1234 or 1235",
+    "1 2",
+    "7" * 2000,
+    "7²",
+]
 
 
 @pytest.mark.parametrize("text", NUMBERS)
-def test_a_number_is_read_whatever_its_dress(text):
+def test_a_number_is_read_however_it_is_written(text):
     assert read_number(text) == NUMBERS[text]
 
 
@@ -99,7 +249,7 @@ def test_what_is_not_one_number_is_none(text):
     assert read_number(text) is None
 
 
-TWELVE = r"""
+NOT_TWELVE = r"""
     –12;minus 12;negative 12;12 thousand;12k;12 K;12M;12 million;12 dozen;12!;half of 12;ln 12
     log 12;not 12;>12;<12;≥12;\approx 12;about 12;12 or so;12 and a half;12 point five
     12 hundredths;12 pi;12\pi;√12;|12|;12';12_3;12_8;12 squared;12^2;12²;[12];{12;12};12 of 15;5=12
@@ -109,100 +259,204 @@ TWELVE = r"""
     12 \text{ thousand};\overline{12};12i;\frac{12}{0};--12;- -12;12-;3 + 4 = 12;twice x = 12
     12 = 13;12 wrong;12 to 13;12, 13;12:00;12,00;1 2;0x12;12e2;12_000;12x
 """
-TWELVE = [text.strip() for text in re.split("[;\n]", TWELVE) if text.strip()] + ["5\n12", "12\n5"]
+NOT_TWELVE = [text.strip() for text in re.split("[;\n]", NOT_TWELVE) if text.strip()]
+NOT_TWELVE += ["5\n12", "12\n5"]
 
 
 def test_nothing_but_twelve_is_twelve():
-    assert [t for t in TWELVE if GSM8K.solved({"answer": "12"}, answered(t))] == []
-    assert [t for t in TWELVE if read_number(t) == 12] == []
+    problem = {"answer": "12"}
+    assert [text for text in NOT_TWELVE if GSM8K.solved(problem, answered(text))] == []
+    assert [text for text in NOT_TWELVE if read_number(text) == 12] == []
 
 
-DRESSES = [
-    "{}", "{}.", "\\({}\\)", "\\[\n{}\n\\]", "\\[ {} \\].", "${}$", "$${}$$", "**{}**", "`{}`",
-    "```\n{}\n```", "x = {}",
-    "The answer is {}", "The answer is:\n{}", "Answer: {}", "**\\boxed{{{}}}**", "$\\boxed{{{}}}$.",
+WRAPPINGS = [
+    "{}",
+    "{}.",
+    "\\({}\\)",
+    "\\[\n{}\n\\]",
+    "\\[ {} \\].",
+    "${}$",
+    "$${}$$",
+    "**{}**",
+    "`{}`",
+    "```\n{}\n```",
+    "x = {}",
+    "The answer is {}",
+    "The answer is:\n{}",
+    "Answer: {}",
+    "**\\boxed{{{}}}**",
+    "$\\boxed{{{}}}$.",
     "\\boxed{{ {} }}",
-    "Therefore, the final answer is $\\boxed{{{}}}$.", "\\[\n\\boxed{{{}}}\n\\]", "<answer>\n{}",
+    "Therefore, the final answer is $\\boxed{{{}}}$.",
+    "\\[\n\\boxed{{{}}}\n\\]",
+    "<answer>\n{}",
     "\\boxed{{x = {}}}",
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("close", ["</answer>", ""])
-def test_a_dress_changes_nothing(dress, close):
+def test_what_is_around_an_answer_changes_nothing(wrapping, close):
     for gold in ("12", "-3.5", "\\frac{1}{2}", "2\\sqrt{3}", "(1,2)", "x^2+1"):
-        text = f"<reasoning>5</reasoning><answer>{dress.format(gold)}\n{close}"
+        text = f"<reasoning>5</reasoning><answer>{wrapping.format(gold)}\n{close}"
         assert MATH.solved({"answer": gold}, text)
         assert GSM8K.solved({"answer": gold}, text) or gold in ("2\\sqrt{3}", "(1,2)", "x^2+1")
 
 
-OTHERS = [  # what a careless comparison of formulas takes for the same
-    ("3", ["3!", "<3", ">3", "[3]", "\\{3\\}", "\\text{not }3", "5=3", "3'", "3_2", "3x", "3m",
-     "x>3"]),
-    ("3", ["3 \\text{ million}", "3 thousand", "3...", "x \\neq 3", "-\\boxed{3}", "5=x=3",
-     "\\sin 3", "3},4", "3}", "{3", "3}\\boxed{4"]),
-    ("-3", ["--3", "- -3", "\\text{not }-3", "3", "-3!", "<-3"]), ("2516_8", ["2516_7", "2516"]),
-    ("10:30\\text{ a.m.}", ["10:30\\text{ p.m.}"]), ("10\\text{ cm}", ["10\\text{ m}",
-     "10 inches"]),
-    ("(1,2)", ["\\{1,2\\}", "[1,2]", "(1,2]"]), ("1,-2", ["(1,-2)", "1"]), ("5b", ["ab+5b", "5c"]),
-    ("\\text{(B)}", ["\\text{(A)}", "\\text{(BC)}"]), ("x=3", ["y=3", "x=4"]), ("3m", ["3s", "3"]),
-    ("15\\text{ cm}^2", ["15\\text{ cm}^3", "15\\text{ m}^2", "225"]), ("\\text{odd}",
-     ["\\text{even}"]),
+DIFFERENT = [  # what a careless comparison of formulas takes for the same
+    (
+        "3",
+        [
+            "3!",
+            "<3",
+            ">3",
+            "[3]",
+            "\\{3\\}",
+            "\\text{not }3",
+            "5=3",
+            "3'",
+            "3_2",
+            "3x",
+            "3m",
+            "x>3",
+        ],
+    ),
+    (
+        "3",
+        [
+            "3 \\text{ million}",
+            "3 thousand",
+            "3...",
+            "x \\neq 3",
+            "-\\boxed{3}",
+            "5=x=3",
+            "\\sin 3",
+            "3},4",
+            "3}",
+            "{3",
+            "3}\\boxed{4",
+        ],
+    ),
+    ("-3", ["--3", "- -3", "\\text{not }-3", "3", "-3!", "<-3"]),
+    ("2516_8", ["2516_7", "2516"]),
+    ("10:30\\text{ a.m.}", ["10:30\\text{ p.m.}"]),
+    ("10\\text{ cm}", ["10\\text{ m}", "10 inches"]),
+    ("(1,2)", ["\\{1,2\\}", "[1,2]", "(1,2]"]),
+    ("1,-2", ["(1,-2)", "1"]),
+    ("5b", ["ab+5b", "5c"]),
+    ("\\text{(B)}", ["\\text{(A)}", "\\text{(BC)}"]),
+    ("x=3", ["y=3", "x=4"]),
+    ("3m", ["3s", "3"]),
+    ("15\\text{ cm}^2", ["15\\text{ cm}^3", "15\\text{ m}^2", "225"]),
+    ("\\text{odd}", ["\\text{even}"]),
     ("x \\ge 3", ["x \\le 3", "x = 3", "3"]),
-]  # fmt: skip
+]
 SAME = [  # as a chat model writes what the gold answer says
     ("12", ["x = 12", "12 units", "6 + 6 = 12", "12^\\circ", "12°", "\\text{The answer is }12"]),
-    ("\\$32,\\!348", ["32348", "32,348", "\\$32,348"]), ("1234.5", ["1 234.50"]), ("1/2", ["½",
-     "1 / 2"]),
-    ("15\\mbox{ cm}^2", ["15", "15\\text{ cm}^2", "15 cm^2"]), ("-1", ["\\left(-1\\right)"]),
-    ("\\text{(B)}", ["B", "(B)", "\\textbf{(B)}"]), ("2516_8", ["2516_{8}"]), ("x=3", ["3",
-     "x = 3"]),
-    ("\\frac{270}7\\text{ degrees}", ["\\frac{270}{7}^\\circ"]), ("x \\ge 3", ["x\\geq 3"]),
-    ("1,-2", ["-2, 1"]), ("\\text{Evelyn}", ["Evelyn", "evelyn."]),
-]  # fmt: skip
+    ("\\$32,\\!348", ["32348", "32,348", "\\$32,348"]),
+    ("1234.5", ["1 234.50"]),
+    ("1/2", ["½", "1 / 2"]),
+    ("15\\mbox{ cm}^2", ["15", "15\\text{ cm}^2", "15 cm^2"]),
+    ("-1", ["\\left(-1\\right)"]),
+    ("\\text{(B)}", ["B", "(B)", "\\textbf{(B)}"]),
+    ("2516_8", ["2516_{8}"]),
+    ("x=3", ["3", "x = 3"]),
+    ("\\frac{270}7\\text{ degrees}", ["\\frac{270}{7}^\\circ"]),
+    ("x \\ge 3", ["x\\geq 3"]),
+    ("1,-2", ["-2, 1"]),
+    ("\\text{Evelyn}", ["Evelyn", "evelyn."]),
+]
 
 
 def test_formulas_that_only_look_alike_are_not_the_same():
-    wrong = [(text, gold) for gold, texts in OTHERS for text in texts if equivalent(text, gold)]
+    wrong = [(text, gold) for gold, texts in DIFFERENT for text in texts if equivalent(text, gold)]
     missed = [(text, gold) for gold, texts in SAME for text in texts if not equivalent(text, gold)]
-    assert wrong == [] and missed == []
+    assert wrong == []
+    assert missed == []
 
 
 WORD_PROBLEMS = [  # question, answer, the same answer otherwise, wrong ones that look right
-    ("A mill grinds 617 sacks in a week. How many in two weeks?", "1234", ["1,234", "$1,234.00",
-     "1234 sacks", "\\boxed{1234}", "1234.0"],
-     ["12.34", "1,23,4", "1234 or 1235", "12345", "-1234", "1,2,3,4", "one thousand", "617*2",
-     "1.234"]),
-    ("Half of a 25 m rope is cut off. How long is it?", "12.5", ["12.5 m", "25/2", "12 1/2",
-     "\\frac{25}{2}", "12.50 metres"],
-     ["12", "13", "125", "12,5", "12.5.0", "25 / 2 = 12", "12 to 13"]),
-    ("The lake was at 3 degrees and fell by 10. Now?", "-7",
-     ["−7", "-7 degrees", "-7^\\circ", "x = -7", "- 7"], ["7", "3-10", "-70", "+7"]),
-    ("What share of 80 eggs are 20 broken ones, in percent?", "25",
-     ["25%", "25\\%", "25.0 %", "$25$"], ["0.25", "1/4", "75%", "25 or so 26"]),
-    ("A stamp costs 75 cents. Twelve cost how many dollars?", "9",
-     ["$9", "\\$9.00", "9 dollars", "9.", "+9"], ["900", "$0.9", "9 1/2", "nine"]),
-]  # fmt: skip
+    (
+        "A mill grinds 617 sacks in a week. How many in two weeks?",
+        "1234",
+        ["1,234", "$1,234.00", "1234 sacks", "\\boxed{1234}", "1234.0"],
+        [
+            "12.34",
+            "1,23,4",
+            "1234 or 1235",
+            "12345",
+            "-1234",
+            "1,2,3,4",
+            "one thousand",
+            "617*2",
+            "1.234",
+        ],
+    ),
+    (
+        "Half of a 25 m rope is cut off. How long is it?",
+        "12.5",
+        ["12.5 m", "25/2", "12 1/2", "\\frac{25}{2}", "12.50 metres"],
+        ["12", "13", "125", "12,5", "12.5.0", "25 / 2 = 12", "12 to 13"],
+    ),
+    (
+        "The lake was at 3 degrees and fell by 10. Now?",
+        "-7",
+        ["−7", "-7 degrees", "-7^\\circ", "x = -7", "- 7"],
+        ["7", "3-10", "-70", "+7"],
+    ),
+    (
+        "What share of 80 eggs are 20 broken ones, in percent?",
+        "25",
+        ["25%", "25\\%", "25.0 %", "$25$"],
+        ["0.25", "1/4", "75%", "25 or so 26"],
+    ),
+    (
+        "A stamp costs 75 cents. Twelve cost how many dollars?",
+        "9",
+        ["$9", "\\$9.00", "9 dollars", "9.", "+9"],
+        ["900", "$0.9", "9 1/2", "nine"],
+    ),
+]
 EQUAL = [
-    ("\\frac{1}{2}", ["0.5", "1/2", "\\dfrac{1}{2}", "\\frac12", " \\frac{1}{2} ",
-     "$\\frac{1}{2}$"], ["\\frac{2}{1}", "2", "0.05", "1,2"]),
-    ("2\\sqrt{3}", ["\\sqrt{12}", "2 \\sqrt{3}", "\\sqrt{3} \\cdot 2", "2\\sqrt3"], ["3\\sqrt{2}",
-     "2\\sqrt{2}", "\\sqrt{6}", "3.46"]),
+    (
+        "\\frac{1}{2}",
+        ["0.5", "1/2", "\\dfrac{1}{2}", "\\frac12", " \\frac{1}{2} ", "$\\frac{1}{2}$"],
+        ["\\frac{2}{1}", "2", "0.05", "1,2"],
+    ),
+    (
+        "2\\sqrt{3}",
+        ["\\sqrt{12}", "2 \\sqrt{3}", "\\sqrt{3} \\cdot 2", "2\\sqrt3"],
+        ["3\\sqrt{2}", "2\\sqrt{2}", "\\sqrt{6}", "3.46"],
+    ),
     ("(1,2)", ["(1, 2)", "\\left(1,2\\right)", "(1.0,2)"], ["(2,1)", "[1,2]", "(1,2,3)", "1"]),
     ("[1,2)", ["[1, 2)", "\\left[1,2\\right)"], ["(1,2]", "(1,2)", "[1,2]", "[1,3)"]),
-    ("x^2+2x+1", ["(x+1)^2", "1+2x+x^2", "x^2 + 1 + 2x"], ["(x-1)^2", "x^2+2x", "x^2-2x+1",
-     "x^3+2x+1"]),
+    (
+        "x^2+2x+1",
+        ["(x+1)^2", "1+2x+x^2", "x^2 + 1 + 2x"],
+        ["(x-1)^2", "x^2+2x", "x^2-2x+1", "x^3+2x+1"],
+    ),
     ("\\{1,2\\}", ["\\{2,1\\}", "\\{1, 2\\}"], ["\\{1,3\\}", "\\{1\\}"]),
-    ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
-     ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"],
-     ["\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}"]),
+    (
+        "\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}",
+        ["\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"],
+        ["\\begin{pmatrix}1&3\\\\2&4\\end{pmatrix}"],
+    ),
     ("90^\\circ", ["90", "90^{\\circ}"], ["9", "100", "90.5"]),
-    ("\\text{Tuesday}", ["Tuesday", "\\text{ Tuesday }", "\\mathrm{Tuesday}"], ["Monday",
-     "\\text{Thursday}", "\\text{Tue}"]),
-    ("\\frac{\\pi}{2}", ["\\pi/2", "0.5\\pi", "\\frac{1}{2}\\pi"], ["\\pi", "\\frac{2}{\\pi}",
-     "1.57"]),
-    ("\\frac{\\sqrt{3}}{3}", ["\\frac{1}{\\sqrt{3}}", "\\frac{\\sqrt3}{3}"], ["\\sqrt{3}",
-     "\\frac{\\sqrt{2}}{3}"]),
+    (
+        "\\text{Tuesday}",
+        ["Tuesday", "\\text{ Tuesday }", "\\mathrm{Tuesday}"],
+        ["Monday", "\\text{Thursday}", "\\text{Tue}"],
+    ),
+    (
+        "\\frac{\\pi}{2}",
+        ["\\pi/2", "0.5\\pi", "\\frac{1}{2}\\pi"],
+        ["\\pi", "\\frac{2}{\\pi}", "1.57"],
+    ),
+    (
+        "\\frac{\\sqrt{3}}{3}",
+        ["\\frac{1}{\\sqrt{3}}", "\\frac{\\sqrt3}{3}"],
+        ["\\sqrt{3}", "\\frac{\\sqrt{2}}{3}"],
+    ),
     ("(-\\infty, 3]", ["(-\\infty,3]"], ["(-\\infty,3)", "(3,\\infty)"]),
     ("5 \\text{ cm}", ["5", "5\\text{ cm}", "5.0"], ["5.1", "50"]),
     ("12", ["12.0", "\\frac{24}{2}", "12\\%"], ["1 2", "21", "-12", "5\\text{ or }12", "1.2"]),
@@ -210,11 +464,7 @@ EQUAL = [
     ("(3,x)", ["(3, x)"], ["(3,y)", "3", "(x,3)"]),
     ("3x", ["x \\cdot 3", "3 x"], ["3y", "3", "x", "3x^2"]),
     ("y = 2x+1", ["y=1+2x"], ["y = 2x-1", "y = x+1"]),
-]  # fmt: skip
-
-
-def answered(text):
-    return f"<reasoning>\nwell,\nso\n</reasoning>\n<answer>{text}</answer>"
+]
 
 
 @pytest.mark.parametrize(("question", "answer", "same", "wrong"), WORD_PROBLEMS)
@@ -235,7 +485,8 @@ def test_equivalence_sees_through_form_and_not_through_mistakes(gold, same, wron
 def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box():
     assert final_answer("<answer>1</answer> no, <answer>\\boxed{2}</answer> \\boxed{3}") == "2"
     assert final_answer("so \\boxed{1}, rather \\boxed{\\frac{1}{2}} I think 7") == "\\frac{1}{2}"
-    assert final_answer("\\boxed{1} <answer>2") == "2" and final_answer("just 7") == ""
+    assert final_answer("\\boxed{1} <answer>2") == "2"
+    assert final_answer("just 7") == ""
     assert final_answer("\\boxed{1} <answer></answer>") == "1"
     for text in (
         "It is 3.</answer>\\boxed{3}",
@@ -245,28 +496,45 @@ def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box
     ):
         assert final_answer(text + "\n2 is not, and that is it") == "3"
     assert final_answer("so it is \\boxed{3} and no other") == "3"
-    assert boxed("\\boxed{never {closed}") == "never {closed}" and boxed("\\boxed{}") == ""
+    assert boxed("\\boxed{never {closed}") == "never {closed}"
+    assert boxed("\\boxed{}") == ""
 
 
 HOSTILE = [
-    "9^{9^{9^9}}", "99^{99^{99}}", "10^{10^{10}}!", "\\binom{10^9}{10^8}", "((9^{99})^{99})^{99}",
-    "1" * 290, "\\sum_{n=1}^{\\infty} 1/n",
-    "(" * 150 + "x" + ")" * 140, "\\frac{" * 80, "(x+y+z+w)^{99}(x+1)^{99}",
-    "\\sqrt{" * 60 + "2" + "}" * 60, "9**9**9**9", "e^{e^x}",
-    "__import__('os').abort()", "2^{9999}", "99999^9999", "9^9^9^9", "\ud800", "\x00", "\\", "{",
-    "}" * 200, "x" * 280, "\\boxed{" * 30,
-]  # fmt: skip
+    "9^{9^{9^9}}",
+    "99^{99^{99}}",
+    "10^{10^{10}}!",
+    "\\binom{10^9}{10^8}",
+    "((9^{99})^{99})^{99}",
+    "1" * 290,
+    "\\sum_{n=1}^{\\infty} 1/n",
+    "(" * 150 + "x" + ")" * 140,
+    "\\frac{" * 80,
+    "(x+y+z+w)^{99}(x+1)^{99}",
+    "\\sqrt{" * 60 + "2" + "}" * 60,
+    "9**9**9**9",
+    "e^{e^x}",
+    "__import__('os').abort()",
+    "2^{9999}",
+    "99999^9999",
+    "9^9^9^9",
+    "\ud800",
+    "\x00",
+    "\\",
+    "{",
+    "}" * 200,
+    "x" * 280,
+    "\\boxed{" * 30,
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_answer_costs_no_more_than_the_time_limit_and_earns_nothing(text):
     began = time.perf_counter()
-    assert not equivalent(text, "x^2+1") and not MATH.solved(
-        {"question": "", "answer": "x^2+1"}, answered(text)
-    )
-    assert (
-        time.perf_counter() - began < 20
-    )  # a hang, not a benchmark: twice parsing and comparing at 2 s each
+    assert not equivalent(text, "x^2+1")
+    assert not MATH.solved({"question": "", "answer": "x^2+1"}, answered(text))
+    # This is about a hang, not a benchmark: parsing and comparing, twice, at 2 s each.
+    assert time.perf_counter() - began < 20
 
 
 @pytest.mark.parametrize(
