@@ -1,7 +1,7 @@
 r"""MATH: competition problems with answers in LaTeX.
 
-A problem        {"question": "Halve 1.", "answer": "\\frac{1}{2}"}
-A right answer   <reasoning>1/2 = 0.5</reasoning><answer>\boxed{0.5}</answer>
+A problem        {"question": "What is $\\frac13 + \\frac16$?", "answer": "\\frac{1}{2}"}
+A right answer   <reasoning>2/6 + 1/6 = 3/6</reasoning><answer>\boxed{0.5}</answer>
 
 Any form of the right value counts (answers.equivalent). The reward follows d1 (Zhao et al. 2025):
 most of it for the right value, some of it for the form.

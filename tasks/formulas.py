@@ -117,7 +117,7 @@ def parse_latex(formula):
 
 
 def serve():
-    """Reads pairs of formulas from stdin, one JSON list a line, and prints a verdict for each."""
+    """Reads pairs of formulas from stdin, one JSON list per line, and prints a verdict for each."""
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     math_verify_equal(r"\frac{1}{2}", "0.5")  # the first comparison is slow
     print("ready", flush=True)

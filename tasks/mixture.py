@@ -2,8 +2,8 @@
 
 One model and one threshold head learn all the tasks. The tasks take turns, one step each, because
 all completions of a rollout have one length: on the tiny model 10 tokens for countdown, and 19 for
-sudoku. The functions below also take a single task, so train.py and evaluate.py need no case for
-it.
+sudoku. The functions below accept a single task as well, so that train.py and evaluate.py need no
+special case for it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ class TaskMixture:
         self.scoring_threads = min(num_scoring_threads(task) for task in tasks.values())
 
     def problems(self, split, n, seed):
-        """Returns n problems, the tasks' in turn; if n is no multiple, the first have one more."""
+        """Returns n problems, taken from the tasks in turn; the first ones may have one more."""
         problems_by_task = []
         for index, (name, task) in enumerate(self.tasks.items()):
             share = n // len(self.tasks) + (index < n % len(self.tasks))

@@ -1,9 +1,9 @@
 """Questions with short answers from public data sets: what gsm8k.py and competition_math.py share.
 
-A problem is {"question": text, "answer": text}. The test split is the data set's own. Of its
-training set, the questions that hash to the validation split are held out for it, and a question
-that also stands in the test set is dropped: two questions are the same if they differ in case and
-white space alone.
+A problem is {"question": text, "answer": text}. The test split is the data set's own test set. The
+validation split is about a tenth of the training set, picked by the checksums of the questions. A
+question of the training set that is in the test set too is dropped; two questions count as the same
+if they differ in case and white space alone.
 """
 
 import logging

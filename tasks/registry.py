@@ -16,7 +16,7 @@ TASKS = {
     "gsm8k": GSM8K(),
     "math": MATH(),
 }
-REQUIRED_METHODS = ("problems", "prompt", "reward", "solved")  # task.py says what they do
+REQUIRED_METHODS = ("problems", "prompt", "reward", "solved")  # task.py explains them
 REQUIRED_BY_TINY = ("length", "demonstrations")
 
 
@@ -42,7 +42,7 @@ def find_task(name):
             if not callable(getattr(task, method, None))
         ]
         if missing:
-            raise TypeError(", ".join(missing) + ": tasks/task.py says what a task has")
+            raise TypeError(", ".join(missing) + ": tasks/task.py lists what a task needs")
     except (Exception, SystemExit) as error:  # the file may do anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ValueError(f"task {name!r} cannot be loaded from {path} ({reason})") from None

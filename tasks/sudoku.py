@@ -12,7 +12,8 @@ at least one blank earns 0.1 or more, so that there is a first step to climb. A 
 nothing.
 
 Every generated puzzle has exactly one solution. There are only 288 finished grids, so many puzzles
-share one. The finished grid therefore decides the split: no two splits share one.
+share one. The finished grid therefore decides the split: no two splits share one. (A grid whose
+digits are merely renamed counts as another grid.)
 """
 
 import collections

@@ -21,6 +21,7 @@ What a task may offer besides:
 
     Name                      Type            Meaning
     ------------------------  --------------  ------------------------------------------------------
+    name                      str             What messages call the task.
     key(problem)              str             Near-duplicates share a key: they land in one split
                                               and count as one cluster in a confidence interval.
                                               Without this method the key is the prompt.
@@ -53,7 +54,7 @@ INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
 )
-MAX_REPEATS = 2000  # after so many repeats in a row, nearly every problem has been drawn
+MAX_REPEATS = 2000  # so many repeats in a row mean that nearly every problem has been drawn
 
 
 class Task:
@@ -84,7 +85,7 @@ class Task:
             reason = f"expected {self.example_row} ({type(error).__name__})"
             raise ValueError(f"{path}, line {line}: {reason}") from None
         if not problems:
-            raise ValueError(f"{path} holds no problems: one JSON object a line is expected")
+            raise ValueError(f"{path} holds no problems: one JSON object per line is expected")
         return problems
 
 

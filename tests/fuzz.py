@@ -122,7 +122,7 @@ BEHIND = (
 )
 
 
-# ---- one maker a task: (problem, answer, whether it is right) ------------------------------------
+# ---- one maker per task: (problem, answer, whether it is right) ----------------------------------
 
 
 def number(rng, gold):
