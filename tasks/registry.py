@@ -33,7 +33,10 @@ def find_task(name):
         choices = f"choose one of {', '.join(TASKS)}, or a FILE.py:NAME that exists"
         raise ValueError(f"unknown task {name!r}: {choices}")
     try:
-        task = runpy.run_path(path)[attribute]
+        namespace = runpy.run_path(path)
+        if attribute not in namespace:
+            raise NameError(f"{path} defines no {attribute!r}")
+        task = namespace[attribute]
         if isinstance(task, type):
             task = task()
         missing = [
@@ -73,7 +76,7 @@ def load_task(names, compact, data="", length=0):
     tasks = {}
     for name in names.split(","):
         if name in tasks:
-            raise ValueError(f"task {names}: {name} is there twice")
+            raise ValueError(f"task {names}: {name} is named twice")
         task = find_task(name)
         tasks[name] = compact_form(task) if compact else task
 

@@ -47,6 +47,7 @@ The embedded model "tiny" is too small to follow instructions. A task that it ca
 import json
 import random
 import sys
+from pathlib import Path
 
 from tasks.splits import read_rows, seeded
 
@@ -73,6 +74,8 @@ class Task:
 
         Raises ValueError with the file and the line if anything in it is not a problem.
         """
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist, or is not a file")
         problems = []
         line = 1
         try:

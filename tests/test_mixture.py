@@ -139,7 +139,7 @@ def test_own_tasks_may_be_among_them(own_file):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        ("countdown,countdown", {}, "countdown is there twice"),
+        ("countdown,countdown", {}, "countdown is named twice"),
         ("countdown,", {}, "unknown task ''"),
         (",countdown", {}, "unknown task ''"),
         ("countdown, sudoku", {}, "unknown task ' sudoku'"),
