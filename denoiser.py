@@ -109,7 +109,7 @@ class DenoiserCalls:
         chunk = CHUNK.get(hidden.device.type, CHUNK["cpu"])
         return max(1, chunk // self.vocabulary_size(hidden))
 
-    def entropy_and_confidence(self, hidden, rule="eb"):
+    def entropy_and_confidence(self, hidden, rule="eb") -> tuple[torch.Tensor, torch.Tensor]:
         """The entropy in nats and the confidence of N untempered distributions: (N,), (N,).
 
         Confidence is the best token's probability, not the drawn one's: it must not depend on the
@@ -138,7 +138,7 @@ class DenoiserCalls:
         entropy = (total.log() - dot / total).clamp(min=0)
         return entropy, 1 / total
 
-    def sample_tokens(self, hidden, temperature, uniform):
+    def sample_tokens(self, hidden, temperature, uniform) -> tuple[torch.Tensor, torch.Tensor]:
         """A token for each of N positions and its log-prob: (N,), (N,). Temperature 0: the best.
 
         Drawn by inversion: the first token at which the cumulated probability exceeds `uniform`, a
@@ -195,13 +195,13 @@ class LogitsModel(nn.Module):
         self.model = model
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def get_decoder(self):
+    def get_decoder(self) -> nn.Module:
         return self
 
-    def get_output_embeddings(self):
+    def get_output_embeddings(self) -> None:
         return None
 
     def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
@@ -241,7 +241,7 @@ class BlockCache:
         self.values = []
         self.start = 0
 
-    def update(self, keys, values, layer, *_, **__):
+    def update(self, keys, values, layer, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's new keys and values, from position `start` on -> those of the whole canvas."""
         if layer == len(self.keys):  # the call that fills it
             self.keys.append(keys)
@@ -252,20 +252,20 @@ class BlockCache:
             self.values[layer][:, :, part] = values
         return self.keys[layer], self.values[layer]
 
-    def keep(self, rows):
+    def keep(self, rows) -> None:
         """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
         rows = rows.to(self.keys[0].device)
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor[rows]
 
-    def get_seq_length(self, layer=0):
+    def get_seq_length(self, layer=0) -> int:
         return self.start
 
-    def get_query_offset(self, layer=0):
+    def get_query_offset(self, layer=0) -> int:
         return self.start
 
-    def get_mask_sizes(self, query_length, layer=0):
+    def get_mask_sizes(self, query_length, layer=0) -> tuple[int, int]:
         return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
 
 

@@ -82,7 +82,9 @@ def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
     return (x * token_mask).sum(dim=-1) / n
 
 
-def diffpo_loss(logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by):
+def diffpo_loss(
+    logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by
+) -> tuple[torch.Tensor, dict]:
     """The model's objective J, negated: the mean over the rows given. Returns (loss, metrics).
 
     logp_new, logp_old  (B, L) surrogate log-probs of the new and the old policy, same boundaries
@@ -120,7 +122,7 @@ def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Te
     return row_mean(difference.exp() - difference - 1, token_mask, normalise_by).mean()
 
 
-def threshold_loss(logp_new, logp_old, advantage, epsilon):
+def threshold_loss(logp_new, logp_old, advantage, epsilon) -> tuple[torch.Tensor, dict]:
     """The sampler's objective: clipped ascent on gamma's log-prob, one action per completion.
 
     logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn
@@ -136,7 +138,7 @@ def threshold_loss(logp_new, logp_old, advantage, epsilon):
     return loss, metrics
 
 
-def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1):
+def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1) -> dict:
     """What the importance weights do: their size, how many are capped, what sample they leave.
 
     (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats

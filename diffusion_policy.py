@@ -260,7 +260,7 @@ class DiffusionPolicy(DenoiserCalls):
             window.cache.keep(copy)
         return hidden[copy]
 
-    def choose_threshold(self, prompt_state, decoder, uniform):
+    def choose_threshold(self, prompt_state, decoder, uniform) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's gamma and its log-prob: (B,), (B,). nan and 0 where the rule has no gamma."""
         threshold_logp = torch.zeros(len(prompt_state), device=prompt_state.device)
         if decoder.rule != "eb":
@@ -326,7 +326,7 @@ class BlockWindow:
         self.block = None
         self.cached_rows = None
 
-    def advance(self, rows, is_open):
+    def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that run now and their open positions, of all unfinished ones.
 
         rows (b,) long, is_open (b, L) bool -> the same for b' <= b rows

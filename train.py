@@ -154,7 +154,7 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
 
 
 def rollout_decoder(config):
-    """The entropy-bounded rule, at the learned gamma or, if only the policy learns, at a fixed one."""
+    """The entropy-bounded rule, at the learned gamma or, if only the policy learns, a fixed one."""
     return Decoder(
         rule="eb",
         level=config.initial_threshold if config.train_target == "policy" else None,
