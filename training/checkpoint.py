@@ -1,4 +1,4 @@
-"""Saving and restoring a run: all that the next step depends on but the seed."""
+"""Saving and restoring a run: everything that the next step depends on, except the seed."""
 
 import json
 
@@ -7,56 +7,75 @@ from safetensors.torch import save_file
 
 from training import distributed, files
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
+
 
 def save_checkpoint(run_dir, policy, optimizers, step):
-    """The state after `step` steps: all that the next one depends on but the seed.
+    """Write the state after `step` steps to RUN/checkpoint; the one before it stays beside it.
 
-    Whatever is split is put together first, so that any number of processes can go on from it.
+    Split tensors are put together first, so that any number of processes can resume. Every process
+    has to call this; the main one writes.
     """
-    weights, adapted = None, hasattr(policy.denoiser, "disable_adapter")
-    if distributed.is_sharded(policy.denoiser):
-        weights = policy.denoiser.state_dict().items()
-        kept = "lora_" if adapted else ""  # of an adapted model the adapter alone
-        weights = {k: distributed.gather_full_tensor(v) for k, v in weights if kept in k}
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    for state in states:
-        state["state"] = {
-            i: {k: distributed.gather_full_tensor(v) for k, v in part.items()}
-            for i, part in state["state"].items()
+    denoiser = policy.denoiser
+    has_adapter = hasattr(denoiser, "disable_adapter")
+    weights = None  # None: save_pretrained takes the model's own
+    if distributed.is_sharded(denoiser):
+        weights = {
+            name: distributed.gather_full_tensor(weight)
+            for name, weight in denoiser.state_dict().items()
+            if "lora_" in name or not has_adapter
+        }
+    optimizer_states = [optimizer.state_dict() for optimizer in optimizers]
+    for optimizer_state in optimizer_states:
+        optimizer_state["state"] = {
+            index: {
+                name: distributed.gather_full_tensor(tensor) for name, tensor in moments.items()
+            }
+            for index, moments in optimizer_state["state"].items()
         }
     if not distributed.is_main_process():
         return
-    for name in ("metrics.jsonl", "samples.jsonl"):  # the steps that it counts as done
+
+    for name in LOGS:  # their rows up to this step count as done from now on
         if (run_dir / name).exists():
             files.sync_to_disk(run_dir / name)
     with files.atomic_write(run_dir / "checkpoint", keep=True) as folder:
-        if adapted:  # the adapter alone, which names its base
-            how = {"save_embedding_layers": False, "state_dict": weights}
-            policy.denoiser.save_pretrained(folder, **how)
+        if has_adapter:
+            from models.lora import save_adapter  # peft takes a while to import
+
+            save_adapter(denoiser, folder, state_dict=weights)
         else:
             from models.export import export_model
 
-            export_model(policy.denoiser, policy.tokenizer, folder, weights)
+            export_model(denoiser, policy.tokenizer, folder, weights)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
-        torch.save({"step": step, "optimizers": states}, folder / "state.pt")
+        torch.save({"step": step, "optimizers": optimizer_states}, folder / "state.pt")
         files.write_checksums(folder)
 
 
 def load_state(run_dir, optimizers):
-    """Optimizers and logs back to where the last checkpoint was written, if any was. -> its step"""
-    folder, step = run_dir / "checkpoint", 0
-    if folder.exists():
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+    """Set optimizers and logs back to the last checkpoint, or to the start if there is none.
+
+    Returns the number of steps done. (The weights are loaded by run_folder.prepare.)
+    """
+    step = 0
+    state_file = run_dir / "checkpoint" / "state.pt"
+    if state_file.parent.exists():
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
         step = state["step"]
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
-            for i, part in saved["state"].items():
-                part |= {k: distributed.distribute_like(v, weights[i]) for k, v in part.items()}
-            optimizer.load_state_dict(saved)
-    if not distributed.is_main_process():
-        return step
-    for name in ("metrics.jsonl", "samples.jsonl"):
-        kept = [row for row in files.read_log(run_dir / name) if row["step"] <= step]
-        with files.atomic_write(run_dir / name) as aside:
-            aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            optimizer_state["state"] = {
+                index: {
+                    name: distributed.distribute_like(tensor, weights[index])
+                    for name, tensor in moments.items()
+                }
+                for index, moments in optimizer_state["state"].items()
+            }
+            optimizer.load_state_dict(optimizer_state)
+    if distributed.is_main_process():
+        for name in LOGS:  # steps after the checkpoint are done again
+            rows = [row for row in files.read_log(run_dir / name) if row["step"] <= step]
+            with files.atomic_write(run_dir / name) as aside:
+                aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return step

@@ -1,18 +1,19 @@
-"""Several processes, one run: what torchrun starts work on the same step together.
+"""Several processes, one run: those that torchrun starts work on the same step together.
 
     torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a
 
-Each completes and scores its share of the rows, whole groups. What they find is put together, so
-that each has the whole batch: rewards, advantages, boundaries and the log are computed everywhere
-from the same numbers, as one process would. Gradients are summed, since a row counts 1/B whoever
-scores it. All chance is drawn for the whole batch. So nothing but speed depends on their number N.
+Each process completes and scores its own rows: whole groups, so that a group stays together. Then
+the results are gathered, and every process computes rewards, advantages, boundaries and metrics
+from the whole batch, as a single process would. Gradients are summed, because a row counts 1/B
+wherever it is scored. All random numbers are drawn for the whole batch. So the number of processes
+changes the speed of a run and nothing else.
 
-With --shard the layers' weights are split too (FSDP2): each process keeps 1/N of every layer, and a
-layer comes together while it runs. So all processes have to make every call: one whose completions
-are done goes on calling until the last one's are.
+With --shard the layers' weights are split too (FSDP2): each process keeps its part of every layer,
+and a layer is gathered while it runs. Every process therefore has to take part in every denoiser
+call: ranks that finish early keep making dummy calls until all are done.
 
-Files are written by the first process alone; it alone speaks. This file needs torch alone, and
-does nothing in a program that torchrun did not start.
+Only the main process writes files and prints. This file needs torch alone, and in a program that
+torchrun did not start its functions do nothing.
 """
 
 import os
@@ -28,141 +29,180 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-WAIT = timedelta(hours=1)  # for the slowest; one that died is noticed at once
+TIMEOUT = timedelta(hours=1)  # for the slowest process; the end of one is noticed at once
+
+# ---- processes -----------------------------------------------------------------------------------
 
 
 def init():
-    """Join the others. Raises ValueError for a process without a GPU where others have one."""
+    """Join the other processes. Raises ValueError if there are fewer GPUs than processes."""
     if not is_distributed():
         return
-    gpu, local = torch.cuda.is_available(), int(os.environ["LOCAL_RANK"])
-    if gpu and local >= (n := torch.cuda.device_count()):
-        raise ValueError(f"process {local + 1} finds {n} GPU(s), and each takes its own: start {n}")
-    if gpu:
-        torch.cuda.set_device(local)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        local_rank = int(os.environ["LOCAL_RANK"])
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ValueError(
+                f"process {local_rank + 1} finds {gpus} GPU(s), and each takes its own: "
+                f"start {gpus}"
+            )
+        torch.cuda.set_device(local_rank)
+        backend = "cpu:gloo,cuda:nccl"
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=WAIT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
     if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
+def is_distributed():
+    """Whether torchrun started this program, with more than one process."""
+    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def world_size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank():
+    """This process's number, from 0."""
+    return int(os.environ["RANK"]) if is_distributed() else 0
+
+
+def is_main_process():
+    """Whether this is the process that writes files and prints."""
+    return rank() == 0
+
+
 def barrier():
-    """For the first, which looks after the files."""
+    """Wait until every process is here."""
     if world_size() > 1:
         all_reduce(torch.zeros(1))
 
 
 @contextmanager
 def reraise_lost_peer():
-    """Raises ValueError, in one line, where the connection to another process is lost."""
+    """Turns the error of a lost connection to another process into a ValueError of one line."""
     try:
         yield
     except RuntimeError as error:
         if not re.search("by peer|peer closed|remote process|ncclRemoteError", str(error)):
             raise
-        raise ValueError("another process has ended, and its own words say why") from None
+        raise ValueError("another process has ended, and its own message says why") from None
 
 
-def is_distributed():
-    return dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def world_size():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main_process():
-    return rank() == 0
-
-
-def rank():
-    return int(os.environ["RANK"]) if is_distributed() else 0
+# ---- rows and gradients --------------------------------------------------------------------------
 
 
 def local_rows(B, num_generations=1):
-    """The rows of this process: a slice of B, whole groups. Too few for N: all of them have all."""
-    groups, N = B // num_generations, world_size()
+    """The rows of this process: a slice of the B rows, made of whole groups.
+
+    With fewer groups than processes, every process takes all rows.
+    """
+    groups = B // num_generations
+    N = world_size()
     if N == 1 or groups < N:
         return slice(0, B)
-    first, end = (groups * k // N for k in (rank(), rank() + 1))
-    return slice(first * num_generations, end * num_generations)
+    first_group = groups * rank() // N
+    end_group = groups * (rank() + 1) // N
+    return slice(first_group * num_generations, end_group * num_generations)
 
 
-def all_reduce(tensor, how=dist.ReduceOp.SUM):
-    """A tensor's sum over all processes, in place."""
-    dist.all_reduce(tensor, how)
+def all_reduce(tensor, operation=dist.ReduceOp.SUM):
+    """The sum of a tensor over all processes, in place. Returns the tensor."""
+    dist.all_reduce(tensor, operation)
     return tensor
 
 
-def all_gather_rows(part, rows, B):
-    """(b, ...) of each process's share of the rows -> (B, ...) of all, in each of them."""
-    if len(part) == B:
-        return part
-    kind = torch.uint8 if part.dtype == torch.bool else part.dtype
-    whole = torch.zeros((B, *part.shape[1:]), dtype=kind, device=part.device)
-    whole[rows] = part.to(kind)
-    return all_reduce(whole).to(part.dtype)
+def all_gather_rows(local, rows, B):
+    """Each process's rows (b, ...) -> the whole batch (B, ...), on every process.
+
+    rows: the slice of this process, from local_rows.
+    """
+    if len(local) == B:
+        return local
+    # Each process fills in its rows and leaves zeros elsewhere. The backends sum no bools.
+    dtype = torch.uint8 if local.dtype == torch.bool else local.dtype
+    batch = torch.zeros((B, *local.shape[1:]), dtype=dtype, device=local.device)
+    batch[rows] = local.to(dtype)
+    return all_reduce(batch).to(local.dtype)
 
 
 def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, num_generations=1):
-    """policy.rollout, by all processes. -> the whole Rollout, in each of them."""
+    """policy.rollout, shared by all processes. Returns the whole Rollout on each of them."""
     B = len(prompt_ids)
     rows = local_rows(B, num_generations)
-    uniform = policy.draw_uniform(B, length, generator)[rows]
+    uniform = policy.draw_uniform(B, length, generator)  # for the whole batch: as one process would
     with keep_in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
         local = policy.rollout(
-            prompt_ids[rows], prompt_mask[rows], length, decoder, uniform=uniform
+            prompt_ids[rows], prompt_mask[rows], length, decoder, uniform=uniform[rows]
         )
-    tensors = {}
+    gathered = {}
     for field in fields(local):
         value = getattr(local, field.name)
         if isinstance(value, torch.Tensor):
-            tensors[field.name] = all_gather_rows(value, rows, B)
-    return replace(local, **tensors)
+            gathered[field.name] = all_gather_rows(value, rows, B)
+    return replace(local, **gathered)
 
 
 def all_reduce_gradients(model):
-    """Each learning weight's gradient becomes the sum over the processes."""
+    """Sum each weight's gradient over the processes.
+
+    FSDP has already summed those of split weights, when it left their layer.
+    """
     if world_size() == 1:
         return
     weights = [p for p in model.parameters() if p.requires_grad and not is_sharded_tensor(p)]
-    if not weights:  # the others' are summed when a layer is left
+    if not weights:
         return
-    # An expert that no token of a process went to has no gradient there.
-    used = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
-    used = all_reduce(used.int()).tolist()
-    for p, n in zip(weights, used, strict=True):
-        if n:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    # An expert that none of a process's tokens reached has no gradient there. One that no process
+    # reached keeps none, so that AdamW leaves it alone.
+    has_gradient = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
+    processes_with_gradient = all_reduce(has_gradient.int()).tolist()
+    for p, count in zip(weights, processes_with_gradient, strict=True):
+        if count > 0:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
             all_reduce(p.grad)
 
 
 def all_reduce_max(number):
     """The largest of the processes' numbers."""
-    return (
-        number if world_size() == 1 else all_reduce(torch.tensor(number), dist.ReduceOp.MAX).item()
-    )
+    if world_size() == 1:
+        return number
+    return all_reduce(torch.tensor(number), dist.ReduceOp.MAX).item()
 
 
 def all_reduce_sum(number):
-    return number if world_size() == 1 else all_reduce(torch.tensor(number)).item()
+    """The sum of the processes' numbers."""
+    if world_size() == 1:
+        return number
+    return all_reduce(torch.tensor(number)).item()
 
 
-# ---- split weights -------------------------------------------------------------------------------
+# ---- split weights (FSDP2) -----------------------------------------------------------------------
 
 
 def shard_model(denoiser, device):
-    """Split every layer's weights over the processes; the embedding and what follows stay whole."""
-    how = {"mesh": init_device_mesh(device.type, (world_size(),)), "reshard_after_forward": True}
+    """Split every layer's weights over the processes, in place.
+
+    The embedding and the last layer, which logits are made of, stay whole on each of them.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
     decoder = denoiser.get_decoder()
     for layer in decoder.layers:
-        fully_shard(layer, **how)
-        layer.set_gradient_divide_factor(1.0)  # a sum, as above
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        # Gradients are summed, not averaged, as all_reduce_gradients does.
+        layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)
-    # As their root it has one layer fetched while another runs.
+    # With the decoder as their root, one layer is fetched while another runs.
     fully_shard(
-        decoder, **how, ignored_params={p for p in decoder.parameters() if not is_sharded_tensor(p)}
+        decoder,
+        mesh=mesh,
+        reshard_after_forward=True,
+        ignored_params={p for p in decoder.parameters() if not is_sharded_tensor(p)},
     )
     for tensor in [*denoiser.parameters(), *denoiser.buffers()]:
         if not is_sharded_tensor(tensor):
@@ -170,55 +210,77 @@ def shard_model(denoiser, device):
 
 
 def is_sharded_tensor(tensor):
+    """Whether a tensor's values are split over the processes."""
     return isinstance(tensor, DTensor)
 
 
 def is_sharded(model):
-    return any(map(is_sharded_tensor, model.parameters()))
+    """Whether some of a model's weights are split over the processes."""
+    return any(is_sharded_tensor(p) for p in model.parameters())
 
 
 @contextmanager
 def keep_in_step(policy):
-    """Inside, each call says that its process is not done; who leaves calls on until all are."""
-    call = policy.hidden
+    """Keep making dummy denoiser calls after the block, until every process has left its own.
 
-    def hidden(*args, **how):
+    Split layers are gathered by all processes together, so each call needs all of them. Before a
+    call a process contributes 1 to a sum, after its last one 0: as long as the sum is not 0,
+    somebody is about to call.
+    """
+    call_denoiser = policy.hidden
+
+    def announced_call(*args, **kwargs):
         all_reduce(torch.ones(1))
-        return call(*args, **how)
+        return call_denoiser(*args, **kwargs)
 
-    policy.hidden = hidden
+    policy.hidden = announced_call
     try:
         yield
     finally:
         del policy.hidden
-    while all_reduce(torch.zeros(1)).item():
-        call(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
-        policy.rows_run -= 1
+    while all_reduce(torch.zeros(1)).item() > 0:
+        call_denoiser(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
+        policy.rows_run -= 1  # a dummy row is no work
 
 
 def gather_full_tensor(tensor):
-    """A split tensor put together, on the first process's host; any other as it is."""
+    """A split tensor, put together on the main process's CPU (None elsewhere); others as they are.
+
+    Every process has to call it.
+    """
     if not is_sharded_tensor(tensor):
         return tensor
-    tensor = tensor.full_tensor()  # all have to ask
-    return tensor.cpu() if is_main_process() else None
+    full = tensor.full_tensor()
+    return full.cpu() if is_main_process() else None
 
 
 def distribute_like(tensor, weight):
-    """Of a whole tensor the part that a process keeps of `weight`, if that is split."""
+    """This process's part of a whole tensor, split as `weight` is; the tensor itself if it is not.
+
+    An optimizer's state has such tensors, of the weight's shape, and a step counter, which stays.
+    """
     if not is_sharded_tensor(weight) or tensor.shape != weight.shape:
         return tensor
-    how = weight.device_mesh, weight.placements
-    return distribute_tensor(tensor.to(weight.device), *how, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
+    )
 
 
-def clip_grad_norm(model, limit):
-    """Scale the gradient down to a norm of `limit` at most. -> its norm before"""
+def clip_grad_norm(model, max_norm):
+    """Scale the gradient down to a norm of at most max_norm. Returns its norm before that.
+
+    torch.nn.utils.clip_grad_norm_ takes no mixture of split and whole gradients.
+    """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    halves = [[g for g in grads if is_sharded_tensor(g) is split] for split in (False, True)]
-    norms = [torch.nn.utils.get_total_norm(half) for half in halves if half]
-    norm = torch.stack([n.full_tensor() if is_sharded_tensor(n) else n for n in norms]).norm()
-    scale = (limit / (norm + 1e-6)).clamp(max=1.0).item()
-    for g in grads:
-        g.mul_(scale)
+    norms = []
+    whole_grads = [grad for grad in grads if not is_sharded_tensor(grad)]
+    if whole_grads:
+        norms.append(torch.nn.utils.get_total_norm(whole_grads))
+    split_grads = [grad for grad in grads if is_sharded_tensor(grad)]
+    if split_grads:
+        norms.append(torch.nn.utils.get_total_norm(split_grads).full_tensor())
+    norm = torch.stack(norms).norm()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).item()
+    for grad in grads:
+        grad.mul_(scale)
     return norm

@@ -1,8 +1,8 @@
-"""Files that survive a kill, a power cut and a full disk; and one run a folder.
+"""Files that survive a kill, a power cut and a full disk; a lock, so that a folder has one run.
 
-What is written goes aside, is synced to the disk, and is renamed: a reader finds the old or the
-new, never a half. A checkpoint keeps the one before it as checkpoint.old, and checksums of both. So
-a broken one is noticed, and the one before it goes on.
+A file or folder is written beside its place, synced to the disk, and renamed: a reader finds the
+old one or the new one, never half of it. A checkpoint keeps the one before it as checkpoint.old,
+both with checksums, so that a damaged one is noticed and the run goes on from the one before it.
 """
 
 import json
@@ -17,42 +17,23 @@ from models.checkpoints import CHECKSUMS, checksum, verify_checksums
 from models.families import one_line
 from training import distributed
 
-
-def remove(path):
-    """A file, a link or a folder; nothing where there is none."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(path)
-
-
-def sync_to_disk(path):
-    """Have the disk itself hold a file, or a folder and all that is in it."""
-    for part in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        fsync(part)
-
-
-def fsync(path):
-    with suppress(PermissionError):  # Windows opens no folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+# ---- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_write(path, keep=False):
-    """Gives a path beside `path` to write to; when that went well, it takes the old one's place.
+    """Yields a path beside `path` to write to, a file or a folder, which then replaces `path`.
 
-    A folder cannot be renamed onto another: for a moment there is only `path`.old (see `settle`).
-    That one stays if `keep`. Raises ValueError in one line for a disk that is full, say.
+    If the block raises, `path` stays as it was. A folder cannot be renamed onto another one, so for
+    a moment there is only `path`.old (see recover_interrupted_rename); with `keep` it stays.
+    Raises ValueError, in one line, if something cannot be written.
     """
     path = Path(path)
+    aside = Path(f"{path}.tmp")
+    old = Path(f"{path}.old")
     recover_interrupted_rename(path)
-    aside, old = Path(f"{path}.tmp"), Path(f"{path}.old")
     remove(aside)
-    with one_line(f"{path} cannot be written"):
+    with one_line(f"{path} cannot be written"), plain_disk_errors(path):
         yield aside
         sync_to_disk(aside)
         if path.is_dir():
@@ -64,20 +45,86 @@ def atomic_write(path, keep=False):
         remove(old)
 
 
+@contextmanager
+def plain_disk_errors(path):
+    """Raises OSError, saying that the disk is full, where torch.save reports a failed assertion."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = str(error)
+        if "enforce fail" not in message and "PytorchStreamWriter" not in message:
+            raise
+        free = shutil.disk_usage(Path(path).absolute().parent).free
+        if free < 2**20 or "No space left" in message:
+            raise OSError("No space left on device") from None
+        raise OSError("torch.save failed: is there a quota, or is the disk failing?") from None
+
+
+def remove(path):
+    """Remove a file, a link (not what it points to) or a folder, if it is there."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
+
+
 def recover_interrupted_rename(path):
-    """After a kill between two renames the folder has its old name: give it back."""
+    """After a kill between the two renames of a folder, give `path`.old its name back."""
     old = Path(f"{path}.old")
     if old.exists() and not path.exists():
         old.rename(path)
 
 
+def sync_to_disk(path):
+    """Have the disk itself hold a file, or a folder with everything in it."""
+    if path.is_dir():
+        for part in path.rglob("*"):
+            fsync(part)
+    fsync(path)
+
+
+def fsync(path):
+    """os.fsync of a file or a folder."""
+    with suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_json(path, value):
+    """Write a JSON file, whole or not at all."""
     with atomic_write(path) as aside:
         aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
+# ---- logs ----------------------------------------------------------------------------------------
+
+
+def read_log(path):
+    """The rows of a run's log, dicts with a "step"; none if there is no file.
+
+    Lines that are no such row are left out, with a message for the first. A kill leaves half a last
+    line, which is left out silently.
+    """
+    rows = []
+    bad_lines = []
+    with suppress(FileNotFoundError):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines, start=1):
+            row = parse_log_row(line)
+            if row is not None:
+                rows.append(row)
+            elif line and number < len(lines):
+                bad_lines.append(number)
+    if bad_lines:
+        print(f"{path}: line {bad_lines[0]} is no row of a log and is left out", file=sys.stderr)
+    return rows
+
+
 def parse_log_row(line):
-    """The row that a line of a log is, a dict with a step; None for any other line."""
+    """The dict of a log's line, if it has an integer "step"; None for any other line."""
     try:
         row = json.loads(line)
         return row if isinstance(row["step"], int) else None
@@ -85,46 +132,33 @@ def parse_log_row(line):
         return None
 
 
-def read_log(path):
-    """The rows of a run's log, dicts with a step. What is none is left out, and told.
-
-    A kill leaves half a last line; that is not worth a word.
-    """
-    rows, bad = [], []
-    with suppress(FileNotFoundError):
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, 1):
-            if row := parse_log_row(line):
-                rows.append(row)
-            elif line and number < len(lines):
-                bad.append(number)
-    if bad:
-        print(f"{path}: line {bad[0]} is no row of a log and is left out", file=sys.stderr)
-    return rows
-
-
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def write_checksums(folder):
-    sums = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+    """Write the checksum of each of a checkpoint's files into the folder."""
+    checksums = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    text = json.dumps(checksums, indent=1) + "\n"
+    (folder / CHECKSUMS).write_text(text, encoding="utf-8")
 
 
 def restore_previous_checkpoint(path):
-    """If a checkpoint is broken and the one before it is not, put that in its place, and say so."""
-    old = Path(f"{path}.old")
+    """If a checkpoint is damaged and the one before it is not, put that in its place and say so.
+
+    The damaged one becomes `path`.broken. Raises ValueError if both are damaged.
+    """
+    previous = Path(f"{path}.old")
     try:
         verify_checksums(path)
     except ValueError as error:
-        if not old.is_dir():
+        if not previous.is_dir():
             raise
-        verify_checksums(old)
+        verify_checksums(previous)
         print(f"{error}: going on from the checkpoint before it", file=sys.stderr)
         broken = Path(f"{path}.broken")
         remove(broken)
         path.rename(broken)
-        old.rename(path)
+        previous.rename(path)
 
 
 # ---- one run a folder, and signals ---------------------------------------------------------------
@@ -132,11 +166,14 @@ def restore_previous_checkpoint(path):
 
 @contextmanager
 def run_lock(folder):
-    """Holds a run's folder. Raises ValueError if another run does; a kill leaves no lock behind."""
+    """Locks a run's folder, and makes it if it is missing. A killed run leaves no lock behind.
+
+    Raises ValueError if another run has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / ".lock"
-    with open(file, "a") as handle:
-        with suppress(ImportError):  # Windows has no fcntl: there nothing is locked
+    lock_file = folder / ".lock"
+    with open(lock_file, "a") as handle:
+        with suppress(ImportError):  # Windows has no fcntl: nothing is locked there
             import fcntl
 
             try:
@@ -146,35 +183,47 @@ def run_lock(folder):
         try:
             yield
         finally:
-            file.unlink(missing_ok=True)
-            if not any(folder.iterdir()):  # nothing came of it
+            lock_file.unlink(missing_ok=True)
+            if not any(folder.iterdir()):  # the run was refused before it wrote anything
                 folder.rmdir()
 
 
 class GracefulInterrupt:
-    """The first Ctrl-C, SIGTERM or SIGHUP sets `asked`, its number: the loop ends its step and
-    saves. The second stops at once; not under torchrun, which repeats a Ctrl-C to its processes.
+    """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `asked` to its number.
+
+    The training loop reads it, ends its step and saves. A second signal stops the program at once;
+    not under torchrun, which passes a Ctrl-C to its processes several times.
     """
 
-    asked = 0
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+
+    def __init__(self):
+        self.asked = 0
+        self.previous_handlers = {}
 
     def __enter__(self):
-        numbers = filter(None, map(vars(signal).get, ("SIGINT", "SIGTERM", "SIGHUP")))
-        self.before = {number: signal.signal(number, self.note) for number in numbers}
+        for name in self.SIGNALS:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self.previous_handlers[number] = signal.signal(number, self.handle)
         return self
 
-    def note(self, number, _):
+    def __exit__(self, error_type, error, traceback):
+        self.restore_handlers()
+        if self.asked and error_type is None:  # the signal came after the last step was saved
+            raise KeyboardInterrupt(self.asked)
+
+    def handle(self, number, frame):
         if self.asked:
             return
-        self.asked, more = number, ""
-        if not distributed.is_distributed():
-            self.__exit__("not yet")
-            what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            more = f"; {what} once more stops at once"
-        print(f"\nending this step, then saving{more}", flush=True)
+        self.asked = number
+        if distributed.is_distributed():
+            print("\nending this step, then saving", flush=True)
+            return
+        self.restore_handlers()
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        print(f"\nending this step, then saving; {name} once more stops at once", flush=True)
 
-    def __exit__(self, error, *_):
-        for number, handler in self.before.items():
+    def restore_handlers(self):
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
-        if self.asked and not error:  # after the last step
-            raise KeyboardInterrupt(self.asked)

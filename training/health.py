@@ -1,10 +1,10 @@
-"""Numbers gone wrong: what stops a run, and what it is warned of.
+"""Numbers that have gone wrong: those that stop a run, and those that it warns of.
 
-A number that is not finite must not reach the optimizer: it would spoil every weight, and the
-checkpoint after that. Other numbers mean that nothing is learned; those are said once.
+A number that is not finite must not reach the optimizer, or it would spoil every weight, and then
+the checkpoint. Other numbers mean that nothing is being learned; a run warns of each once.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from statistics import fmean
 
 import torch
@@ -12,93 +12,160 @@ from safetensors.torch import save_file
 
 from training import distributed
 
+# ---- what stops a run ----------------------------------------------------------------------------
+
 
 class NotFinite(ValueError):
-    """A quantity of some row is NaN or infinite. `rollout` is the batch it came from."""
+    """A quantity is NaN or infinite. `rollout` is the batch that it comes from, or None."""
 
-    def __init__(self, what, rollout=None):
-        super().__init__(what)
+    def __init__(self, message, rollout=None):
+        super().__init__(message)
         self.rollout = rollout
 
 
-def assert_finite(what, value, rollout=None):
-    """Raises NotFinite, naming the row, unless all of a tensor is finite."""
-    if not (good := value.isfinite()).all():
-        row = f" of row {int((~good).nonzero()[0, 0])}" if value.dim() else ""
-        raise NotFinite(f"{what}{row} is not finite", rollout)
+def assert_finite(name, tensor, rollout=None):
+    """Raises NotFinite, with the quantity's name and the first bad row, unless all is finite."""
+    is_finite = tensor.isfinite()
+    if is_finite.all():
+        return
+    row = ""
+    if tensor.dim() > 0:
+        row = f" of row {int((~is_finite).nonzero()[0, 0])}"
+    raise NotFinite(f"{name}{row} is not finite", rollout)
 
 
 def assert_finite_weights(model):
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            p = p.detach()
-            assert_finite(f"weight {name}", p.to_local() if distributed.is_sharded_tensor(p) else p)
+    """Raises NotFinite, with the weight's name, unless every trained weight is finite."""
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            weight = weight.detach()
+            if distributed.is_sharded_tensor(weight):
+                weight = weight.to_local()
+            assert_finite(f"weight {name}", weight)
 
 
 def save_bad_batch(error, run_dir, step):
-    """A NotFinite as a ValueError that says all: the step, the batch's file, where to go on."""
-    said, rollout = f"step {step}: {error}", error.rollout
-    if rollout is not None and distributed.is_main_process():
+    """Writes a NotFinite's batch to a file. Returns a ValueError that says all there is to say.
+
+    In one line: the step and the quantity, the batch's file, where to go on from, what to change.
+    """
+    message = [f"step {step}: {error}"]
+    if error.rollout is not None and distributed.is_main_process():
         file = run_dir / f"broken-{step}.safetensors"
-        tensors = {f.name: getattr(rollout, f.name) for f in fields(rollout)}
-        tensors = {k: v.contiguous() for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+        tensors = {}
+        for field in fields(error.rollout):
+            value = getattr(error.rollout, field.name)
+            if isinstance(value, torch.Tensor):
+                tensors[field.name] = value.contiguous()
         save_file(tensors, file)
-        said += f"; its batch is in {file}"
-    kept = "the last checkpoint is from before it" if (run_dir / "checkpoint").exists() else ""
-    advice = (
+        message.append(f"its batch is in {file}")
+    if (run_dir / "checkpoint").exists():
+        message.append("the last checkpoint is from before it")
+    message.append(
         "a lower --learning_rate or --threshold_learning_rate, or more --warmup_steps, may help"
     )
-    return ValueError("; ".join(filter(None, (said, kept, advice))))
+    return ValueError("; ".join(message))
 
 
-# ---- what a run is warned of ---------------------------------------------------------------------
+# ---- what a run warns of -------------------------------------------------------------------------
+
+STEPS_LOOKED_BACK = 50  # has_doubled looks at this many steps
 
 
-STEPS_LOOKED_BACK = 50  # steps that the last of the warnings looks back
+@dataclass
+class RangeWarning:
+    """Text for a run whose last step has the metric between low and high, both included."""
+
+    metric: str
+    low: float
+    high: float
+    text: str
+
+    def applies(self, rows):
+        value = rows[-1].get(self.metric)
+        return value is not None and self.low <= value <= self.high
+
+
+@dataclass
+class DoublingWarning:
+    """Text for a run whose metric has doubled in STEPS_LOOKED_BACK steps."""
+
+    metric: str
+    text: str
+
+    def applies(self, rows):
+        return has_doubled([row.get(self.metric) for row in rows])
 
 
 def has_doubled(values, windows=5, size=STEPS_LOOKED_BACK // 5):
-    """Whether the means of the last five times ten values rise from each to the next, to almost
-    twice the first. (In 68 logged runs: two of three collapses, one decline, none that went well.)
+    """Whether the means of the last 5 windows of 10 values rise from each to the next, to almost
+    twice the first. (In 68 logged runs this marked two of three collapses, one decline, and no run
+    that went well.)
     """
-    if len(values) < windows * size or None in values[-windows * size :]:
+    recent = values[-windows * size :]
+    if len(recent) < windows * size or None in recent:
         return False
-    ends = range(len(values) - (windows - 1) * size, len(values) + 1, size)
-    means = [fmean(values[end - size : end]) for end in ends]
-    rises = all(low < high for low, high in zip(means, means[1:], strict=False))
-    return rises and means[-1] > max(1.9 * means[0], 0.01)
+    means = [fmean(recent[start : start + size]) for start in range(0, len(recent), size)]
+    always_rises = all(low < high for low, high in zip(means, means[1:], strict=False))
+    return always_rises and means[-1] > max(1.9 * means[0], 0.01)
 
 
-def last(name, low, high):
-    """A check that a metric of the last step lies between low and high."""
-    return lambda rows: rows[-1].get(name) is not None and low <= rows[-1][name] <= high
-
-
-WARNINGS = {  # what it means and what to change: when
-    "no completions of one prompt differ in reward, so nothing is learned: an easier --data, a "
-    "larger --num_generations or a --temperature nearer 1": last("frac_reward_zero_std", 1, 1),
-    "every completion is empty: it ends with its first token. Is the model an Instruct one, and "
-    "--prefill right?": last("completion_length_mean", 0, 1),
-    "every importance weight is capped, so the surrogate is sure where the policy was not: more "
-    "--num_stages or a lower --learning_rate": last("capped_weight_fraction", 0.999, 1),
-    "the importance weights leave less than a tenth of the tokens as a sample: a lower "
-    "--importance_weight_cap or more --num_stages": last("ess_fraction", 0, 0.1),
-    "γ is at its lower bound, about one token a call: a higher --nfe_penalty": last(
-        "threshold_mean", 0, 1.05e-3
+# Each text says what the number means and which setting to change.
+WARNINGS = [
+    RangeWarning(
+        metric="frac_reward_zero_std",
+        low=1,
+        high=1,
+        text="no completions of one prompt differ in reward, so nothing is learned: an easier "
+        "--data, a larger --num_generations or a --temperature nearer 1",
     ),
-    "γ is at its upper bound, everything in one call: a lower --nfe_penalty": last(
-        "threshold_mean", 9.5, 10
+    RangeWarning(
+        metric="completion_length_mean",
+        low=0,
+        high=1,
+        text="every completion is empty: it ends with its first token. Is the model an Instruct "
+        "one, and --prefill right?",
     ),
-    "the surrogate's KL has doubled in 50 steps, as before a collapse: more --num_stages, a lower "
-    "--learning_rate or fewer --num_iterations": lambda rows: has_doubled(
-        [row.get("surrogate_kl") for row in rows]
+    RangeWarning(
+        metric="capped_weight_fraction",
+        low=0.999,
+        high=1,
+        text="every importance weight is capped, so the surrogate is sure where the policy was "
+        "not: more --num_stages or a lower --learning_rate",
     ),
-}
+    RangeWarning(
+        metric="ess_fraction",
+        low=0,
+        high=0.1,
+        text="the importance weights leave less than a tenth of the tokens as a sample: a lower "
+        "--importance_weight_cap or more --num_stages",
+    ),
+    RangeWarning(
+        metric="threshold_mean",
+        low=0,
+        high=1.05e-3,
+        text="γ is at its lower bound, about one token a call: a higher --nfe_penalty",
+    ),
+    RangeWarning(
+        metric="threshold_mean",
+        low=9.5,
+        high=10,
+        text="γ is at its upper bound, everything in one call: a lower --nfe_penalty",
+    ),
+    DoublingWarning(
+        metric="surrogate_kl",
+        text="the surrogate's KL has doubled in 50 steps, as before a collapse: more --num_stages, "
+        "a lower --learning_rate or fewer --num_iterations",
+    ),
+]
 
 
-def new_warnings(rows, said):
-    """Yields what is wrong after the last of the metrics' rows and not yet in the set `said`."""
-    for text, applies in WARNINGS.items():
-        if text not in said and applies(rows):
-            said.add(text)
-            yield text
+def new_warnings(rows, already_warned):
+    """Yields each warning that applies after the last of the metrics' rows, for the first time.
+
+    already_warned: a set of texts, which grows.
+    """
+    for warning in WARNINGS:
+        if warning.text not in already_warned and warning.applies(rows):
+            already_warned.add(warning.text)
+            yield warning.text

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from statistics import fmean
 
 from models.device import peak_memory_gib
+from models.families import one_line
 from training import distributed, files
 
 METRICS = {
@@ -56,7 +57,10 @@ METRICS = {
 
 
 def rollout_metrics(rollout, advantage, num_generations):
-    """The metrics of a batch of rollouts, whoever learns from it."""
+    """The metrics of a batch of rollouts, whether denoiser or sampler learns from it.
+
+    advantage (B,), a prompt's num_generations rows adjacent.
+    """
     is_flat = (advantage.view(-1, num_generations) == 0).all(dim=1)  # (P,)
     return {
         "frac_reward_zero_std": is_flat.float().mean().item(),
@@ -114,7 +118,8 @@ def log_step(run_dir, step, metrics, samples):
 
 
 def append_lines(path, rows):
-    with open(path, "a", encoding="utf-8") as file:
+    """Append rows to a file of JSON lines. Raises ValueError, in one line, for a full disk, say."""
+    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
@@ -137,27 +142,38 @@ def print_progress(run_dir, bar, step):
     )
 
 
+def import_tracker(report_to):
+    """The module of --report_to, or None for "none". Raises ValueError if it is not installed.
+
+    A run imports it before anything is trained, so that a missing one costs no time.
+    """
+    if report_to == "none":
+        return None
+    name = "torch.utils.tensorboard" if report_to == "tensorboard" else report_to
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"--report_to {report_to} needs it: pip install {report_to}") from None
+
+
 def open_tracker(report_to, run_dir, config):
     """A function(metrics, step) that sends a step's metrics to a tracker; "none": to nowhere.
 
-    Trackers are optional: `pip install tensorboard`, trackio or wandb. ValueError if it is missing.
+    tensorboard writes to RUN/tensorboard; trackio and wandb have a project called diffpo.
     """
-    if report_to == "none":
+    tracker = import_tracker(report_to)
+    if tracker is None:
         return lambda metrics, step: None
-    try:
-        if report_to == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+    if report_to == "tensorboard":
+        writer = tracker.SummaryWriter(str(run_dir / "tensorboard"))
 
-            writer = SummaryWriter(str(run_dir / "tensorboard"))
-
-            def report(metrics, step):
-                for name, value in metrics.items():
+        def report(metrics, step):
+            for name, value in metrics.items():
+                if value is not None:
                     writer.add_scalar(name, value, step)
-                writer.flush()
+            writer.flush()
 
-            return report
-        tracker = importlib.import_module(report_to)  # wandb's and trackio's interface is the same
-    except ImportError:
-        raise ValueError(f"--report_to {report_to} needs it: pip install {report_to}") from None
+        return report
+    # wandb and trackio have one interface.
     tracker.init(project="diffpo", name=run_dir.name, config=asdict(config))
     return lambda metrics, step: tracker.log(metrics, step=step)

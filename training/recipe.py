@@ -1,58 +1,189 @@
-"""Which model a bare command trains, and which recipe fits a checkpoint and a GPU."""
+"""Which model a bare command trains, which recipe fits a checkpoint and a GPU, and how closely.
 
-import torch
+Recipes are in config.py, the arithmetic of memory in memory.py. torch and transformers are imported
+late, so that `python -m training.memory --help` answers at once.
+"""
 
-from config import RECIPES
-from models.families import read_config
-from models.loading import LLADA, model_folder
-from training import memory
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config import RECIPES, Config, FlagParser, parse_flags
+from training.memory import count_parameters, estimate_gib
 
 SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 
 
-def gpu():
-    """(its name, its GiB), or None where there is none."""
+@dataclass
+class Gpu:
+    name: str
+    gib: float  # its memory
+
+
+def find_gpu():
+    """The first Gpu, or None where there is none."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_properties(0)
-    return found.name, found.total_memory / 2**30
+    properties = torch.cuda.get_device_properties(0)
+    return Gpu(properties.name, properties.total_memory / 2**30)
 
 
 def default_model():
     """(name, why): which model a bare command trains."""
-    if not gpu():
+    from models.loading import LLADA
+
+    gpu = find_gpu()
+    if gpu is None:
         return "tiny", "no GPU was found, and this one needs neither GPU nor download"
-    name, gib = gpu()
-    why = f"a GPU of {gib:.0f} GiB was found, {name}; --model tiny trains the embedded model"
-    return LLADA if gib > 21 else SMALL, why  # a card of 24 GB has 23.5 of them, or 22.1
+    why = f"a GPU of {gpu.gib:.0f} GiB was found, {gpu.name}; --model tiny trains the embedded one"
+    # A card that is sold as 24 GB has 23.5 GiB, or 22.1.
+    return LLADA if gpu.gib > 21 else SMALL, why
 
 
-def recipe_by_size(model_config):
-    """The recipe of a checkpoint that is not tiny, before the GPU is looked at."""
-    return RECIPES["LLaDA" if memory.parameters(model_config)[1] > 2e9 else "small"]
+def recipe_for(model_config, gpu_gib=None):
+    """The recipe of a checkpoint that is not tiny, {setting: value}, by its size and the GPU's."""
+    if count_parameters(model_config)["total"] < 2e9:
+        return RECIPES["small"]
+    recipe = RECIPES["LLaDA"]
+    if gpu_gib and gpu_gib < 70:
+        recipe = recipe | RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
+    return recipe
 
 
-def recipe_of(name):
-    """({setting: value}, words) for a checkpoint: by its size, and by the GPU's. Raises ValueError.
+def describe_expected(model_config, config, gpu_gib=None):
+    """The line at the start of a run: the model's size and, with a GPU, the memory to expect."""
+    size = f"{count_parameters(model_config)['total'] / 1e9:.1f} billion parameters"
+    if gpu_gib is None:
+        return size
+    peak = estimate_gib(model_config, config)["peak"]
+    return f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic)"
 
-    The words say what memory and time to expect, by arithmetic: (settings) -> text.
+
+# ---- python -m training.memory -------------------------------------------------------------------
+
+SHAPES = ("LLaDA-8B", "Qwen3-0.6B")
+
+
+def read_model_config(name):
+    """The configuration of one of SHAPES, of a checkpoint folder, or of a model on the hub.
+
+    Raises ValueError for any other name. Only OWNER/NAME is asked of the hub.
     """
-    model_config, _ = read_config(model_folder(name), name)
-    size = memory.parameters(model_config)[1]
-    recipe, here = recipe_by_size(model_config), gpu()
-    if here and recipe is RECIPES["LLaDA"] and here[1] < 70:
-        recipe = recipe | RECIPES["24 GB" if here[1] < 40 else "48 GB"]
+    unknown = f"{name!r} is none of {', '.join(SHAPES)}, and no folder"
+    is_folder = Path(name).is_dir()
+    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/"))
+    if not (name in SHAPES or is_folder or is_hub_name):
+        raise ValueError(f"{unknown}; a model on the hub is OWNER/NAME")
 
-    def expect(config):
-        said = f"{size / 1e9:.1f} billion parameters"
-        if not here:
-            return said
-        peak = memory.budget(model_config, config, 200)["peak"]
-        said += f"; {peak:.1f} of {here[1]:.1f} GiB expected"
-        speeds = [speed for key, speed in memory.SPEEDS.items() if key in here[0]]
-        if speeds:
-            seconds = memory.work(model_config, config, 200) * config.steps / (0.3e12 * speeds[0])
-            said += f", {seconds / 60:,.0f} minutes if the GPU reaches 30% of its peak speed"
-        return f"{said} (by arithmetic, not measured: benchmark.py --memory {name})"
+    from huggingface_hub import hf_hub_download
+    from transformers import LlamaConfig, Qwen3Config
 
-    return recipe, expect
+    from models.families import one_line, read_config
+
+    if name == "LLaDA-8B":
+        return LlamaConfig(
+            vocab_size=126464,
+            hidden_size=4096,
+            intermediate_size=12288,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+        )
+    if name == "Qwen3-0.6B":
+        return Qwen3Config(
+            vocab_size=151936,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            tie_word_embeddings=True,
+        )
+    folder = Path(name)
+    if not is_folder:
+        with one_line(f"{unknown}, and the hub has not given it"):
+            folder = Path(hf_hub_download(name, "config.json")).parent
+    return read_config(folder, name)[0]
+
+
+def largest_batches(model_config, config, gpu_gib, prompt_tokens=200, processes=1):
+    """The config with the largest rollout_batch_size and micro_batch_size that fit into gpu_gib.
+
+    Only parts of equal size are tried. Raises ValueError if single rows do not fit.
+    """
+    batch = config.prompts_per_step // processes * config.num_generations
+
+    def fits(candidate):
+        return estimate_gib(model_config, candidate, prompt_tokens, processes)["peak"] <= gpu_gib
+
+    best = replace(config, rollout_batch_size=1, micro_batch_size=1)
+    if not fits(best):
+        raise ValueError(
+            f"{gpu_gib:g} GiB are too few, even for --rollout_batch_size 1 --micro_batch_size 1: "
+            "lower --lora_rank or --max_completion_length, or take --dtype 4bit, "
+            "--gradient_checkpointing true, --cache none, a smaller --model"
+        )
+    for name in ("rollout_batch_size", "micro_batch_size"):
+        for size in range(batch, 0, -1):
+            if batch % size == 0 and fits(replace(best, **{name: size})):
+                best = replace(best, **{name: size})
+                break
+    return best
+
+
+def print_memory(arguments=None):
+    """The command: the parts of a run's memory and, with --gpu_gib, what fits or what to lower."""
+    parser = FlagParser(
+        prog="python -m training.memory",
+        usage="%(prog)s --model NAME [--gpu_gib GIB] [flags of train.py]",
+        description="What a training run takes of a GPU's memory, by arithmetic.\n"
+        f"--model is {', '.join(SHAPES)}, a checkpoint folder or a name on the hub.",
+    )
+    parser.add_argument("--gpu_gib", metavar="GIB", type=float, help="a GPU's memory: what fits it")
+    parser.add_argument(
+        "--prompt_tokens", metavar="N", type=int, default=200, help="tokens of a prompt [200]"
+    )
+    parser.add_argument(
+        "--processes", metavar="N", type=int, default=1, help="that torchrun starts [1]"
+    )
+    options, train_flags = parser.parse_known_args(arguments)
+    gpu_gib = options.gpu_gib
+    if options.prompt_tokens < 1 or options.processes < 1:
+        parser.error("--prompt_tokens and --processes have to be at least 1")
+    if gpu_gib is not None and not 0 < gpu_gib < math.inf:
+        parser.error("--gpu_gib has to be a number above 0")
+    flags = parse_flags(train_flags)
+    if not flags.get("model"):
+        parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
+    try:
+        model_config = read_model_config(flags["model"])
+        from training.run_folder import check_processes
+
+        config = Config(**recipe_for(model_config, gpu_gib) | flags)
+        check_processes(config, options.processes)
+        print_parts(model_config, config, options.prompt_tokens, options.processes, gpu_gib)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+
+
+def print_parts(model_config, config, prompt_tokens, processes, gpu_gib=None):
+    """What print_memory prints. Raises ValueError if the run cannot be made to fit."""
+    parts = estimate_gib(model_config, config, prompt_tokens, processes)
+    each = f", in each of {processes} processes" if processes > 1 else ""
+    print(
+        f"{config.model}: GiB with {prompt_tokens} prompt tokens and "
+        f"{config.max_completion_length} of a completion{each}"
+    )
+    for name, gib in parts.items():
+        print(f"{name:24}{gib:8.2f}")
+    if gpu_gib is None:
+        return
+    best = largest_batches(model_config, config, gpu_gib, prompt_tokens, processes)
+    largest = (
+        f"--rollout_batch_size {best.rollout_batch_size} --micro_batch_size {best.micro_batch_size}"
+    )
+    if parts["peak"] <= gpu_gib:
+        print(f"It fits {gpu_gib:g} GiB. The largest that fits: {largest}")
+    else:
+        print(f"It does not fit {gpu_gib:g} GiB. Lower it to {largest}")

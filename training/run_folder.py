@@ -1,15 +1,15 @@
-"""Run folders, flags and checkpoints: what keeps a run repeatable, resumable, never half-written.
+"""What a run starts from: its settings, its folder, its model and its problems.
 
-    runs/NAME/  config.json      the config; they alone repeat the run
-                metrics.jsonl    one line a step            samples.jsonl  a few completions a step
-                eval.json        base against trained       curves.png     the run at a glance
-                frontier.json    both at several gammas     frontier.png   accuracy against NFE
-                completions.json three of each              environment.txt  versions and device
-                checkpoint/      model and tokenizer (save_pretrained) or adapter,
-                                 threshold_head.safetensors, state.pt (optimizers, step),
-                                 sums.json (checksums); checkpoint.old/ is the one before
+    runs/NAME/  config.json       every setting; it alone repeats the run
+                metrics.jsonl     one line per step         samples.jsonl  a few completions of each
+                eval.json         base against trained      curves.png     the run at a glance
+                frontier.json     both at several gammas    frontier.png   accuracy against NFE
+                completions.json  three of each model       environment.txt  versions and device
+                checkpoint/       the model and tokenizer (save_pretrained) or the adapter,
+                                  threshold_head.safetensors, state.pt (optimizers, step),
+                                  sums.json (checksums); checkpoint.old/ is the one before it
 
-saving.py has how files survive. Nothing is loaded by unrestricted pickle.
+files.py says how these survive a kill. Nothing is unpickled but tensors (weights_only).
 """
 
 import platform
@@ -30,114 +30,101 @@ from models.checkpoints import (
     reads_compact_prompts,
 )
 from models.device import pick_device
+from models.families import read_config
 from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks import registry
-from training import distributed, files, recipe
+from training import distributed, files, logging, recipe
 
-# ---- flags, and what a run starts from -----------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
-def resolve_config(given):
-    """(config, run_dir, resume, export) from the flags given (config.read_flags).
+def resolve_config(flags):
+    """(config, run_dir, resume, export) from the flags that were given (config.parse_flags).
 
-    --resume keeps the run's own config, except CHANGEABLE_ON_RESUME. Raises ValueError.
+    A new run takes the recipe of its task, or of its model and GPU, and then the flags. --resume
+    keeps the run's own config, except for CHANGEABLE_ON_RESUME. Raises ValueError.
     """
-    resume, export = given.pop("resume", False), given.pop("export", None)
-    if resume and "run_dir" not in given:
-        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
+    settings = dict(flags)
+    resume = settings.pop("resume", False)
+    export = settings.pop("export", None)
     if resume:
-        file = Path(given["run_dir"]) / "config.json"
-        saved = asdict(config_from_json(read_json(file), file))
-        for name in sorted(given.keys() - CHANGEABLE_ON_RESUME):
-            if saved[name] != given[name]:
-                raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
-        return Config(**saved | given), file.parent, resume, export
-    if distributed.world_size() > 1 and "run_dir" not in given:
+        config, run_dir = resumed_config(settings)
+        return config, run_dir, resume, export
+    if distributed.world_size() > 1 and "run_dir" not in settings:
         raise ValueError("several processes need one --run_dir, a new folder")
-    why = "as asked"
-    if not given.get("model"):
-        given["model"], why = recipe.default_model()
-    print(f"model: {given['model']} ({why})", flush=True)
-    if adapter_base(find_checkpoint(given["model"])):
-        way_out = f"train.py --resume --run_dir {given['model']} --export DIR, then --model DIR"
-        raise ValueError(f"{given['model']} is an adapter, and cannot carry another: {way_out}")
-    if reads_compact_prompts(given["model"]):
-        config = Config(**RECIPES.get(given.get("task"), {}) | given)
+    reason = "as asked"
+    if not settings.get("model"):
+        settings["model"], reason = recipe.default_model()
+    name = settings["model"]
+    print(f"model: {name} ({reason})", flush=True)
+    if adapter_base(find_checkpoint(name)):
+        raise ValueError(
+            f"{name} is an adapter, and cannot carry another: "
+            f"train.py --resume --run_dir {name} --export DIR, then --model DIR"
+        )
+    if reads_compact_prompts(name):
+        config = Config(**RECIPES.get(settings.get("task"), {}) | settings)
     else:
-        changes, expect = recipe.recipe_of(given["model"])
-        config = Config(**changes | given)
-        print(f"expected: {expect(config)}", flush=True)
-    name = "-".join(name.rpartition(":")[2] for name in config.task.split(","))
-    name = f"{name}-{config.train_target}-{datetime.now():%Y%m%d-%H%M%S}"
-    return config, Path(config.run_dir or f"runs/{name}"), resume, export
+        model_config, _ = read_config(loading.model_folder(name), name)
+        gpu = recipe.find_gpu()
+        gpu_gib = gpu.gib if gpu else None
+        config = Config(**recipe.recipe_for(model_config, gpu_gib) | settings)
+        print(recipe.describe_expected(model_config, config, gpu_gib), flush=True)
+    return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
 
-def prepare(config, run_dir, resume, export):
-    """(policy, task, held-out problems): what to go on with.
+def resumed_config(settings):
+    """(config, run_dir) of the run to go on with: its own config, with what may be changed."""
+    if "run_dir" not in settings:
+        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
+    run_dir = Path(settings["run_dir"])
+    file = run_dir / "config.json"
+    saved = asdict(config_from_json(read_json(file), file))
+    for name in sorted(settings.keys() - CHANGEABLE_ON_RESUME):
+        if saved[name] != settings[name]:
+            raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
+    return Config(**saved | settings), run_dir
 
-    Raises ValueError or OSError for all that would otherwise fail hours later.
-    """
+
+def default_run_dir(config):
+    """runs/TASK-TARGET-TIME; of a task FILE.py:NAME its NAME."""
+    task = "-".join(name.rpartition(":")[2] for name in config.task.split(","))
+    return f"runs/{task}-{config.train_target}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+# ---- checks, so that nothing fails hours later ---------------------------------------------------
+
+
+def check_settings(config, export):
+    """Raises ValueError for settings that do not go together."""
     Decoder(  # raises for a cache without blocks
         block_length=config.block_length or None, cache=config.cache
     )
-    ThresholdHead(1, config.initial_threshold)  # raises for a initial_threshold outside its bounds
+    ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
     if config.dtype == "4bit" and not config.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
     check_processes(config, distributed.world_size(), export)
     if distributed.is_main_process():
-        check_folders(run_dir, resume, export)
-    distributed.barrier()
-    compact, shipped = reads_compact_prompts(config.model), make_base.SHIPPED_TASKS.split(",")
-    task = registry.load_task(config.task, compact, config.data, config.max_completion_length)
-    if config.model == "tiny" and not {*config.task.split(",")} <= {*shipped}:
-        raise ValueError(
-            f"the shipped base knows {make_base.SHIPPED_TASKS}; make one for this task by "
-            f"python -m models.tiny --task {config.task} --out bases/my and give --model bases/my"
-        )
-    problems = task.problems(config.eval_split, config.eval_problems, 0)  # before the weights
-    config.max_completion_length = config.max_completion_length or (task.length if compact else 0)
-    if not config.max_completion_length:
-        raise ValueError(
-            "length = 0: this model's completions need one, such as --max_completion_length 256"
-        )
-    device = pick_device(config.device)
-    saved = find_checkpoint(run_dir) != run_dir
-    policy = base_policy(config, device, run_dir if saved else None)
-    if config.lora_rank:
-        from models import lora  # peft takes a while to import
-
-        how = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.seed)
-        policy.denoiser = policy.denoiser if saved else lora.add_lora(policy.denoiser, *how)
-        print(lora.describe_lora(policy.denoiser), flush=True)
-    if config.shard:
-        distributed.shard_model(policy.denoiser, device)
-    size = policy.denoiser.config.hidden_size
-    head = policy.threshold_head or ThresholdHead(size, config.initial_threshold).to(device)
-    policy.threshold_head, head.sigma = head, config.threshold_sigma
-    for some in (problems, training_problems(task, config)):  # do they fit?
-        encode_prompts(
-            policy, [task.prompt(problem) for problem in some], config.max_completion_length
-        )
-    if distributed.is_main_process():
-        if not resume:
-            create_run(run_dir)
-        files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
-    return policy, task, problems
+        logging.import_tracker(config.report_to)
 
 
-def check_processes(config, N, export=None):
-    """Raises ValueError for what N processes, or split weights, cannot do."""
+def check_processes(config, processes, export=None):
+    """Raises ValueError for what several processes, or split weights, cannot do."""
     prompts = config.prompts_per_step
-    if prompts < N:
-        least = f"it has to be at least 1 for each of the {N} processes"
-        raise ValueError(f"prompts_per_step = {prompts}: {least}")
+    if prompts < processes:
+        raise ValueError(
+            f"prompts_per_step = {prompts}: "
+            f"it has to be at least 1 for each of the {processes} processes"
+        )
     if not config.shard:
         return
-    if N == 1:
+    if processes == 1:
         raise ValueError("--shard splits the weights over processes: start them by torchrun")
-    if prompts % N:
-        raise ValueError(f"--shard with {N} processes takes --prompts_per_step a multiple of {N}")
+    if prompts % processes:
+        raise ValueError(
+            f"--shard with {processes} processes takes --prompts_per_step a multiple of {processes}"
+        )
     if config.dtype == "4bit":
         raise ValueError("--shard splits no weights of --dtype 4bit: take bfloat16")
     if export:
@@ -145,10 +132,9 @@ def check_processes(config, N, export=None):
 
 
 def check_folders(run_dir, resume, export):
-    """The folders to write to. Raises ValueError for one that is taken."""
-    left = {".lock", "environment.txt", "config.json.tmp"}  # by a kill before the first step
-    if not resume and run_dir.is_dir() and {file.name for file in run_dir.iterdir()} - left:
-        raise ValueError(f"{run_dir} is in use: go on by --resume, or give a new --run_dir")
+    """Raises ValueError if a folder to write to is taken. Mends what a kill left half-done."""
+    if not resume and run_dir.is_dir():
+        check_unused(run_dir)
     if export and Path(export).exists() and any(Path(export).iterdir()):
         raise ValueError(f"--export {export}: the folder is not empty")
     files.recover_interrupted_rename(run_dir / "checkpoint")
@@ -156,8 +142,107 @@ def check_folders(run_dir, resume, export):
         files.restore_previous_checkpoint(run_dir / "checkpoint")
 
 
+def check_unused(run_dir):
+    """Raises ValueError if a folder holds a run, or anything else, and says which."""
+    from_a_kill_before_the_first_step = {".lock", "environment.txt", "config.json.tmp"}
+    names = {file.name for file in run_dir.iterdir()} - from_a_kill_before_the_first_step
+    if not names:
+        return
+    config_file = run_dir / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{run_dir} is in use, by {min(names)}: give a new --run_dir")
+    config = config_from_json(read_json(config_file), config_file)
+    rows = files.read_log(run_dir / "metrics.jsonl")
+    steps_done = rows[-1]["step"] if rows else 0
+    if steps_done >= config.steps:
+        raise ValueError(
+            f"{run_dir} holds a finished run ({steps_done} of {config.steps} steps): "
+            f"give a new --run_dir, or train on with --resume --run_dir {run_dir} --steps N"
+        )
+    raise ValueError(
+        f"{run_dir} holds a run with {steps_done} of {config.steps} steps done: "
+        f"go on with --resume --run_dir {run_dir}, or give a new --run_dir"
+    )
+
+
+# ---- what a run starts from ----------------------------------------------------------------------
+
+
+def prepare(config, run_dir, resume, export):
+    """(policy, task, held-out problems) to start or to go on with; makes the folder of a new run.
+
+    Sets config.max_completion_length where the task says it. Raises ValueError or OSError for
+    everything that would otherwise fail hours later.
+    """
+    check_settings(config, export)
+    if distributed.is_main_process():
+        check_folders(run_dir, resume, export)
+    distributed.barrier()
+
+    task = load_task(config)
+    problems = task.problems(config.eval_split, config.eval_problems, 0)  # before the weights
+    device = pick_device(config.device)
+    policy = load_run_policy(config, run_dir, device)
+    for pool in (problems, training_problems(task, config)):  # raises for prompts that do not fit
+        prompts = [task.prompt(problem) for problem in pool]
+        encode_prompts(policy, prompts, config.max_completion_length)
+
+    if distributed.is_main_process():
+        if not resume:
+            create_run(run_dir)
+        files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
+    return policy, task, problems
+
+
+def load_task(config):
+    """The run's task. Sets config.max_completion_length to the task's own if it is 0."""
+    compact = reads_compact_prompts(config.model)
+    task = registry.load_task(config.task, compact, config.data, config.max_completion_length)
+    shipped_tasks = make_base.SHIPPED_TASKS.split(",")
+    if config.model == "tiny" and not set(config.task.split(",")) <= set(shipped_tasks):
+        raise ValueError(
+            f"the shipped base knows {make_base.SHIPPED_TASKS}; make one for this task by "
+            f"python -m models.tiny --task {config.task} --out bases/my and give --model bases/my"
+        )
+    if not config.max_completion_length and compact:
+        config.max_completion_length = task.length
+    if not config.max_completion_length:
+        raise ValueError(
+            "length = 0: this model's completions need one, such as --max_completion_length 256"
+        )
+    return task
+
+
+def load_run_policy(config, run_dir, device):
+    """The run's policy as it was saved last, or the base with a new adapter and threshold head."""
+    has_checkpoint = find_checkpoint(run_dir) != run_dir
+    policy = base_policy(config, device, run_dir if has_checkpoint else None)
+    if config.lora_rank:
+        from models import lora  # peft takes a while to import
+
+        if not has_checkpoint:
+            policy.denoiser = lora.add_lora(
+                policy.denoiser,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                dropout=config.lora_dropout,
+                seed=config.seed,
+            )
+        print(lora.describe_lora(policy.denoiser), flush=True)
+    if config.shard:
+        distributed.shard_model(policy.denoiser, device)
+    if policy.threshold_head is None:
+        hidden_size = policy.denoiser.config.hidden_size
+        policy.threshold_head = ThresholdHead(hidden_size, config.initial_threshold).to(device)
+    policy.threshold_head.sigma = config.threshold_sigma
+    return policy
+
+
 def training_problems(task, config):
-    """All that a file has for training, or some that a task makes. ValueError where it has none."""
+    """All training problems of a file, or a step's worth of those that a task generates.
+
+    Raises ValueError if there are none.
+    """
     pools = getattr(task, "pools", None)
     n = len(pools["train"]) if pools else config.prompts_per_step
     return task.problems("train", max(1, n), config.seed)
@@ -168,15 +253,23 @@ def base_policy(config, device, run_dir=None):
 
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
-    dtype = loading.DTYPES[config.dtype] or (None if config.lora_rank else torch.float32)
-    how = {"trainable": bool(run_dir), "on_host": config.shard}  # layers leave it in parts
-    policy = load_policy(run_dir or config.model, device, dtype, **how)
-    policy.prefill, policy.rollout_batch_size = config.prefill, config.rollout_batch_size
+    dtype = loading.DTYPES[config.dtype]
+    if dtype is None and not config.lora_rank:
+        dtype = torch.float32
+    policy = load_policy(
+        run_dir or config.model,
+        device,
+        dtype,
+        trainable=run_dir is not None,
+        on_host=config.shard,  # shard_model moves each process's part of the layers
+    )
+    policy.prefill = config.prefill
+    policy.rollout_batch_size = config.rollout_batch_size
     return policy
 
 
 def reference_policy(config, policy):
-    """The base model that beta keeps the policy near: without adapter, or as a second model."""
+    """The base model that beta keeps the policy near: without the adapter, or as a second model."""
     if config.lora_rank:
         return policy.without_adapter()
     device = policy.denoiser.device
@@ -187,11 +280,16 @@ def reference_policy(config, policy):
 
 
 def create_run(run_dir):
-    """Make a run's folder and note in it what it runs on."""
+    """Make a run's folder and note in environment.txt what the run runs on."""
     run_dir.mkdir(parents=True, exist_ok=True)
     device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else device
-    versions = f"python {platform.python_version()}\ntorch {torch.__version__}\n"
-    versions += f"transformers {transformers.__version__}\ndevice {device}\n"
-    versions += f"processes {distributed.world_size()}\n"
-    (run_dir / "environment.txt").write_text(versions, encoding="utf-8")
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    lines = [
+        f"python {platform.python_version()}",
+        f"torch {torch.__version__}",
+        f"transformers {transformers.__version__}",
+        f"device {device}",
+        f"processes {distributed.world_size()}",
+    ]
+    (run_dir / "environment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

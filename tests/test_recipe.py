@@ -1,0 +1,61 @@
+"""Which model a bare command trains, and which recipe fits a checkpoint and a GPU."""
+
+import pytest
+
+from config import Config
+from models import loading
+from training import recipe, run_folder
+from training.memory import estimate_gib
+
+CARDS = {"NVIDIA GeForce RTX 4090": 23.6, "NVIDIA L40S": 44.5, "NVIDIA H100 80GB HBM3": 79.2}
+
+
+def test_without_a_gpu_the_default_model_is_tiny(monkeypatch):
+    monkeypatch.setattr(recipe, "find_gpu", lambda: None)
+    name, reason = recipe.default_model()
+    assert name == "tiny" and "no GPU" in reason
+
+
+@pytest.mark.parametrize(
+    ("card", "gib"), [("Tesla T4", 14.6), ("NVIDIA A10G", 22.1), *CARDS.items()]
+)
+def test_the_default_model_goes_by_the_gpus_memory(monkeypatch, card, gib):
+    monkeypatch.setattr(recipe, "find_gpu", lambda: recipe.Gpu(card, gib))
+    name, reason = recipe.default_model()
+    assert name == (recipe.SMALL if gib < 21 else loading.LLADA)
+    assert card in reason
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("shape", recipe.SHAPES)
+def test_a_recipe_fits_its_card_and_says_what_to_expect(card, shape):
+    gib = CARDS[card]
+    model_config = recipe.read_model_config(shape)
+    config = Config(**recipe.recipe_for(model_config, gib))
+    assert estimate_gib(model_config, config, prompt_tokens=400)["peak"] < 0.95 * gib
+    assert (config.dtype == "4bit") == (shape == "LLaDA-8B" and gib < 40)
+    peak = estimate_gib(model_config, config)["peak"]
+    line = recipe.describe_expected(model_config, config, gib)
+    assert f"; {peak:.1f} of {gib:.1f} GiB expected (by arithmetic)" in line
+
+
+@pytest.mark.parametrize("shape", recipe.SHAPES)
+def test_without_a_gpu_a_recipe_changes_no_dtype_and_expects_no_memory(shape):
+    model_config = recipe.read_model_config(shape)
+    changes = recipe.recipe_for(model_config)
+    assert "dtype" not in changes
+    line = recipe.describe_expected(model_config, Config(**changes))
+    assert line == {"LLaDA-8B": "8.0", "Qwen3-0.6B": "0.6"}[shape] + " billion parameters"
+
+
+def test_a_run_takes_the_recipe_of_its_model_and_gpu_and_then_its_flags(monkeypatch, capsys):
+    model_config = recipe.read_model_config("LLaDA-8B")
+    monkeypatch.setattr(recipe, "find_gpu", lambda: recipe.Gpu("RTX 4090", 23.6))
+    monkeypatch.setattr(run_folder.loading, "model_folder", lambda name: name)
+    monkeypatch.setattr(run_folder, "read_config", lambda folder, name: (model_config, "llada"))
+    flags = {"task": "gsm8k", "model": "GSAI-ML/LLaDA-8B-Instruct", "rollout_batch_size": 12}
+    config, *_ = run_folder.resolve_config(flags)
+    assert config.dtype == "4bit" and config.rollout_batch_size == 12 and config.lora_rank == 128
+    out = capsys.readouterr().out
+    assert "model: GSAI-ML/LLaDA-8B-Instruct (as asked)\n8.0 billion parameters; " in out
+    assert "of 23.6 GiB expected (by arithmetic)\n" in out
