@@ -1,33 +1,91 @@
-"""Run folders: files are replaced whole, and what a kill leaves half-done is seen to."""
+"""What a run starts from: settings, a folder that is free, a model; and what is refused."""
 
-from types import SimpleNamespace
+import json
+from dataclasses import asdict
 
 import pytest
-import torch
 
+import train
 from config import Config
-from evaluation import summary
 from training import run_folder
 
+SMALL_RUN = [
+    *("--task", "countdown"),
+    *("--model", "tiny"),
+    *("--prompts_per_step", "4"),
+    *("--eval_problems", "4"),
+    *("--frontier", "false"),
+]
 
-def test_samples_are_of_different_prompts_and_say_when_each_token_came():
-    problems = [{"n": n} for n in (1, 1, 2, 2, 1, 3, 4, 5)]
-    steps = torch.tensor([[2, 1, 3]]) + torch.arange(8).view(8, 1)
-    rollout = SimpleNamespace(
-        nfe=steps.amax(1), threshold=torch.full((8,), 0.123456), unmask_step=steps,
-        token_mask=torch.tensor([[True, True, False]]).expand(8, 3),
-    )  # fmt: skip
-    kept = summary.sample_rows(problems, list("abcdefgh"), rollout, torch.full((8,), 0.1))
-    assert [row["problem"]["n"] for row in kept] == [1, 2, 3, 4]
-    assert [row["text"] for row in kept] == ["a", "c", "f", "g"]
-    assert [row["unmask_steps"] for row in kept] == [[2, 1], [4, 3], [7, 6], [8, 7]]
-    assert [row["nfe"] for row in kept] == [3, 5, 8, 9]
-    assert all((row["reward"], row["threshold"]) == (0.1, 0.1235) for row in kept)
+
+def start(folder, *flags):
+    """The exit code of a small run in `folder`."""
+    return train.main([*SMALL_RUN, *flags, "--run_dir", str(folder)])
+
+
+def write_run(folder, steps, steps_done):
+    """A folder as a run leaves it that has done some of its steps."""
+    folder.mkdir()
+    config = asdict(Config(model="tiny", steps=steps, run_dir=str(folder)))
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = [{"step": step} for step in range(1, steps_done + 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# ---- folders -------------------------------------------------------------------------------------
+
+
+def test_a_finished_runs_folder_is_called_so(tmp_path, capsys):
+    write_run(tmp_path / "a", steps=120, steps_done=120)
+    assert start(tmp_path / "a") == 2
+    assert capsys.readouterr().err == (
+        f"train.py: {tmp_path}/a holds a finished run (120 of 120 steps): give a new --run_dir, or "
+        f"train on with --resume --run_dir {tmp_path}/a --steps N\n"
+    )
+
+
+@pytest.mark.parametrize("steps_done", [0, 7])
+def test_an_unfinished_runs_folder_says_how_far_it_is_and_both_ways_out(
+    tmp_path, capsys, steps_done
+):
+    write_run(tmp_path / "a", steps=120, steps_done=steps_done)
+    assert start(tmp_path / "a") == 2
+    assert capsys.readouterr().err == (
+        f"train.py: {tmp_path}/a holds a run with {steps_done} of 120 steps done: go on with "
+        f"--resume --run_dir {tmp_path}/a, or give a new --run_dir\n"
+    )
+
+
+def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, capsys):
+    (tmp_path / "diary.txt").write_text("mine")
+    assert start(tmp_path, "--steps", "1") == 2
+    error = capsys.readouterr().err
+    assert "is in use, by diary.txt: give a new --run_dir" in error and error.count("\n") == 1
+
+
+def test_a_kill_before_the_first_step_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+    for name in (".lock", "environment.txt", "config.json.tmp"):
+        (tmp_path / name).write_text("")
+    assert start(tmp_path, "--steps", "1") == 0
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path):
+    assert start(tmp_path / "a", "--task", "nonsense") == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_into_the_runs_own_folder_is_refused_before_anything_is_lost(tmp_path, capsys):
+    assert start(tmp_path / "a", "--steps", "1", "--export", str(tmp_path / "a")) == 2
+    assert "the folder is not empty" in capsys.readouterr().err
+
+
+# ---- models and problems -------------------------------------------------------------------------
 
 
 def test_a_run_rolls_out_as_many_rows_at_once_as_its_settings_say():
-    settings = Config(model="tiny", rollout_batch_size=6)
-    assert run_folder.base_policy(settings, "cpu").rows_at_once == 6
+    config = Config(model="tiny", rollout_batch_size=6)
+    assert run_folder.base_policy(config, "cpu").rollout_batch_size == 6
 
 
 def test_an_adapter_is_no_model_to_train_another_on(tmp_path):
@@ -35,3 +93,19 @@ def test_an_adapter_is_no_model_to_train_another_on(tmp_path):
     with pytest.raises(ValueError, match="cannot carry another: .*--export DIR") as error:
         run_folder.resolve_config({"task": "countdown", "model": str(tmp_path)})
     assert "\n" not in str(error.value)
+
+
+def test_a_training_prompt_that_does_not_fit_is_told_before_the_first_step(tmp_path, capsys):
+    rows = [{"numbers": [n, n + 1, 5], "target": n + 6} for n in range(1, 15)]
+    too_long = {"numbers": [1] * 600, "target": 3}
+    file = tmp_path / "rows.jsonl"
+    for attempt in range(20):  # until the long one is for training
+        too_long["numbers"] = [1 + attempt % 9] * 600
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, too_long]))
+        run_dir = tmp_path / f"run-{attempt}"
+        code = start(run_dir, "--steps", "1", "--data", str(file))
+        error = capsys.readouterr().err
+        if "is for" not in error:
+            break
+    assert code == 2 and "more than the 512 that the model can read" in error
+    assert not run_dir.exists()
