@@ -1,4 +1,4 @@
-"""Writing a whole model for other tools of its family."""
+"""Writing a whole model for the other tools of its family."""
 
 import re
 import shutil
@@ -9,36 +9,67 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 
 from models.loading import dtype_of, load_denoiser
-from models.lora import _adapted
+from models.lora import attach_adapter
+from models.permissions import apply_umask
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def export_model(denoiser, tokenizer, folder, weights=None):
-    """Write the whole model to `folder` as its source was stored, for other tools of its family.
+    """Writes the whole model to `folder`, in the layout of the checkpoint that it was loaded from.
 
-    An adapter is merged first, in place: there is no room for two of 8 billion. The source's small
-    files go beside the weights, which `weights`, a state dict, may have whole where they are split.
-    Raises ValueError where transformers (5.2, say) renames those.
+    An adapter is merged first, in place: there may be no memory for a second model of 8 billion
+    parameters.
+
+    weights: the whole state dict, if the denoiser's own is split over processes.
+    Raises ValueError if this version of transformers cannot write the source's weight names.
     """
-    folder, source = Path(folder), getattr(denoiser, "hub_folder", None)
-    if dtype_of(denoiser) == "4bit":  # merged into the base as it was before it was rounded
-        lora = get_peft_model_state_dict(denoiser, save_embedding_layers=False)
-        base, _ = load_denoiser(denoiser.source, dtype=torch.bfloat16)
-        denoiser = _adapted(base, denoiser.peft_config["default"])
-        set_peft_model_state_dict(denoiser, lora)
+    folder = Path(folder)
+    source = getattr(denoiser, "hub_folder", None)
+    if dtype_of(denoiser) == "4bit":
+        denoiser = _move_adapter_to_unrounded_base(denoiser)
     if hasattr(denoiser, "disable_adapter"):
         denoiser = denoiser.merge_and_unload()
     denoiser.save_pretrained(folder, max_shard_size="5GB", state_dict=weights)
     tokenizer.save_pretrained(folder)
-    if source is None:
-        return
-    files = [where.glob("model*.safetensors") for where in (folder, source)]
-    ours, theirs = (set().union(*(safe_open(f, "pt").keys() for f in part)) for part in files)
-    if ours != theirs:
+    apply_umask(folder)
+    if source is not None:
+        _restore_layout(folder, source, dtype_of(denoiser))
+
+
+def _move_adapter_to_unrounded_base(model):
+    """A 4-bit model's adapter on its base in bfloat16: an export is not rounded to 4 bits."""
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    base, _ = load_denoiser(model.source, dtype=torch.bfloat16)
+    model = attach_adapter(base, model.peft_config["default"])
+    set_peft_model_state_dict(model, adapter)
+    return model
+
+
+def _restore_layout(folder, source, dtype):
+    """Copies all of a source checkpoint but its weights to `folder`, and notes the dtype.
+
+    Its config.json, tokenizer and modelling code are what its other tools read. Raises ValueError
+    if the weights in `folder` have other names than the source's, which no tool would find.
+    """
+    if _weight_names(folder) != _weight_names(source):
         raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
-    for path in source.iterdir():
-        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-        if path.is_file() and not weights and not path.name.endswith(".index.json"):
-            shutil.copyfile(path, folder / path.name)
-    file, dtype = folder / "config.json", dtype_of(denoiser)  # float32 of a bfloat16 source, say
-    text = re.sub(r'("(?:torch_)?dtype"\s*:\s*)"\w+"', rf'\1"{dtype}"', file.read_text("utf-8"))
-    file.write_text(text, encoding="utf-8")
+    for file in source.iterdir():
+        is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
+        if file.is_file() and not is_weight:
+            shutil.copyfile(file, folder / file.name)
+    config_file = folder / "config.json"
+    config = re.sub(
+        r'("(?:torch_)?dtype"\s*:\s*)"\w+"',
+        rf'\1"{dtype}"',
+        config_file.read_text(encoding="utf-8"),
+    )
+    config_file.write_text(config, encoding="utf-8")
+
+
+def _weight_names(folder):
+    names = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    return names

@@ -1,12 +1,17 @@
-"""Which checkpoints are understood: what their config.json says, how their weights are named.
+"""The model families that are understood: a row each in FAMILIES.
 
-A LLaDA *is* a Llama without the causal mask, a Dream is a Qwen2 that predicts each token from the
-position before it. A family is a row of each table here. Whatever in a configuration is not
-understood is refused by name.
+LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it, which predicts each token
+from the position before it. So transformers' own classes run them all, and a family's row says how
+its config.json and the names of its weights translate into that class. Whatever a config.json says
+that is not understood is refused by name.
+
+To add a family, add a row. test_loading.py compares its logits with those of the published
+architecture.
 """
 
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import (
@@ -17,162 +22,365 @@ from transformers import (
 )
 
 
+@dataclass
+class Family:
+    """How the checkpoints of one family are read."""
+
+    # The class of transformers that computes the same function.
+    model: type
+    # {a field of their config.json: the field of our configuration that it becomes}
+    fields: dict
+    # Fields that have to be there although only one value of each is understood.
+    required: tuple = ()
+    # What our configuration says besides.
+    constants: dict = field(default_factory=dict)
+    # {pattern of a weight's name in their files: its name in `model`}, where the two differ.
+    weights: dict = field(default_factory=dict)
+
+
+COMMON_FIELDS = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "mask_token_id": "mask_token_id",
+    "pad_token_id": "pad_token_id",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+}
+LLADA_FIELDS = COMMON_FIELDS | {
+    "d_model": "hidden_size",
+    "embedding_size": "vocab_size",
+    "max_sequence_length": "max_position_embeddings",
+    "mlp_hidden_size": "intermediate_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "n_layers": "num_hidden_layers",
+    "weight_tying": "tie_word_embeddings",
+}
+QWEN_FIELDS = COMMON_FIELDS | {
+    "hidden_size": "hidden_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "num_attention_heads": "num_attention_heads",
+    "num_hidden_layers": "num_hidden_layers",
+    "num_key_value_heads": "num_key_value_heads",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "vocab_size": "vocab_size",
+}
+LLADA_REQUIRED = ("block_type", "activation_type", "layer_norm_type", "rope")
+
+# In the patterns only \1 works as a reference to a group: transformers reverses them on saving.
+LLADA_WEIGHTS = {
+    r"^model\.transformer\.wte\.": "model.embed_tokens.",
+    r"^model\.transformer\.ln_f\.": "model.norm.",
+    r"^model\.transformer\.ff_out\.": "lm_head.",
+    r"^model\.transformer\.blocks\.(\d+)\.attn_norm\.": r"model.layers.\1.input_layernorm.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_norm\.": r"model.layers.\1.post_attention_layernorm.",
+    r"^model\.transformer\.blocks\.(\d+)\.q_proj\.": r"model.layers.\1.self_attn.q_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.k_proj\.": r"model.layers.\1.self_attn.k_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.v_proj\.": r"model.layers.\1.self_attn.v_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.attn_out\.": r"model.layers.\1.self_attn.o_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",  # SiLU's
+    r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
+    r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
+}
+
+FAMILIES = {
+    "llada": Family(
+        model=LlamaForCausalLM,
+        fields=LLADA_FIELDS
+        | {
+            "include_bias": "mlp_bias",
+            "include_qkv_bias": "attention_bias",
+        },
+        required=LLADA_REQUIRED,
+        weights=LLADA_WEIGHTS,
+    ),
+    # A LLaDA with a bias for q, k and v alone, as Qwen2 has it (see complete_llada).
+    "llada-qkv": Family(
+        model=Qwen2ForCausalLM,
+        fields=LLADA_FIELDS,
+        required=LLADA_REQUIRED,
+        constants={"use_sliding_window": False},
+        weights=LLADA_WEIGHTS,
+    ),
+    "llada-moe": Family(
+        model=Qwen3MoeForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "attention_bias": "attention_bias",
+            "expert_intermediate_size": "moe_intermediate_size",
+            "head_dim": "head_dim",
+            "norm_topk_prob": "norm_topk_prob",
+            "num_experts": "num_experts",
+            "num_experts_per_tok": "num_experts_per_tok",
+        },
+        constants={"norm_topk_prob": False, "decoder_sparse_step": 1},
+    ),
+    "dream": Family(
+        model=Qwen2ForCausalLM,
+        fields=QWEN_FIELDS | {"intermediate_size": "intermediate_size"},
+        constants={"shift_logits": True, "use_sliding_window": False},
+    ),
+    # Autoregressive models turned into diffusion models by dllm ("a2d").
+    "a2d-qwen3": Family(
+        model=Qwen3ForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "attention_bias": "attention_bias",
+            "head_dim": "head_dim",
+            "intermediate_size": "intermediate_size",
+        },
+        required=("hidden_act",),
+        constants={"use_sliding_window": False},
+    ),
+    "a2d-qwen2": Family(
+        model=Qwen2ForCausalLM,
+        fields=QWEN_FIELDS | {"intermediate_size": "intermediate_size"},
+        required=("hidden_act",),
+        constants={"use_sliding_window": False},
+    ),
+    "a2d-llama": Family(
+        model=LlamaForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "attention_bias": "attention_bias",
+            "head_dim": "head_dim",
+            "intermediate_size": "intermediate_size",
+            "mlp_bias": "mlp_bias",
+        },
+        required=("hidden_act",),
+    ),
+}
+
+# Folders in transformers' own format, as this project exports them if they say "is_causal": false.
+PLAIN = {
+    "llama": LlamaForCausalLM,
+    "qwen2": Qwen2ForCausalLM,
+    "qwen3": Qwen3ForCausalLM,
+}
+# What their config.json may say that is no field of the configuration's class.
+PLAIN_FIELDS = {
+    "compact_prompts",
+    "is_causal",
+    "mask_token_id",
+    "rope_theta",
+    "shift_logits",
+}
+
+# Words in the type, the architecture or the name of models whose attention is block-causal.
+BLOCK_CAUSAL = ("sdar", "fast_dllm", "llada2", "bd3lm", "block_diffusion")
+
+# Fields of a family that may be missing or null.
+OPTIONAL_FIELDS = {
+    "attention_bias",
+    "bos_token_id",
+    "head_dim",
+    "include_qkv_bias",
+    "mask_token_id",
+    "mlp_bias",
+    "n_kv_heads",
+    "norm_topk_prob",
+    "pad_token_id",
+}
+
+# Fields of which transformers' classes implement these values alone.
+ALLOWED_VALUES = {
+    "activation_type": ["silu"],
+    "alibi": [False],
+    "attention_dropout": [0.0],
+    "attention_layer_norm": [False],
+    "bias_for_layer_norm": [False, None],
+    "block_group_size": [1],
+    "block_type": ["llama"],
+    "clip_qkv": [None],
+    "embedding_dropout": [0.0],
+    "hidden_act": ["silu"],
+    "input_emb_norm": [False],
+    "layer_norm_type": ["rms"],
+    "layer_norm_with_affine": [True],
+    "moe_layer_freq": [1, None],
+    "moe_router_enable_expert_bias": [False, None],
+    "moe_router_score_function": ["softmax"],
+    "multi_query_attention": [False, None],
+    "n_group": [None],
+    "num_shared_experts": [0, None],
+    "partial_rotary_factor": [1],
+    "pretraining_tp": [1],
+    "qk_layernorm": [True],
+    "residual_dropout": [0.0],
+    "rope": [True],
+    "rope_full_precision": [True],
+    "rope_scaling": [None],
+    "routed_scaling_factor": [1, None],
+    "router_num_group": [None],
+    "router_topk_group": [None],
+    "scale_logits": [False],
+    "shared_expert_intermediate_size": [0, None],
+    "sliding_window": [None],
+    "use_mrope": [False],
+    "use_sliding_window": [False],
+}
+
+# Fields that do not change what these models compute.
+IGNORED_FIELDS = {
+    "_attn_implementation",
+    "_name_or_path",
+    "alibi_bias_max",
+    "architectures",
+    "attention_layer_norm_with_affine",
+    "attn_implementation",
+    "auto_map",
+    "dense_intermediate_size",
+    "dtype",
+    "flash_attention",
+    "flash_attn_varlen",
+    "id2label",
+    "init_cutoff_factor",
+    "init_device",
+    "init_fn",
+    "init_std",
+    "initializer_range",
+    "intermediate_size",
+    "label2id",
+    "max_window_layers",
+    "mlp_ratio",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "precision",
+    "return_dict",
+    "router_aux_loss_coef",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+}
+
+
 @contextmanager
-def one_line(what):
-    """Turns any error inside into a ValueError of one line: `what`, and what was said."""
+def one_line(message):
+    """Turns any error inside the block into a ValueError of one line, `message` and its reason."""
     try:
         yield
     except Exception as error:  # safetensors, tokenizers, peft and the hub each raise their own
-        raise ValueError(f"{what} ({' '.join(str(error).split())[:160]})") from None
-
-
-def names(text):  # "a=b c" -> {"a": "b", "c": "c"}
-    return {word.partition("=")[0]: word.partition("=")[2] or word for word in text.split()}
-
-
-# What a family's config.json has to say: {field: its name in our configuration}.
-COMMON = "eos_token_id pad_token_id bos_token_id mask_token_id rms_norm_eps rope_theta "
-QWEN = COMMON + """vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads
-    max_position_embeddings tie_word_embeddings """  # fmt: skip
-LLADA = COMMON + """d_model=hidden_size n_layers=num_hidden_layers n_heads=num_attention_heads
-    n_kv_heads=num_key_value_heads mlp_hidden_size=intermediate_size embedding_size=vocab_size
-    max_sequence_length=max_position_embeddings weight_tying=tie_word_embeddings """  # fmt: skip
-FIELDS = {
-    "llada": names(LLADA + "include_bias=mlp_bias include_qkv_bias=attention_bias"),
-    "llada-qkv": names(LLADA),
-    "llada-moe": names(QWEN + """expert_intermediate_size=moe_intermediate_size num_experts
-        num_experts_per_tok norm_topk_prob attention_bias head_dim"""),
-    "dream": names(QWEN + "intermediate_size"),
-    "a2d-qwen2": names(QWEN + "intermediate_size"),
-    "a2d-qwen3": names(QWEN + "intermediate_size head_dim attention_bias"),
-    "a2d-llama": names(QWEN + "intermediate_size head_dim attention_bias mlp_bias"),
-}  # fmt: skip
-OPTIONAL = names("""bos_token_id mask_token_id pad_token_id n_kv_heads include_qkv_bias head_dim
-    norm_topk_prob attention_bias mlp_bias""")  # fmt: skip
-# Fields of which our classes implement these values alone.
-KNOWN = {name: values for values, fields in (
-    (["llama"], "block_type"), (["rms"], "layer_norm_type"), ([False], "use_mrope"),
-    (["silu"], "activation_type hidden_act"), (["softmax"], "moe_router_score_function"),
-    ([1], "block_group_size partial_rotary_factor pretraining_tp"),
-    ([1, None], "moe_layer_freq routed_scaling_factor"),
-    ([0, None], "shared_expert_intermediate_size num_shared_experts"),
-    ([0.0], "attention_dropout embedding_dropout residual_dropout"),
-    ([True], "layer_norm_with_affine rope rope_full_precision qk_layernorm"),
-    ([False], "alibi attention_layer_norm input_emb_norm scale_logits use_sliding_window"),
-    ([False, None], "bias_for_layer_norm moe_router_enable_expert_bias multi_query_attention"),
-    ([None], "clip_qkv n_group rope_scaling router_num_group router_topk_group sliding_window"),
-) for name in fields.split()}  # fmt: skip
-# Fields of no consequence for what these models compute.
-IGNORED = names("""_attn_implementation _name_or_path alibi_bias_max architectures
-    attention_layer_norm_with_affine attn_implementation auto_map dense_intermediate_size dtype
-    flash_attention flash_attn_varlen id2label init_cutoff_factor init_device init_fn init_std
-    initializer_range intermediate_size label2id max_window_layers mlp_ratio model_type
-    output_attentions output_hidden_states output_router_logits precision return_dict
-    router_aux_loss_coef torch_dtype transformers_version use_cache vocab_size""")  # fmt: skip
-# model_type: class, what else config.json has to say, what else goes into our configuration.
-NEEDED = ["block_type", "activation_type", "layer_norm_type", "rope"]
-FULL = {"use_sliding_window": False}
-FAMILIES = {
-    "llada": (LlamaForCausalLM, NEEDED, {}),
-    "llada-qkv": (Qwen2ForCausalLM, NEEDED, FULL),  # a bias for q, k and v alone: Qwen2 has that
-    "llada-moe": (Qwen3MoeForCausalLM, [], {"norm_topk_prob": False, "decoder_sparse_step": 1}),
-    "dream": (Qwen2ForCausalLM, [], {"shift_logits": True} | FULL),
-    "a2d-qwen3": (Qwen3ForCausalLM, ["hidden_act"], FULL),
-    "a2d-qwen2": (Qwen2ForCausalLM, ["hidden_act"], FULL),
-    "a2d-llama": (LlamaForCausalLM, ["hidden_act"], {}),
-}
-# Folders in transformers' own form, as this project exports them. They say "is_causal": false.
-PLAIN = {"llama": LlamaForCausalLM, "qwen2": Qwen2ForCausalLM, "qwen3": Qwen3ForCausalLM}
-OURS = names("is_causal shift_logits compact_prompts mask_token_id rope_theta")
-BLOCK_CAUSAL = ("sdar", "fast_dllm", "llada2", "bd3lm", "block_diffusion")
-BLOCK = names("""attn_norm=input_layernorm ff_norm=post_attention_layernorm q_proj=self_attn.q_proj
-    k_proj=self_attn.k_proj v_proj=self_attn.v_proj attn_out=self_attn.o_proj
-    ff_proj=mlp.gate_proj up_proj=mlp.up_proj ff_out=mlp.down_proj""")  # ff_proj has the SiLU
-WEIGHTS = {rf"^model\.transformer\.{there}\.": f"{here}." for there, here in (
-    ("wte", "model.embed_tokens"), ("ln_f", "model.norm"), ("ff_out", "lm_head"),
-    *((rf"blocks\.(\d+)\.{there}", rf"model.layers.\1.{here}") for there, here in BLOCK.items()),
-)}  # fmt: skip
-WEIGHTS = {"llada": WEIGHTS, "llada-qkv": WEIGHTS}
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{message} ({reason})") from None
 
 
 def read_config(folder, name=""):
-    """(our configuration, its family) of the folder of a model of this name. Raises ValueError."""
+    """Returns (configuration, family) of the checkpoint in `folder`.
+
+    folder  a Path
+    name    what the user calls the model; a hub name can say that it is block-causal
+
+    The configuration is one of transformers', with is_causal False; the family is a key of FAMILIES
+    or of PLAIN. Raises ValueError, in one line, for a checkpoint that is not understood.
+    """
     file = folder / "config.json"
     with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        kind = str(found.get("model_type")).lower()
-        said = f"{kind} {found.get('architectures')} {Path(name).name}".lower()
-    if any(word in said for word in BLOCK_CAUSAL):
-        why = "its blocks see only those before them, which no rollout or likelihood here does"
-        raise ValueError(f"{file}: {kind} is block-causal: {why}")
-    if kind in PLAIN:
-        return read_plain(found, file), kind
-    kind = {"lladamoe": "llada-moe"}.get(kind, kind)
-    kind += "-moe" if kind == "llada" and "num_experts" in found else ""
-    if kind not in FAMILIES:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        family = str(config.get("model_type")).lower()
+        description = f"{family} {config.get('architectures')} {Path(name).name}".lower()
+    if any(word in description for word in BLOCK_CAUSAL):
+        raise ValueError(
+            f"{file}: {family} is block-causal: its blocks see only those before them, "
+            "which no rollout or likelihood here does"
+        )
+    if family in PLAIN:
+        return read_plain_config(config, file), family
+
+    if family == "lladamoe" or (family == "llada" and "num_experts" in config):
+        family = "llada-moe"
+    if family not in FAMILIES:
         known = ", ".join([*FAMILIES, *PLAIN])
-        raise ValueError(f"{file}: model_type {kind} is not known, only {known}")
-    found = tidied(found)
-    if kind == "llada":
-        kind = complete_llada(found, file)
-    model, needed, extra = FAMILIES[kind]
-    fields = FIELDS[kind]
-    for key in sorted(found.keys() - {*fields, *IGNORED}):
-        if found[key] not in KNOWN.get(key, []):
-            raise ValueError(f"{file}: {key} = {found[key]!r} is not known for {kind}")
-    for key in (*fields, *needed):
-        if found.get(key) is None and key not in OPTIONAL:
-            raise ValueError(f"{file}: {key} is missing, and {kind} needs it")
-    given = {ours: found[key] for key, ours in fields.items() if found.get(key) is not None}
-    given["rope_parameters"] = {"rope_type": "default", "rope_theta": given.pop("rope_theta")}
-    return model.config_class(**extra | given, is_causal=False), kind
+        raise ValueError(f"{file}: model_type {family} is not known, only {known}")
+    simplify(config)
+    if family == "llada":
+        family = complete_llada(config, file)
+    return translate(config, family, file), family
 
 
-def read_plain(found, file):
-    """The configuration of a folder in transformers' own form."""
-    if found.get("is_causal") is not False:
+def translate(config, family, file):
+    """The configuration of the family's class that says what the dict `config` does.
+
+    Raises ValueError, naming the field, for one that is not understood or missing.
+    """
+    row = FAMILIES[family]
+    for key in sorted(config.keys() - row.fields.keys() - IGNORED_FIELDS):
+        if config[key] not in ALLOWED_VALUES.get(key, []):
+            raise ValueError(f"{file}: {key} = {config[key]!r} is not known for {family}")
+    for key in (*row.fields, *row.required):
+        if config.get(key) is None and key not in OPTIONAL_FIELDS:
+            raise ValueError(f"{file}: {key} is missing, and {family} needs it")
+
+    values = dict(row.constants)
+    for theirs, ours in row.fields.items():
+        if config.get(theirs) is not None:
+            values[ours] = config[theirs]
+    values["rope_parameters"] = {
+        "rope_type": "default",
+        "rope_theta": values.pop("rope_theta"),
+    }
+    return row.model.config_class(**values, is_causal=False)
+
+
+def read_plain_config(config, file):
+    """The configuration of a folder in transformers' own format, whose config.json is a dict.
+
+    Raises ValueError if the model is causal, sees a window only, or says what is not understood.
+    """
+    model_type = config["model_type"]
+    if config.get("is_causal") is not False:
         raise ValueError(
             f'{file}: a causal model, unless it says "is_causal": false; and "shift_logits": true'
             " where it predicts each token from the position before it, as open-dcoder does"
         )
-    if {*(found.get("layer_types") or ())} - {"full_attention"} or found.get("use_sliding_window"):
+    has_window = any(kind != "full_attention" for kind in config.get("layer_types") or ())
+    if has_window or config.get("use_sliding_window"):
         raise ValueError(f"{file}: layers that see only a window are not known here")
-    config_class = PLAIN[found["model_type"].lower()].config_class
-    known = config_class().to_dict().keys() | OURS.keys() | IGNORED.keys()
-    for key in sorted(found.keys() - known):
-        raise ValueError(f"{file}: {key} = {found[key]!r} is not known for {found['model_type']}")
-    kernels = ("attn_implementation", "_attn_implementation")  # could be somebody's, from the hub
-    return config_class.from_dict({key: found[key] for key in found.keys() - kernels})
+    config_class = PLAIN[model_type.lower()].config_class
+    known = config_class().to_dict().keys() | PLAIN_FIELDS | IGNORED_FIELDS
+    for key in sorted(config.keys() - known):
+        raise ValueError(f"{file}: {key} = {config[key]!r} is not known for {model_type}")
+    # An attention kernel named here would be fetched from the hub: a stranger's code.
+    for key in ("attn_implementation", "_attn_implementation"):
+        config.pop(key, None)
+    return config_class.from_dict(config)
 
 
-def tidied(found):
-    """A config.json's dict without what says the same twice, or nothing."""
-    layers = found.get("num_hidden_layers") or 0
-    if found.get("moe_layer_freq") == [1] * layers:
-        found["moe_layer_freq"] = 1
-    if found.get("layer_types") == ["full_attention"] * layers:
-        del found["layer_types"]
-    if found.get("use_sliding_window") is False:
-        found.pop("sliding_window", None)
-    rope = found.get("rope_parameters") or {}  # as newer transformers write it
+def simplify(config):
+    """Removes from a config.json's dict what says the same as another field, or nothing."""
+    layers = config.get("num_hidden_layers") or 0
+    if config.get("moe_layer_freq") == [1] * layers:
+        config["moe_layer_freq"] = 1
+    if config.get("layer_types") == ["full_attention"] * layers:
+        del config["layer_types"]
+    if config.get("use_sliding_window") is False:
+        config.pop("sliding_window", None)
+    rope = config.get("rope_parameters") or {}  # as newer versions of transformers write it
     if rope.keys() == {"rope_type", "rope_theta"} and rope["rope_type"] == "default":
-        found["rope_theta"] = found.pop("rope_parameters")["rope_theta"]
-    return found
+        config["rope_theta"] = rope["rope_theta"]
+        del config["rope_parameters"]
 
 
-def complete_llada(found, file):
-    """Fills in what a LLaDA's config.json leaves open. -> its family: which matrices have a bias"""
-    if found.get("mlp_hidden_size") is None and found.get("d_model"):
-        found["mlp_hidden_size"] = (found.get("mlp_ratio") or 4) * found["d_model"]
-    found["embedding_size"] = found.get("embedding_size") or found.get("vocab_size")
-    if found.get("tie_word_embeddings") == found.get("weight_tying"):
-        found.pop("tie_word_embeddings", None)
-    if found.get("include_bias"):
-        if not found.get("weight_tying"):
+def complete_llada(config, file):
+    """Fills in what a LLaDA's config.json leaves open, and returns its family.
+
+    The family follows from which matrices have a bias: all or none is "llada", and q, k and v alone
+    is "llada-qkv". Raises ValueError for a bias of the output layer, which Llama does not have.
+    """
+    if config.get("mlp_hidden_size") is None and config.get("d_model"):
+        config["mlp_hidden_size"] = (config.get("mlp_ratio") or 4) * config["d_model"]
+    config["embedding_size"] = config.get("embedding_size") or config.get("vocab_size")
+    if config.get("tie_word_embeddings") == config.get("weight_tying"):
+        config.pop("tie_word_embeddings", None)
+    if config.get("include_bias"):
+        if not config.get("weight_tying"):
             raise ValueError(f"{file}: include_bias = True is known only with tied embeddings")
-        found["include_qkv_bias"] = True
-    elif found.get("include_qkv_bias"):
-        found.pop("include_bias", None)
-        del found["include_qkv_bias"]
+        config["include_qkv_bias"] = True
+        return "llada"
+    if config.get("include_qkv_bias"):
+        config.pop("include_bias", None)
+        del config["include_qkv_bias"]
         return "llada-qkv"
     return "llada"

@@ -1,8 +1,9 @@
-"""LoRA adapters: put onto a denoiser, or read from a checkpoint."""
+"""LoRA adapters: put onto a denoiser, saved to a folder, loaded from one."""
 
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -10,77 +11,192 @@ from safetensors.torch import load_file
 
 from models.families import one_line
 from models.loading import model_folder
+from models.permissions import apply_umask
 
-# What an adapter's configuration says by the names of its modules, which are renamed here.
-BY_NAME = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_pattern", "modules_to_save")
-PEFT = "base_model.model."  # in front of the module's name in an adapter's weights
-LORA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA = [  # the layers' matrices, as all of transformers' classes in families.py call them
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+# Fields of an adapter's configuration that name modules. Where the modules were renamed, what they
+# say would match nothing.
+FIELDS_WITH_NAMES = {
+    "alpha_pattern",
+    "exclude_modules",
+    "layers_pattern",
+    "modules_to_save",
+    "rank_pattern",
+}
+PEFT_PREFIX = "base_model.model."  # in front of a module's name in an adapter's weights
 
 
 def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
-    """A LoRA adapter on all of the layers' matrices, as a PeftModel; the rest is frozen.
+    """Puts a new LoRA adapter on all of the layers' matrices; the rest is frozen.
 
-    It is float32 even on a bfloat16 base, or its small steps would be rounded away. Raises
-    ValueError where a matrix is not found.
+    Returns a PeftModel. The adapter is float32 even on a bfloat16 base, where its small steps would
+    be rounded away. Raises ValueError if a matrix is not found in every layer: peft adapts whatever
+    subset it finds, without a warning.
     """
-    kinds = _lora_kinds(denoiser)
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=kinds)
+    matrices = _adaptable_matrices(denoiser)
+    lora_config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=matrices,
+    )
     with one_line("LoRA target not found"):
-        model = _adapted(denoiser, config, seed)
-    found, layers = lora_layers(model), model.config.num_hidden_layers
-    for kind in kinds:
-        if (number := sum(name.endswith(f".{kind}") for name in found)) != layers:
-            raise ValueError(f"LoRA target not found: {kind} in {number} of {layers} layers")
+        model = attach_adapter(denoiser, lora_config, seed)
+    layers = model.config.num_hidden_layers
+    for matrix in matrices:
+        count = sum(name.endswith(f".{matrix}") for name in lora_layers(model))
+        if count != layers:
+            raise ValueError(f"LoRA target not found: {matrix} in {count} of {layers} layers")
     return model
 
 
 def load_lora(denoiser, name_or_path, trainable=False):
-    """The adapter of a folder or the hub, on its base model. Raises ValueError, in one line.
+    """Puts the adapter of a folder or of the hub on its base model. Returns a PeftModel.
 
-    Others' adapters of a LLaDA name its own modules, so they are renamed as its weights are. Every
-    weight has to find its place, or the bare base would be there instead, without a word.
+    Adapters that were trained on LLaDA's own modelling code name its modules, so they are renamed
+    as the base's weights were. Every weight has to find its place; otherwise part of the bare base
+    would run in its stead without a warning. Raises ValueError, in one line.
     """
-    folder, renamed = model_folder(name_or_path), {}
+    folder = model_folder(name_or_path)
     with one_line(f"the adapter in {name_or_path} cannot be loaded"):
-        config = _lora_config(folder, denoiser.renames)
+        lora_config = _read_lora_config(folder, has_renames=bool(denoiser.renames))
+        weights = {}
         for key, weight in load_file(folder / "adapter_model.safetensors").items():
-            name = key.removeprefix(PEFT)
-            for there, here in denoiser.renames.items():
-                name = re.sub(there, here, name)
-            renamed[PEFT + name] = weight
-        config.target_modules = {name.split(".lora_")[0].split(".")[-1] for name in renamed}
-        config.inference_mode = not trainable
-        model = _adapted(denoiser, config)
-        ours = get_peft_model_state_dict(model, save_embedding_layers=False)
-        if odd := sorted(ours.keys() ^ renamed.keys()):
-            raise ValueError(f"{len(odd)} weights without a counterpart, the first {odd[0]}")
-        set_peft_model_state_dict(model, renamed)
+            name = key.removeprefix(PEFT_PREFIX)
+            for pattern, ours in denoiser.renames.items():
+                name = re.sub(pattern, ours, name)
+            weights[PEFT_PREFIX + name] = weight
+        # model.layers.0.mlp.up_proj.lora_A.weight -> up_proj
+        lora_config.target_modules = {name.split(".lora_")[0].split(".")[-1] for name in weights}
+        lora_config.inference_mode = not trainable
+        model = attach_adapter(denoiser, lora_config)
+        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+        unmatched = sorted(expected.keys() ^ weights.keys())
+        if unmatched:
+            raise ValueError(
+                f"{len(unmatched)} weights without a counterpart, the first {unmatched[0]}"
+            )
+        set_peft_model_state_dict(model, weights)
     return model
 
 
-def _lora_config(folder, renames):
-    """An adapter's configuration. What in it would be passed over is an error."""
-    found = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    known = {field.name for field in fields(LoraConfig)} - set(BY_NAME if renames else ())
-    for key, value in found.items():
-        if value and key not in known or key == "peft_type" and value != "LORA":
+def save_adapter(model, folder, state_dict=None):
+    """Writes a PeftModel's adapter to `folder`, which is made if it does not exist.
+
+    The files are adapter_model.safetensors, adapter_config.json and README.md, a short model card.
+
+    state_dict: the adapter's weights, if the model's own are split over processes.
+    """
+    folder = Path(folder)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
+    card = _model_card(model.peft_config["default"])  # in place of peft's, an empty form
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    apply_umask(folder)
+
+
+CARD = """\
+---
+library_name: peft
+{front_matter}tags:
+- lora
+- diffpo
+---
+
+# A LoRA adapter trained with DiFFPO
+
+This adapter was trained by DiFFPO, reinforcement learning of masked-diffusion language models.
+
+- Base model: {description}
+- Rank {rank}, alpha {alpha:g}, on {matrices}
+- `adapter_model.safetensors` has its weights. `threshold_head.safetensors`, if it is here, has the
+  learned decoding threshold, which only the project that trained it reads.
+
+With that project, from its root folder:
+
+```python
+from models.checkpoints import load_policy
+
+policy = load_policy("FOLDER")  # the base model with this adapter and the threshold head
+```
+
+With peft, on the base model as that project loads it:
+
+```python
+from models.loading import load_denoiser
+from peft import PeftModel
+
+denoiser, tokenizer = load_denoiser("{base}")
+model = PeftModel.from_pretrained(denoiser, "FOLDER")
+```
+
+FOLDER is the folder of this file. The weights have the module names of transformers' own classes,
+so they do not fit modelling code that a checkpoint brings along, such as LLaDA's. For other tools,
+write the merged model: `python train.py --resume --run_dir RUN --export DIR`.
+"""
+
+
+def _model_card(lora_config):
+    """The README.md of an adapter. Local paths stay out of it; adapter_config.json has them."""
+    base = lora_config.base_model_name_or_path or "unknown"
+    front_matter = ""
+    if base == "tiny":
+        description = "tiny, the embedded model of that project"
+    elif base.count("/") == 1 and not Path(base).is_dir():
+        description = base
+        front_matter = f"base_model: {base}\n"  # which links the two on the hub
+    else:
+        base = Path(base).name
+        description = f"{base}, a local model"
+    return CARD.format(
+        front_matter=front_matter,
+        base=base,
+        description=description,
+        rank=lora_config.r,
+        alpha=lora_config.lora_alpha,
+        matrices=", ".join(sorted(lora_config.target_modules)),
+    )
+
+
+def _read_lora_config(folder, has_renames):
+    """An adapter's configuration. Raises ValueError for anything that would be passed over."""
+    saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    known = {field.name for field in fields(LoraConfig)}
+    understood = known - FIELDS_WITH_NAMES if has_renames else known
+    for key, value in saved.items():
+        is_unknown = value and key not in understood
+        is_no_lora = key == "peft_type" and value != "LORA"
+        if is_unknown or is_no_lora:
             raise ValueError(f"{key} = {value!r} is not known")
-    return LoraConfig(**{key: value for key, value in found.items() if key in known})
+    return LoraConfig(**{key: value for key, value in saved.items() if key in understood})
 
 
-def _adapted(denoiser, config, seed=0):
-    config.base_model_name_or_path = None  # or peft warns of another name
+def attach_adapter(denoiser, lora_config, seed=0):
+    """Puts an adapter with random weights on a denoiser, by a peft configuration.
+
+    Returns a PeftModel in evaluation mode, whose configuration names the denoiser's source.
+    """
+    lora_config.base_model_name_or_path = None  # peft warns if this is not the class's own name
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        model = get_peft_model(denoiser, config)
-    config.base_model_name_or_path = getattr(denoiser, "source", None)
+        model = get_peft_model(denoiser, lora_config)
+    lora_config.base_model_name_or_path = getattr(denoiser, "source", None)
     for module in lora_layers(model).values():
         module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
     return model.eval()
 
 
-def _lora_kinds(model):  # of a mixture attention alone: its experts are no Linear modules
-    return LORA[:4] if hasattr(model.config, "num_experts") else LORA
+def _adaptable_matrices(denoiser):
+    if hasattr(denoiser.config, "num_experts"):
+        return LORA[:4]  # attention alone: the experts of a mixture are no Linear modules
+    return LORA
 
 
 def lora_layers(model):
@@ -89,8 +205,14 @@ def lora_layers(model):
 
 
 def describe_lora(model):
-    """What is adapted, in one line, counted on the model itself."""
-    found, layers = len(lora_layers(model)), model.config.num_hidden_layers
-    n, total = (n / 1e6 for n in model.get_nb_trainable_parameters())
-    kinds = f"{found // layers} kinds x {layers} layers), rank {model.peft_config['default'].r}"
-    return f"LoRA: {found} matrices ({kinds}: {n:.1f}M of {total:,.1f}M parameters are trained"
+    """One line that says what is adapted, counted on the model itself."""
+    matrices = len(lora_layers(model))
+    layers = model.config.num_hidden_layers
+    rank = model.peft_config["default"].r
+    adapter_size = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
+    _, total_size = model.get_nb_trainable_parameters()  # it knows how 4-bit weights are packed
+    base_size = total_size - adapter_size
+    return (
+        f"LoRA: {matrices} matrices ({matrices // layers} kinds x {layers} layers), rank {rank}: "
+        f"{adapter_size / 1e6:.1f}M parameters on a base of {base_size / 1e6:,.1f}M"
+    )

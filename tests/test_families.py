@@ -13,43 +13,62 @@ from models import families
 from models.loading import load_denoiser
 from models.tiny import tiny_tokenizer
 
+# (family, field, value): every field of which only some values are understood, with another one.
 REFUSED = [
-    ("block_type", "sequential"), ("activation_type", "swiglu"), ("layer_norm_type", "default"),
-    ("layer_norm_with_affine", False), ("rope", False), ("rope_full_precision", False),
-    ("alibi", True), ("attention_layer_norm", True), ("input_emb_norm", True),
-    ("scale_logits", True), ("bias_for_layer_norm", True), ("multi_query_attention", True),
-    ("clip_qkv", 8.0), ("block_group_size", 2), ("attention_dropout", 0.1),
-    ("embedding_dropout", 0.1), ("residual_dropout", 0.1), ("rope_scaling", {"factor": 2}),
-    ("novelty", 1),
-]  # fmt: skip
-REFUSED_MOE = [
-    ("hidden_act", "gelu"), ("qk_layernorm", False), ("moe_layer_freq", [1, 0]),
-    ("rope_scaling", {"factor": 2}), ("n_group", 4), ("attention_dropout", 0.1),
-    ("shared_expert_intermediate_size", 64), ("num_shared_experts", 1),
-    ("partial_rotary_factor", 0.5), ("routed_scaling_factor", 2.5),
-    ("moe_router_score_function", "sigmoid"), ("moe_router_enable_expert_bias", True),
-    ("novelty", 1), ("clip_qkv", 8.0), ("router_num_group", 4), ("router_topk_group", 2),
-]  # fmt: skip
-REFUSED_DREAM = [
-    ("hidden_act", "gelu"), ("attention_dropout", 0.1), ("rope_scaling", {"factor": 2}),
-    ("use_sliding_window", True), ("use_mrope", True), ("novelty", 1),
-]  # fmt: skip
-REFUSED_A2D = [
-    ("layer_types", ["full_attention", "sliding_attention"]), ("use_sliding_window", True),
-    ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
-    ("rope_scaling", {"rope_type": "llama3", "factor": 32.0}), ("hidden_act", "gelu"),
-    ("num_experts", 4), ("novelty", 1),
-]  # fmt: skip
-ALL_REFUSED = (
-    [("llada", *f) for f in REFUSED]
-    + [("llada-moe", *f) for f in REFUSED_MOE]
-    + [("dream", *f) for f in REFUSED_DREAM]
-    + [("a2d-qwen3", *f) for f in REFUSED_A2D]
-    + [("a2d-llama", "pretraining_tp", 2), ("a2d-llama", "sliding_window", 4096)]
-)
+    ("llada", "activation_type", "swiglu"),
+    ("llada", "alibi", True),
+    ("llada", "attention_dropout", 0.1),
+    ("llada", "attention_layer_norm", True),
+    ("llada", "bias_for_layer_norm", True),
+    ("llada", "block_group_size", 2),
+    ("llada", "block_type", "sequential"),
+    ("llada", "clip_qkv", 8.0),
+    ("llada", "embedding_dropout", 0.1),
+    ("llada", "input_emb_norm", True),
+    ("llada", "layer_norm_type", "default"),
+    ("llada", "layer_norm_with_affine", False),
+    ("llada", "multi_query_attention", True),
+    ("llada", "novelty", 1),
+    ("llada", "residual_dropout", 0.1),
+    ("llada", "rope", False),
+    ("llada", "rope_full_precision", False),
+    ("llada", "rope_scaling", {"factor": 2}),
+    ("llada", "scale_logits", True),
+    ("llada-moe", "attention_dropout", 0.1),
+    ("llada-moe", "clip_qkv", 8.0),
+    ("llada-moe", "hidden_act", "gelu"),
+    ("llada-moe", "moe_layer_freq", [1, 0]),
+    ("llada-moe", "moe_router_enable_expert_bias", True),
+    ("llada-moe", "moe_router_score_function", "sigmoid"),
+    ("llada-moe", "n_group", 4),
+    ("llada-moe", "novelty", 1),
+    ("llada-moe", "num_shared_experts", 1),
+    ("llada-moe", "partial_rotary_factor", 0.5),
+    ("llada-moe", "qk_layernorm", False),
+    ("llada-moe", "rope_scaling", {"factor": 2}),
+    ("llada-moe", "routed_scaling_factor", 2.5),
+    ("llada-moe", "router_num_group", 4),
+    ("llada-moe", "router_topk_group", 2),
+    ("llada-moe", "shared_expert_intermediate_size", 64),
+    ("dream", "attention_dropout", 0.1),
+    ("dream", "hidden_act", "gelu"),
+    ("dream", "novelty", 1),
+    ("dream", "rope_scaling", {"factor": 2}),
+    ("dream", "use_mrope", True),
+    ("dream", "use_sliding_window", True),
+    ("a2d-qwen3", "hidden_act", "gelu"),
+    ("a2d-qwen3", "layer_types", ["full_attention", "sliding_attention"]),
+    ("a2d-qwen3", "novelty", 1),
+    ("a2d-qwen3", "num_experts", 4),
+    ("a2d-qwen3", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}),
+    ("a2d-qwen3", "rope_scaling", {"rope_type": "llama3", "factor": 32.0}),
+    ("a2d-qwen3", "use_sliding_window", True),
+    ("a2d-llama", "pretraining_tp", 2),
+    ("a2d-llama", "sliding_window", 4096),
+]
 
 
-@pytest.mark.parametrize(("family", "name", "value"), ALL_REFUSED)
+@pytest.mark.parametrize(("family", "name", "value"), REFUSED)
 def test_a_field_that_is_not_understood_is_refused_by_name(tmp_path, family, name, value):
     write_checkpoint(tmp_path, family, **{name: value})
     with pytest.raises(ValueError, match=f"{name} = ") as error:
@@ -57,20 +76,20 @@ def test_a_field_that_is_not_understood_is_refused_by_name(tmp_path, family, nam
     assert "\n" not in str(error.value)
 
 
-def test_every_value_that_is_known_is_the_only_one(tmp_path):
-    """No field of the lists above was forgotten, and no family takes another value of any."""
-    assert set(families.KNOWN) <= {name for _, name, _ in ALL_REFUSED}
+def test_every_allowed_value_is_the_only_one(tmp_path):
+    """No field of ALLOWED_VALUES was forgotten above, and no family takes another value of any."""
+    assert set(families.ALLOWED_VALUES) <= {name for _, name, _ in REFUSED}
     for family in ("llada", "llada-moe", "dream", "a2d-qwen3", "a2d-qwen2", "a2d-llama"):
-        write_checkpoint(tmp_path / family, family)
-        known = json.loads((tmp_path / family / "config.json").read_text())
-        for name in families.KNOWN:
-            also = {"use_sliding_window": None} if name == "sliding_window" else {}  # else unused
-            edit_config(tmp_path / family, **known | also | {name: "other"})
+        folder = tmp_path / family
+        write_checkpoint(folder, family)
+        published = (folder / "config.json").read_text()
+        for name in families.ALLOWED_VALUES:
+            if name == "sliding_window":
+                edit_config(folder, use_sliding_window=None)  # False would make it irrelevant
+            edit_config(folder, **{name: "other"})
             with pytest.raises(ValueError, match=f"{name} = 'other'"):
-                families.read_config(tmp_path / family)
-            edit_config(tmp_path / family, **known)
-            if name not in known:
-                drop_field(tmp_path / family, name)
+                families.read_config(folder)
+            (folder / "config.json").write_text(published)
 
 
 @pytest.mark.parametrize(
@@ -94,39 +113,40 @@ def test_a_field_without_which_the_model_is_not_known_must_be_there(tmp_path, na
 
 
 def test_a_missing_mlp_size_follows_from_the_ratio(tmp_path):
-    weights, config = write_checkpoint(tmp_path, "llada")
-    wide = {}
-    for name, value in weights.items():  # the tied ff_out outside the blocks is no MLP
-        if "blocks" in name and any(kind in name for kind in ("ff_proj", "up_proj")):
-            wide[name] = value.repeat(2, 1)[:64]
-        elif "blocks" in name and "ff_out" in name:
-            wide[name] = value.repeat(1, 2)[:, :64]
+    write_checkpoint(tmp_path, "llada")
     for shard in tmp_path.glob("*.safetensors"):
-        save_file(
-            {name: wide.get(name, value).contiguous() for name, value in load_file(shard).items()},
-            shard,
-            metadata={"format": "pt"},
-        )
+        weights = load_file(shard)
+        for name, weight in weights.items():
+            if "ff_proj" in name or "up_proj" in name:
+                weights[name] = weight.repeat(2, 1)[:64].contiguous()
+            elif "blocks" in name and "ff_out" in name:  # outside the blocks it is the output layer
+                weights[name] = weight.repeat(1, 2)[:, :64].contiguous()
+        save_file(weights, shard, metadata={"format": "pt"})
     edit_config(tmp_path, mlp_hidden_size=None, mlp_ratio=2)
-    assert load_denoiser(str(tmp_path))[0].config.intermediate_size == 2 * HIDDEN
+    denoiser, _ = load_denoiser(str(tmp_path))
+    assert denoiser.config.intermediate_size == 2 * HIDDEN
 
 
-UNUSED = [
-    ("dream", {"sliding_window": 4096}), ("a2d-qwen3", {"sliding_window": 4096}),
-    ("llada", {"tie_word_embeddings": False}), ("llada-tied", {"tie_word_embeddings": True}),
+IRRELEVANT = [
+    ("dream", {"sliding_window": 4096}),
     ("dream", {"return_dict": True, "output_attentions": False, "attn_implementation": "eager"}),
-    ("llada-moe", {"model_type": "lladamoe"}), ("dream", {"layer_types": ["full_attention"] * 2}),
+    ("dream", {"layer_types": ["full_attention"] * 2}),
+    ("a2d-qwen3", {"sliding_window": 4096}),
+    ("llada", {"tie_word_embeddings": False}),
     ("llada", {"flash_attn_varlen": True, "include_qkv_bias": None}),
-]  # fmt: skip
+    ("llada-tied", {"tie_word_embeddings": True}),
+    ("llada-moe", {"model_type": "lladamoe"}),
+]
 
 
-@pytest.mark.parametrize(("family", "fields"), UNUSED)
+@pytest.mark.parametrize(("family", "fields"), IRRELEVANT)
 def test_a_field_that_changes_nothing_is_no_reason_to_refuse(tmp_path, family, fields):
     write_checkpoint(tmp_path, family)
-    plain = families.read_config(tmp_path)
+    expected_config, expected_family = families.read_config(tmp_path)
     edit_config(tmp_path, **fields)
-    config, kind = families.read_config(tmp_path)
-    assert (config.to_dict(), kind) == (plain[0].to_dict(), plain[1])
+    config, read_as = families.read_config(tmp_path)
+    assert config.to_dict() == expected_config.to_dict()
+    assert read_as == expected_family
 
 
 def test_rope_theta_is_also_read_as_newer_transformers_write_it(tmp_path):
@@ -136,7 +156,8 @@ def test_rope_theta_is_also_read_as_newer_transformers_write_it(tmp_path):
     rope = {"rope_type": "default", "rope_theta": 5e5}
     edit_config(tmp_path, rope_parameters=rope)
     drop_field(tmp_path, "rope_theta")
-    assert families.read_config(tmp_path)[0].rope_parameters == rope
+    config, _ = families.read_config(tmp_path)
+    assert config.rope_parameters == rope
     drop_field(tmp_path, "rope_parameters")
     with pytest.raises(ValueError, match="rope_theta is missing"):
         families.read_config(tmp_path)
@@ -151,60 +172,79 @@ def test_a_bias_of_every_matrix_needs_tied_embeddings(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"model_type": "sdar"}, ""), ({"model_type": "Fast_dLLM_Qwen"}, ""),
-        ({"model_type": "llada2_moe"}, ""), ({"architectures": ["LLaDA2MoeModelLM"]}, ""),
+        ({"model_type": "sdar"}, ""),
+        ({"model_type": "Fast_dLLM_Qwen"}, ""),
+        ({"model_type": "llada2_moe"}, ""),
+        ({"architectures": ["LLaDA2MoeModelLM"]}, ""),
         ({}, "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1"),
     ],
-)  # fmt: skip
-def test_a_block_causal_model_is_refused_and_the_reason_said(tmp_path, fields, name):
+)
+def test_a_block_causal_model_is_refused_with_the_reason(tmp_path, fields, name):
     write_checkpoint(tmp_path, "a2d-qwen3", **fields)
     with pytest.raises(ValueError, match="block-causal: its blocks see only") as error:
         families.read_config(tmp_path, name)
     assert "\n" not in str(error.value)
 
 
-def test_a_kernel_that_a_folder_names_is_not_fetched(plain, monkeypatch):
-    edit_config(plain[0], attn_implementation="evil/kernel", _attn_implementation="evil/kernel")
-    config, _ = families.read_config(plain[0])
-    assert "evil" not in str(config.to_dict()) and config._attn_implementation != "evil/kernel"
-    load_denoiser(str(plain[0]))
+# ---- folders in transformers' own format ---------------------------------------------------------
+
+PLAIN_CLASSES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
 
 
-KINDS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
-
-
-@pytest.fixture(params=KINDS)
-def plain(request, tmp_path):
+@pytest.fixture(params=PLAIN_CLASSES)
+def plain_folder(request, tmp_path):
     """A folder as transformers writes it, with a random model and our tokenizer."""
-    config, model = KINDS[request.param]
+    config_class, model_class = PLAIN_CLASSES[request.param]
     tokenizer = tiny_tokenizer()
-    sizes = config(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, is_causal=False,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
-        **({"head_dim": 8} if request.param == "qwen3" else {}),
-    )  # fmt: skip
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        is_causal=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    if request.param == "qwen3":
+        config.head_dim = 8  # Qwen2 has no such field
     torch.manual_seed(0)
-    for part in (model(sizes), tokenizer):
-        part.save_pretrained(tmp_path)
-    return tmp_path, model
+    model_class(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
 
 
-def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(plain):
-    folder, model = plain
+def test_a_kernel_that_a_folder_names_is_not_fetched(plain_folder):
+    edit_config(plain_folder, attn_implementation="evil/kernel", _attn_implementation="evil/kernel")
+    config, _ = families.read_config(plain_folder)
+    assert "evil" not in str(config.to_dict())
+    assert config._attn_implementation != "evil/kernel"
+    load_denoiser(str(plain_folder))
+
+
+def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(plain_folder):
     ids = torch.randint(0, 100, (3, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.arange(9) >= torch.tensor([[0], [4], [0]])
-    denoiser, loaded = load_denoiser(str(folder))
-    expected = model.from_pretrained(folder).eval()(input_ids=ids, attention_mask=mask).logits
+    denoiser, tokenizer = load_denoiser(str(plain_folder))
+    _, model_class = PLAIN_CLASSES[denoiser.config.model_type]
+    model = model_class.from_pretrained(plain_folder).eval()
+    expected = model(input_ids=ids, attention_mask=mask).logits
     assert torch.equal(denoiser(input_ids=ids, attention_mask=mask).logits, expected)
-    assert loaded.mask_token == "[MASK]" and not getattr(denoiser.config, "shift_logits", False)
-    edit_config(folder, shift_logits=True)
-    shifted = load_denoiser(str(folder))[0](input_ids=ids, attention_mask=mask).logits
+    assert tokenizer.mask_token == "[MASK]"
+    assert not getattr(denoiser.config, "shift_logits", False)
+    edit_config(plain_folder, shift_logits=True)
+    denoiser, _ = load_denoiser(str(plain_folder))
+    shifted = denoiser(input_ids=ids, attention_mask=mask).logits
     assert torch.equal(shifted[:, 1:], expected[:, :-1])
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (lambda f: edit_config(f, is_causal=True), '"is_causal": false.*"shift_logits": true'),
         (lambda f: drop_field(f, "is_causal"), '"is_causal": false.*"shift_logits": true'),
@@ -215,10 +255,12 @@ def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(p
         (lambda f: edit_config(f, layer_types=["full_attention", "sliding_attention"]), "window"),
     ],
 )
-def test_any_other_plain_folder_is_refused_with_what_to_write_into_it(plain, change, says):
-    change(plain[0])
-    with pytest.raises(ValueError, match=says) as error:
-        load_denoiser(str(plain[0]))
+def test_any_other_plain_folder_is_refused_with_what_to_write_into_it(
+    plain_folder, change, message
+):
+    change(plain_folder)
+    with pytest.raises(ValueError, match=message) as error:
+        load_denoiser(str(plain_folder))
     assert "\n" not in str(error.value)
 
 
@@ -229,17 +271,22 @@ PUBLISHED = json.loads((Path(__file__).parent / "published_configs.json").read_t
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_configuration_is_read_as_its_family_or_refused_with_the_reason(name, tmp_path):
-    found = PUBLISHED[name]
-    (tmp_path / "config.json").write_text(json.dumps(found["config"]))
-    if found["read_as"] == "block-causal":
+    published = PUBLISHED[name]
+    (tmp_path / "config.json").write_text(json.dumps(published["config"]))
+    if published["read_as"] == "block-causal":
         with pytest.raises(ValueError, match="block-causal"):
             families.read_config(tmp_path, name)
         return
-    config, kind = families.read_config(tmp_path, name)
-    ours = families.FIELDS[kind]
-    sizes = [there for there in ours if there.startswith(("n_", "num_", "d_")) or "size" in there]
-    assert kind == found["read_as"] and len(sizes) >= 6 and config.is_causal is False
-    for there in sizes:
-        assert getattr(config, ours[there]) == found["config"][there]
-    assert config.rope_parameters["rope_theta"] == found["config"]["rope_theta"]
-    assert getattr(config, "shift_logits", False) == (kind == "dream")
+    config, family = families.read_config(tmp_path, name)
+    assert family == published["read_as"]
+    assert config.is_causal is False
+    sizes = {
+        theirs: ours
+        for theirs, ours in families.FAMILIES[family].fields.items()
+        if theirs.startswith(("n_", "num_", "d_")) or "size" in theirs
+    }
+    assert len(sizes) >= 6
+    for theirs, ours in sizes.items():
+        assert getattr(config, ours) == published["config"][theirs]
+    assert config.rope_parameters["rope_theta"] == published["config"]["rope_theta"]
+    assert getattr(config, "shift_logits", False) == (family == "dream")

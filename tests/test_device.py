@@ -1,0 +1,58 @@
+"""The device that models run on, and what is said of it."""
+
+import pytest
+import torch
+
+from models.device import describe_out_of_memory, device_name, peak_memory_gib, pick_device
+
+
+@pytest.mark.parametrize(
+    ("name", "has_gpu", "expected"),
+    [
+        ("auto", False, "cpu"),
+        ("auto", True, "cuda"),
+        ("cpu", True, "cpu"),
+        ("cpu", False, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
+)
+def test_a_gpu_is_taken_where_there_is_one_unless_the_flag_says_otherwise(
+    monkeypatch, name, has_gpu, expected
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert pick_device(name) == torch.device(expected)
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no GPU.*cpu") as error:
+        pick_device("cuda")
+    assert "\n" not in str(error.value)
+
+
+def test_a_cpu_is_named_with_its_threads():
+    assert device_name(torch.device("cpu")).endswith(f"{torch.get_num_threads()} thread")
+
+
+def test_the_peak_memory_is_more_than_that_of_an_empty_process_and_less_than_a_big_machines():
+    assert 0.05 < peak_memory_gib() < 500
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        torch.OutOfMemoryError("CUDA out\nof memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 8 bytes"),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_to_lower(error):
+    message = describe_out_of_memory(error, "--batch_size (64)")
+    assert message.startswith("out of memory")
+    assert "lower --batch_size (64)" in message
+    assert "\n" not in message
+
+
+def test_any_other_error_is_raised_again():
+    with pytest.raises(RuntimeError, match="shapes"):
+        describe_out_of_memory(RuntimeError("shapes differ"), "--batch_size (64)")
