@@ -117,9 +117,9 @@ This adapter was trained by DiFFPO, reinforcement learning of masked-diffusion l
 - Base model: {description}
 - Rank {rank}, alpha {alpha:g}, on {matrices}
 - `adapter_model.safetensors` has its weights. `threshold_head.safetensors`, if it is here, has the
-  learned decoding threshold, which only the project that trained it reads.
+  learned decoding threshold, which only the code that trained it reads.
 
-With that project, from its root folder:
+With the code that trained it, from its root folder:
 
 ```python
 from models.checkpoints import load_policy
@@ -127,7 +127,7 @@ from models.checkpoints import load_policy
 policy = load_policy("FOLDER")  # the base model with this adapter and the threshold head
 ```
 
-With peft, on the base model as that project loads it:
+With peft, on the base model as that code loads it:
 
 ```python
 from models.loading import load_denoiser
@@ -148,7 +148,7 @@ def _model_card(lora_config):
     base = lora_config.base_model_name_or_path or "unknown"
     front_matter = ""
     if base == "tiny":
-        description = "tiny, the embedded model of that project"
+        description = "tiny, the model embedded in the code that trained it"
     elif base.count("/") == 1 and not Path(base).is_dir():
         description = base
         front_matter = f"base_model: {base}\n"  # which links the two on the hub
