@@ -1,0 +1,71 @@
+"""What the programs of this folder share: flags, and how a program ends.
+
+Only the standard library is imported here: flags are checked before torch is loaded, which takes
+seconds.
+"""
+
+import argparse
+import sys
+
+
+def at_least(minimum):
+    """An argparse type: a whole number that is not below `minimum`."""
+
+    def whole_number(text):
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{value}: it has to be at least {minimum}")
+        return value
+
+    whole_number.__name__ = "whole number"  # argparse names it in its message
+    return whole_number
+
+
+def add_state_flags(parser):
+    """Adds the flags of gradients.py and surrogate.py: the states, and how many rollouts each."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="RUN",
+        help="a run's folder, for its last checkpoint; or a base: tiny, a folder, a hub name",
+    )
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="the tasks to measure a base on, one by one; a run has its own",
+    )
+    parser.add_argument(
+        "--batches",
+        type=at_least(4),
+        default=24,
+        metavar="INT",
+        help="how many batches of rollouts to make of each state [24]",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=at_least(1),
+        metavar="INT",
+        help="prompts in a batch [as in training]",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="INT",
+        help="the seed of problems and rollouts [0]",
+    )
+
+
+def exit_status(program, run):
+    """Calls run(), and returns the program's exit status: 0, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        run()
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130

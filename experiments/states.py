@@ -1,0 +1,137 @@
+"""A model at some point of training, and how training would draw from it there.
+
+gradients.py and surrogate.py look at such states one by one, so no seed of a training run is in
+their results. Their rollouts are made as train.py makes them: with its prompts, groups, rewards and
+thresholds.
+
+Shapes: B = P * G rows of a batch, L completion tokens.
+"""
+
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+
+import torch
+
+from config import RECIPES, Config, config_from_json
+from diffpo_loss import group_advantages
+from diffusion_policy import Rollout
+from evaluate import revision
+from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
+from models.device import device_name, pick_device
+from models.prompting import decode_completions, encode_prompts
+from sampler import ThresholdHead
+from tasks import mixture, registry
+from train import rollout_decoder
+
+# The surrogate likelihoods that are compared at each state: stages m, and caps of the weights.
+STAGES = (1, 2, 4, 8)
+CAPS = {"no weights": 0, "C = 1": 1, "C = 2": 2, "C = 5": 5, "no cap": inf}
+EXACT = "exact"  # a boundary at every step, in the place of a number of stages
+TWO_STEPS = "two steps, x T/2"  # two random steps scored exactly
+
+
+@dataclass
+class Batch:
+    """The rollouts of one training step."""
+
+    rollout: Rollout  #             of B rows, a prompt's own adjacent
+    advantage: torch.Tensor  #      (B,)
+    generator: torch.Generator  #   for what is drawn next: the boundaries
+
+
+class State:
+    """A model, its task, and the settings it is trained with.
+
+    path       a run's folder; or a base: "tiny", a checkpoint's folder, a hub name
+    task_name  the task of a base; None for a run, which has its own
+    prompts    P, prompts in a batch; None: as many as in training
+
+    All weights have gradients, in float32. A run's adapter is merged into them, so that a base and
+    its runs have the same parameters. Raises ValueError for a task that the model cannot do.
+    """
+
+    def __init__(self, path, task_name=None, prompts=None):
+        self.path = path
+        is_compact = reads_compact_prompts(path)
+        if is_run(path):
+            file = Path(path) / "config.json"
+            self.config = config_from_json(read_json(file), file)
+        else:
+            recipe = RECIPES.get(task_name, {}) if is_compact else RECIPES["LLaDA"]
+            self.config = replace(Config(**recipe), task=task_name, model=str(path))
+        self.task = registry.load_task(self.config.task, is_compact, self.config.data)
+        if isinstance(self.task, mixture.TaskMixture):
+            raise ValueError(f"{path}: {self.config.task} are several tasks, and a state has one")
+        self.length = self.config.max_completion_length or self.task.length
+        self.prompts = prompts or self.config.prompts_per_step
+
+        self.device = pick_device()
+        self.policy = load_policy(path, self.device, torch.float32)
+        self.policy.prefill = self.config.prefill
+        self.policy.rollout_batch_size = self.config.rollout_batch_size
+        if hasattr(self.policy.denoiser, "disable_adapter"):
+            self.policy.denoiser = self.policy.denoiser.merge_and_unload()
+        self.policy.denoiser.requires_grad_(True)
+        if self.policy.threshold_head is None:
+            hidden_size = self.policy.denoiser.config.hidden_size
+            head = ThresholdHead(hidden_size, self.config.initial_threshold)
+            self.policy.threshold_head = head.to(self.device)
+        self.policy.threshold_head.sigma = self.config.threshold_sigma
+        self.step = revision(Path(path), self.policy.denoiser) if is_run(path) else 0
+        self.name = f"{self.config.task}, {f'after step {self.step}' if self.step else 'base'}"
+
+    def description(self):
+        """What was measured, as a dict for JSON."""
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "task": self.config.task,
+            "step": self.step,
+            "prompts": self.prompts,
+            "num_generations": self.config.num_generations,
+            "device": device_name(self.device),
+            "dtype": "float32",
+        }
+
+    def sample_batch(self, seed):
+        """The Batch of a training step: other problems, other draws for each seed."""
+        G = self.config.num_generations
+        L = self.length
+        generator = torch.Generator(self.device).manual_seed(seed)
+        problems = self.task.problems("train", self.prompts, f"claims {seed}")
+        problems = [problem for problem in problems for _ in range(G)]  # B = P * G
+        prompts = [self.task.prompt(problem) for problem in problems]
+        prompt_ids, prompt_mask = encode_prompts(self.policy, prompts, room=L)
+        rollout = self.policy.rollout(
+            prompt_ids,
+            prompt_mask,
+            length=L,
+            decoder=rollout_decoder(self.config),
+            generator=generator,
+        )
+        texts = decode_completions(self.policy, rollout)
+        rewards = [self.task.reward(*pair) for pair in zip(problems, texts, strict=True)]
+        reward = torch.tensor(rewards, device=self.device)
+        speed_reward = reward * (1 - self.config.nfe_penalty * rollout.nfe / L)
+        advantage = group_advantages(speed_reward, G, self.config.scale_rewards)
+        return Batch(rollout, advantage, generator)
+
+
+def is_run(path):
+    """Whether a path is the folder of a run with a checkpoint."""
+    return find_checkpoint(path) != Path(path)
+
+
+def load_states(paths, task_names, prompts):
+    """A State for each run, and for each base and task. Raises ValueError."""
+    states = []
+    for path in paths:
+        if is_run(path):
+            states.append(State(path, prompts=prompts))
+            continue
+        if not task_names:
+            raise ValueError(f"{path} is no run, which would know its task: give a --task")
+        for name in task_names:
+            states.append(State(path, name, prompts))
+    return states
