@@ -2,7 +2,7 @@
 
 import json
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -15,6 +15,7 @@ from evaluation import plots
 from evaluation.metrics import area
 from evaluation.summary import GAMMAS
 from experiments import compare
+from experiments.compare_chart import STYLES
 from tasks.registry import TASKS
 
 N = 150
@@ -30,29 +31,49 @@ def bits(share, seed=0):
 
 
 def row(name, level, nfe, each):
-    about = dict(name=name, level=level, nfe=nfe, solved=each.count("1") / N, solved_each=each)
-    about |= dict(decoder="eb", temperature=0.0, length=10, block_length=10, cache="none")
-    return about | dict(problems=N, clusters=K)
+    """A row of `evaluate`."""
+    return {
+        "name": name,
+        "level": level,
+        "nfe": nfe,
+        "solved": each.count("1") / N,
+        "solved_each": each,
+        "decoder": "eb",
+        "temperature": 0.0,
+        "length": 10,
+        "block_length": 10,
+        "cache": "none",
+        "problems": N,
+        "clusters": K,
+    }
 
 
 def write_run(folder, seed=0, each=None, more_calls=0.0, calls=100, **settings):
     """A run of 8 steps that solves `each`, a string, at all gammas."""
     folder.mkdir(parents=True)
-    settings = dict(task="countdown", model="tiny", max_completion_length=10, steps=8) | settings
-    made = Config(**settings, eval_problems=N, seed=seed, run_dir=str(folder))
+    config = replace(
+        Config(task="countdown", model="tiny", max_completion_length=10, steps=8, eval_problems=N),
+        seed=seed,
+        run_dir=str(folder),
+        **settings,
+    )
     each = each or bits(0.5, seed)
     base = [row("base", level, 4 - level, bits(0.2)) for level in GAMMAS]
     trained = [row("trained", level, 3 - level + more_calls, each) for level in GAMMAS]
     learned = [row("trained", "learned", 2.5 + more_calls, each)]
-    if made.train_target == "policy":
-        learned = [x for x in trained if x["level"] == made.initial_threshold]
-    kl = None if made.train_target == "sampler" else 0.1
+    if config.train_target == "policy":
+        learned = [x for x in trained if x["level"] == config.initial_threshold]
     log = [
-        dict(step=step, solved_mean=step / 10, speed_reward_mean=step / 20, surrogate_kl=kl)
-        | dict(denoiser_rows=calls + seed)
-        for step in range(1, made.steps + 1)
+        {
+            "step": step,
+            "solved_mean": step / 10,
+            "speed_reward_mean": step / 20,
+            "surrogate_kl": None if config.train_target == "sampler" else 0.1,
+            "denoiser_rows": calls + seed,
+        }
+        for step in range(1, config.steps + 1)
     ]
-    files = {"config": asdict(made), "eval": base[2:3] + learned, "frontier": base + trained}
+    files = {"config": asdict(config), "eval": base[2:3] + learned, "frontier": base + trained}
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log))
@@ -74,18 +95,24 @@ def compared(paths, out):
 
 # ---- groups --------------------------------------------------------------------------------------
 
-D1 = dict(
-    num_stages=1,
-    importance_weight_cap=0.0,
-    train_target="policy",
-    epsilon=0.5,
-    num_iterations=12,
-    beta=0.04,
-)
-D1 |= dict(scale_rewards=False, normalise_by="text")
+D1 = {
+    "num_stages": 1,
+    "importance_weight_cap": 0.0,
+    "train_target": "policy",
+    "epsilon": 0.5,
+    "num_iterations": 12,
+    "beta": 0.04,
+    "scale_rewards": False,
+    "normalise_by": "text",
+}
 SAMPLER = dict(num_stages=1, train_target="sampler")
-MANY = ["2 stages, C = 1", "mean-field, C = 1", "3 stages, C = 1"]
-MANY += ["mean-field, C = 1, sampler only", "mean-field, no weights, policy only and 5 more"]
+MANY = [
+    "2 stages, C = 1",
+    "mean-field, C = 1",
+    "3 stages, C = 1",
+    "mean-field, C = 1, sampler only",
+    "mean-field, no weights, policy only and 5 more",
+]
 TWINS = [f"{m} stages, C = 1" for m in (2, 3, 4, 5)]
 TWINS += [f"mean-field, no weights, policy only, epsilon {eps} and 4 more" for eps in (0.5, 0.4)]
 BOTH = ["policy and sampler, nfe_penalty 0.35", "policy only", "nfe_penalty 0.0"]
@@ -106,15 +133,34 @@ BOTH = ["policy and sampler, nfe_penalty 0.35", "policy only", "nfe_penalty 0.0"
         ([dict(num_stages=m) for m in (2, 3, 4, 5)] + [D1, D1 | dict(epsilon=0.4)], TWINS),
     ],
 )
-def test_a_label_names_what_differs_and_what_most_share_once(groups, labels):
+def test_settings_are_told_apart_by_what_differs_and_what_most_share_once(groups, labels):
     settings = [asdict(Config(max_completion_length=10, **group)) for group in groups]
-    assert compare.labels_of(settings) == labels
+    assert compare.labels_by_settings(settings) == labels
+
+
+def groups_in(paths):
+    return compare.group_runs([compare.read_run(path) for path in paths])
+
+
+def test_a_group_is_called_as_its_folders_are_without_the_seed(tmp_path):
+    paths = [write_run(tmp_path / f"d1-{seed}", seed, **D1) for seed in (0, 12)]
+    paths += [write_run(tmp_path / "diffpo", 3)]
+    paths += [write_run(tmp_path / "gamma-0.3-1", 1, initial_threshold=0.3)]
+    assert compare.labels_of(groups_in(paths)) == ["d1", "diffpo", "gamma-0.3"]
+
+
+def test_folders_without_a_name_in_common_are_told_apart_by_their_settings(tmp_path):
+    paths = [write_run(tmp_path / name, seed) for seed, name in enumerate(("a", "b"))]
+    paths += [write_run(tmp_path / f"one-{seed}", seed, num_stages=1) for seed in (0, 1)]
+    assert compare.labels_of(groups_in(paths)) == ["2 stages", "one"]
+    twins = [write_run(tmp_path / f"{m}" / "x-0", num_stages=m) for m in (1, 3)]
+    assert compare.labels_of(groups_in(twins)) == ["mean-field", "3 stages"]
 
 
 def test_groups_differ_in_more_than_the_seed_and_stand_as_given(tmp_path):
     given = [("b", 2, 2e-3), ("a", 0, 1e-3), ("c", 0, 2e-3), ("d", 1, 1e-3)]
     paths = [write_run(tmp_path / name, seed, learning_rate=lr) for name, seed, lr in given]
-    groups = compare.grouped([compare.read_run(path) for path in paths])
+    groups = groups_in(paths)
     assert [[run.path.name for run in group] for group in groups] == [["c", "b"], ["a", "d"]]
 
 
@@ -165,11 +211,12 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("said", BROKEN)
-def test_what_cannot_be_compared_is_refused_in_a_line_that_names_it(said, tmp_path):
-    good, bad = (write_run(tmp_path / name, i) for i, name in enumerate(("good", "bad")))
-    BROKEN[said](bad)
-    with pytest.raises(ValueError, match=said) as error:
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_cannot_be_compared_is_refused_in_a_line_that_names_it(message, tmp_path):
+    good = write_run(tmp_path / "good", 0)
+    bad = write_run(tmp_path / "bad", 1)
+    BROKEN[message](bad)
+    with pytest.raises(ValueError, match=message) as error:
         compare.compare([good, bad], tmp_path / "out")
     assert str(error.value).startswith(str(bad)) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -177,18 +224,17 @@ def test_what_cannot_be_compared_is_refused_in_a_line_that_names_it(said, tmp_pa
 
 def test_nine_groups_are_one_too_many(tmp_path):
     paths = [write_run(tmp_path / f"{i}", num_stages=i) for i in range(1, 10)]
-    found = [compare.read_run(path) for path in paths]
-    assert len(compare.grouped(found[:8])) == 8
+    assert len(groups_in(paths[:8])) == 8
     with pytest.raises(ValueError, match=f"{paths[8]} begins group 9: 8 are the most"):
-        compare.grouped(found)
+        groups_in(paths)
 
 
 # ---- intervals -----------------------------------------------------------------------------------
 
 
 def test_an_interval_is_students_with_the_problems_part_added():
-    said = compare.spread([1.0, 2.0, 4.0], 0.5)  # s² = (16 + 1 + 25) / 9 / 2 = 7 / 3
-    assert said == {
+    three = compare.spread([1.0, 2.0, 4.0], 0.5)  # s² = (16 + 1 + 25) / 9 / 2 = 7 / 3
+    assert three == {
         "mean": pytest.approx(7 / 3),
         "half": pytest.approx((4.303**2 * 7 / 9 + 1.96**2 * 0.5) ** 0.5),
     }
@@ -208,7 +254,7 @@ def made(seed, each, nfe=(2.0,)):
         at: dict(nfe=calls, solved=x.count("1") / n, solved_each=x, clusters=n // 2)
         for at, (calls, x) in enumerate(zip(nfe, each, strict=True))
     }
-    return compare.Run(Path(f"{seed}"), seed, {}, [], [], [], points)
+    return compare.Run(Path(f"{seed}"), seed, settings={}, log=[], base=[], points=points)
 
 
 def test_problems_are_drawn_by_clusters_and_runs_of_a_seed_are_paired():
@@ -218,8 +264,8 @@ def test_problems_are_drawn_by_clusters_and_runs_of_a_seed_are_paired():
         [made(seed, ["".join(rng.choice("01") for _ in range(80))]) for seed in (0, 1, 2)]
         for _ in range(2)
     )
-    compare.score(ours + theirs, clusters, 3.0)
-    (found, _) = compare.differences(ours, theirs[::-1])
+    compare.score_runs(ours + theirs, clusters, largest=3.0)
+    [difference, _] = compare.differences(ours, theirs[::-1])
     each = [
         [[int(x) for x in run.points[0]["solved_each"]] for run in group]
         for group in (ours, theirs)
@@ -231,36 +277,40 @@ def test_problems_are_drawn_by_clusters_and_runs_of_a_seed_are_paired():
         of_cluster.append((hits[0] - hits[1]) / 6)
     mean = fmean(of_cluster)
     v = sum((x - mean) ** 2 for x in of_cluster) / 40 / 40
-    assert found["mean"] == pytest.approx(mean) == pytest.approx(fmean(by_seed))
+    assert difference["mean"] == pytest.approx(mean) == pytest.approx(fmean(by_seed))
     expected = (4.303**2 * stdev(by_seed) ** 2 / 3 + 1.96**2 * v) ** 0.5
-    assert found["half"] == pytest.approx(expected, rel=0.05)
-    (alone, _) = compare.differences(ours[:1], theirs)
-    assert alone["seeds"] == [0] and alone["half"] < found["half"] and alone["nfe"]["half"] is None
+    assert difference["half"] == pytest.approx(expected, rel=0.05)
+    [alone, _] = compare.differences(ours[:1], theirs)
+    assert alone["seeds"] == [0]
+    assert alone["half"] < difference["half"]
+    assert alone["nfe"]["half"] is None
 
 
 @pytest.mark.parametrize("nfe", [(3.0, 1.0, 2.0, 2.0), (1.0, 1.0, 1.0, 1.0), (1.5, 4.0, 2.5, 6.0)])
 def test_areas_of_many_draws_are_those_of_evaluate(nfe):
     shares = torch.rand(4, 50, generator=torch.Generator().manual_seed(0)).double()
     for largest in (max(nfe), max(nfe) + 1):
-        for i, found in enumerate(compare.areas(shares, nfe, largest).tolist()):
+        for i, value in enumerate(compare.areas(shares, nfe, largest).tolist()):
             rows = [dict(nfe=x, solved=y) for x, y in zip(nfe, shares[:, i].tolist(), strict=True)]
-            assert found == pytest.approx(area(rows, largest))
+            assert value == pytest.approx(area(rows, largest))
 
 
 def test_areas_are_paired():
     """Of budgets from 1 to 5 calls, half are within reach of 3, three quarters of 2."""
-    ours, theirs = made(0, ["11001100", "11110000"], (3, 4)), made(0, ["11001100", "1" * 8], (2, 5))
-    compare.score([ours, theirs], torch.arange(8) // 2, 5.0)
-    found = list(compare.differences([ours], [theirs]))[-1]
-    assert found["at"] == "area" and found["nfe"] is None
-    assert found["mean"] == pytest.approx(0.5 * (2 - 3) / 4)
-    v = (ours.drawn["area"] - theirs.drawn["area"]).var().item()
-    assert found["half"] == pytest.approx(1.96 * v**0.5) and v > 0
-    first = theirs.drawn[0] * 3 / 4  # the second costs the whole budget
-    assert torch.allclose(theirs.drawn["area"], first)
+    ours = made(0, ["11001100", "11110000"], (3, 4))
+    theirs = made(0, ["11001100", "1" * 8], (2, 5))
+    compare.score_runs([ours, theirs], torch.arange(8) // 2, largest=5.0)
+    difference = compare.differences([ours], [theirs])[-1]
+    assert difference["point"] == "area"
+    assert difference["nfe"] is None
+    assert difference["mean"] == pytest.approx(0.5 * (2 - 3) / 4)
+    v = (ours.drawn_scores["area"] - theirs.drawn_scores["area"]).var().item()
+    assert difference["half"] == pytest.approx(1.96 * v**0.5) and v > 0
+    first = theirs.drawn_scores[0] * 3 / 4  # the second costs the whole budget
+    assert torch.allclose(theirs.drawn_scores["area"], first)
 
 
-# ---- what is told --------------------------------------------------------------------------------
+# ---- the tables ----------------------------------------------------------------------------------
 
 
 def three(folder, name, change, **others):
@@ -285,12 +335,13 @@ def test_a_planted_difference_is_found_and_none_is_undecided(tmp_path, drawn, ca
     better, worse, same = (group["differences"] for group in report["groups"][1:])
     assert report["groups"][0]["differences"] == []
     points = ["as trained", *GAMMAS, "area"]
-    for found, said in ((better, "above"), (worse, "below"), (same, "undecided")):
-        assert [x["at"] for x in found] == points and {x["said"] for x in found[:-1]} == {said}
+    for rows, verdict in ((better, "above"), (worse, "below"), (same, "undecided")):
+        assert [row["point"] for row in rows] == points
+        assert {row["verdict"] for row in rows[:-1]} == {verdict}
     assert [x["nfe"]["mean"] for x in better[:-1]] == pytest.approx([0.25] * 6)
     assert 0 < abs(same[0]["mean"]) < same[0]["half"]
-    for said in ("less 2 stages", "above  +0.25 ± 0.00", "below  +0.00", "  undecided  +0.00"):
-        assert said in out
+    for text in ("less reference", "above  +0.25 ± 0.00", "below  +0.00", "  undecided  +0.00"):
+        assert text in out
     assert "± over seeds and clusters" in out and "written:" in out
 
 
@@ -317,7 +368,7 @@ def test_only_the_seeds_that_both_have_are_paired(tmp_path, drawn, capsys):
     report = compared(paths, tmp_path / "out")
     assert report["groups"][1]["differences"][0]["seeds"] == [1, 2]
     out = capsys.readouterr().out
-    assert "mean-field      2  as trained" in out and "3 stages      0" in out
+    assert "mean-field      2  as trained" in out and "c9      0" in out
     assert report["groups"][2]["differences"] == [] and "no seed in common" in out
 
 
@@ -330,9 +381,10 @@ def test_the_picture_shows_each_group_apart_and_says_how_many_seeds(tmp_path, dr
     paths += [write_run(tmp_path / f"c{seed}", seed, train_target="sampler") for seed in (0, 1, 2)]
     report = compared(paths, tmp_path / "out")
     (figure,) = drawn
-    said = " ".join(figure.get_supxlabel().split())
-    assert "n = 3 (seed 0, 1, 2). Curves" in said and "95% t intervals" in said
-    assert f"{N} problems in {K} clusters" in said and figure.get_suptitle() == "countdown"
+    footnote = " ".join(figure.get_supxlabel().split())
+    assert "n = 3 (seed 0, 1, 2). Curves" in footnote and "95% t intervals" in footnote
+    assert "star: the learned γ" in footnote
+    assert f"{N} problems in {K} clusters" in footnote and figure.get_suptitle() == "countdown"
     (legend,) = figure.legends
     labels = [group["label"] for group in report["groups"]]
     assert [text.get_text() for text in legend.get_texts()] == [*labels, "base"]
@@ -351,8 +403,18 @@ def test_the_picture_shows_each_group_apart_and_says_how_many_seeds(tmp_path, dr
     assert line[:, 1] == pytest.approx(shares)
 
 
+def test_the_title_is_the_callers_and_a_fixed_gamma_has_no_star(tmp_path, drawn):
+    paths = [write_run(tmp_path / f"a-{seed}", seed, train_target="policy") for seed in (0, 1)]
+    out = ["--out", str(tmp_path / "out")]
+    assert compare.main([*map(str, paths), "--title", "It learns", *out]) == 0
+    [figure] = drawn
+    assert figure.get_suptitle() == "It learns"
+    assert "star" not in figure.get_supxlabel()
+    assert not [line for line in figure.axes[3].lines if line.get_marker() == "*"]
+
+
 def test_styles_are_told_apart_without_colour():
-    looks = [{(x["marker"],) for x in compare.STYLES}, {x["linestyle"] for x in compare.STYLES}]
+    looks = [{(x["marker"],) for x in STYLES}, {x["linestyle"] for x in STYLES}]
     assert [len(look) for look in looks] == [8, 8]
 
 
