@@ -1,21 +1,53 @@
 """What a threshold that is learned for each prompt is good for: gamma by task and difficulty.
 
-    python -m experiments.claims threshold runs/NAME
+    python -m experiments.thresholds runs/NAME
 
 First: does the head tell prompts apart? On a run's held-out problems, completed greedily, gamma is
 listed by task and by difficulty: the blanks of a sudoku, the inverse operations (- and /) in
 countdown's tidiest expression. Then: does it help? One gamma for all problems is the rival. At as
-many calls, between the two fixed gammas on either side, how much would it solve? Within one task
-of several the rival is a gamma of that task's own. And in what the head was trained for, the reward
-times 1 - lambda * NFE / L? (That prices a call of a short completion higher.)
+many calls, between the two fixed gammas on either side, how much would it solve?
 
 Shapes: N problems, F fixed gammas, K clusters of problems.
 """
 
-from dataclasses import replace
+# ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
+
+import sys
 from pathlib import Path
+
+from config import FlagParser
+from experiments.command_line import exit_status
+
+
+def parse_flags(arguments=None):
+    """The flags as a namespace. Bad ones end the program with code 2."""
+    parser = FlagParser(
+        prog="python -m experiments.thresholds",
+        usage="%(prog)s RUN [flags]",
+        description="""\
+What is the learned threshold good for?
+
+Prints the gamma that a run's threshold head gives to held-out problems, by task
+and difficulty, and how much more it solves than one fixed gamma at equal NFE.""",
+    )
+    parser.add_argument(
+        "run", metavar="RUN", help="the folder of a run that trained its threshold head"
+    )
+    parser.add_argument(
+        "--out",
+        default="runs/thresholds",
+        metavar="DIR",
+        help="where thresholds.json and thresholds.png go [%(default)s]",
+    )
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")
+    parse_flags()
+
+from dataclasses import dataclass, replace
 from textwrap import fill
-from types import SimpleNamespace
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -24,71 +56,91 @@ from matplotlib.ticker import FixedLocator, NullLocator
 import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
+from evaluation.tables import WIDTH, print_columns, shorten
 from models.checkpoints import find_checkpoint, read_json
 from tasks import answers, mixture
 from training import files
 
-FIXED = (
-    0.003,
-    0.005,
-    0.01,
-    0.02,
-    0.03,
-    0.05,
-    0.1,
-    0.2,
-    0.3,
-    0.5,
-    1.0,
-)  # nats
-STAR = plots.MARKS["trained"]
+FIXED_GAMMAS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # nats
 KINDS = {"blanks": "blank cells", "inverse": "inverse operations", "": "no difficulty"}
 
 
 def difficulty(problem):
-    """(kind, number) of a problem: how much there is to find out. ("", None) if we cannot say."""
+    """(kind, number): how much of a problem there is to find out. ("", None) if we cannot say."""
     if "puzzle" in problem:
         return "blanks", problem["puzzle"].count("0")
     if len(problem.get("numbers", ())) == 3 and "target" in problem:
-        reached = answers.solutions(*sorted(problem["numbers"], reverse=True))
-        if text := reached.get(problem["target"]):
-            return "inverse", text.count("-") + text.count("/")
+        expressions = answers.solutions(*sorted(problem["numbers"], reverse=True))
+        expression = expressions.get(problem["target"])
+        if expression:
+            return "inverse", expression.count("-") + expression.count("/")
     return "", None
 
 
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Measurements:
+    """What became of a run's N held-out problems, at F fixed gammas and at the learned one."""
+
+    tasks: list  # N names
+    clusters: list  # N
+    difficulties: list  # N pairs (kind, number)
+    gamma: np.ndarray  # (N,) nats, the learned one
+    solved: np.ndarray  # (F + 1, N) of 0 and 1, the learned gamma's last
+    nfe: np.ndarray  # (F + 1, N)
+
+
+def measure(path):
+    """The Measurements of a run. Raises ValueError for one without a learned threshold."""
+    path = Path(path)
+    saved = read_json(path / "config.json")
+    if saved.get("train_target") == "policy":
+        raise ValueError(f"{path} learned no threshold: its --train_target was policy")
+    if find_checkpoint(path) == path:
+        raise ValueError(f"{path} has no checkpoint yet")
+    flags = {
+        "problems": saved.get("eval_problems", 1000),
+        "split": saved.get("eval_split", ""),
+    }
+    options = evaluate.resolve_options(path, flags)
+    policy, task, problems, lengths = evaluate.load(options)
+    length = lengths[0]
+    [learned] = evaluate.decoders_for(options, length, policy.threshold_head is not None)
+    decoders = [replace(learned, level=gamma) for gamma in FIXED_GAMMAS]
+    decoders.append(learned)
+    all_solved = []
+    all_nfe = []
+    for decoder in decoders:
+        outcomes = evaluate.generate(
+            policy,
+            task,
+            problems,
+            decoder,
+            length=length,
+            batch_size=256 if policy.compact_prompts else options.batch_size,
+        )
+        all_solved.append(
+            [
+                float(task.solved(problem, text))
+                for problem, text in zip(problems, outcomes.texts, strict=True)
+            ]
+        )
+        all_nfe.append(outcomes.nfe.tolist())
+    is_mixture = isinstance(task, mixture.TaskMixture)
+    key_of = getattr(task, "key", task.prompt)
+    return Measurements(
+        tasks=[problem["task"] if is_mixture else options.task for problem in problems],
+        clusters=[key_of(problem) for problem in problems],
+        difficulties=[difficulty(problem) for problem in problems],
+        gamma=np.array(outcomes.threshold.tolist()),  # of the last decoder, the learned one
+        solved=np.array(all_solved),
+        nfe=np.array(all_nfe),
+    )
+
+
 # ---- statistics ----------------------------------------------------------------------------------
-
-
-def ranks(values):
-    """Ranks from 1; equal values share their mean rank. (N,) -> (N,)"""
-    below = (values[:, None] > values).sum(1)
-    equal = (values[:, None] == values).sum(1)
-    return below + (equal + 1) / 2
-
-
-def rank_correlation(a, b):
-    """Spearman's: that of the ranks. None where one of the two is the same throughout."""
-    if len(set(a.tolist())) < 2 or len(set(b.tolist())) < 2:
-        return None
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
-
-
-def variance_shares(values, names, cells):
-    """Of the variance of `values`: between tasks, between a task's difficulties, and the rest.
-
-    names, cells: each value's task, and its task with its difficulty. They add up to 1. None where
-    all values are the same.
-    """
-    total = ((values - values.mean()) ** 2).sum()
-    if np.ptp(values) == 0:
-        return None
-
-    def explained(labels):  # the sum of squares of the groups' means
-        groups = [values[[label == one for label in labels]] for one in dict.fromkeys(labels)]
-        return sum(len(group) * (group.mean() - values.mean()) ** 2 for group in groups)
-
-    tasks, all_ = explained(names) / total, explained(cells) / total
-    return {"tasks": tasks, "difficulties": all_ - tasks, "rest": 1 - all_}
 
 
 def gain(solved, nfe):
@@ -98,246 +150,267 @@ def gain(solved, nfe):
     is drawn; beyond the last of them their solved share stays as it is.
     """
     order = np.argsort(nfe[:-1], kind="stable")
-    return solved[-1] - np.interp(nfe[-1], nfe[:-1][order], solved[:-1][order])
+    rival = np.interp(nfe[-1], nfe[:-1][order], solved[:-1][order])
+    return solved[-1] - rival
 
 
-def over_best(objective, _):
-    """How much more the learned gamma earns than the best of the fixed ones. (F + 1,) means."""
-    return objective[-1] - objective[:-1].max()
+def gain_with_interval(solved, nfe, clusters, draws=2000):
+    """The gain of all problems, and its 95% interval by a bootstrap over clusters.
 
-
-def with_interval(gain, first, second, clusters, draws=2000):
-    """A gain of means (F + 1, N) and its 95% interval, by a bootstrap over clusters.
-
-    A drawn cluster brings all its problems, as each gamma solved them and with the calls that each
-    took. So all gammas are compared on the same problems.
+    solved, nfe (F + 1, N), clusters N names -> (gain, low, high). A drawn cluster brings all its
+    problems, as each gamma solved them and with the calls that each took. So all gammas are
+    compared on the same problems.
     """
     names = sorted(set(clusters))
-    member = np.array([[name == other for other in clusters] for name in names], float)  # (K, N)
-    sums = np.concatenate([first, second, np.ones((1, len(clusters)))]) @ member.T  # (2F + 3, K)
-    drawn = metrics.bootstrap_weights(len(names), draws).numpy() @ sums.T  # (draws, 2F + 3)
-    halves = np.split(drawn[:, :-1] / drawn[:, -1:], 2, axis=1)
-    gains = [gain(*means) for means in zip(*halves, strict=True)]
-    return gain(first.mean(1), second.mean(1)), *np.quantile(gains, (0.025, 0.975)).tolist()
+    is_member = np.array([[name == cluster for cluster in clusters] for name in names], float)
+    times_drawn = metrics.bootstrap_weights(len(names), draws).numpy() @ is_member  # (draws, N)
+    number = times_drawn.sum(axis=1, keepdims=True)
+    drawn_solved = times_drawn @ solved.T / number  # (draws, F + 1)
+    drawn_nfe = times_drawn @ nfe.T / number
+    gains = [gain(*means) for means in zip(drawn_solved, drawn_nfe, strict=True)]
+    low, high = np.quantile(gains, (0.025, 0.975)).tolist()
+    return gain(solved.mean(axis=1), nfe.mean(axis=1)), low, high
 
 
-# ---- measuring -----------------------------------------------------------------------------------
+def summarise(measured, task, level, places):
+    """A row of the table: a task's problems of one difficulty, or (level None) all of them.
 
-
-def measure(path):
-    """Every held-out problem at the learned gamma and at the fixed ones. Raises ValueError.
-
-    -> names (of tasks), clusters, difficulties, gamma, N of each; solved, nfe and objective,
-    (F + 1, N), the learned gamma's last.
+    places: the problems' indices.
     """
-    saved = read_json(Path(path) / "config.json")
-    if saved.get("train_target") == "policy":
-        raise ValueError(f"{path} learned no threshold: its --train_target was policy")
-    if find_checkpoint(path) == Path(path):
-        raise ValueError(f"{path} has no checkpoint yet")
-    asked = {"problems": saved.get("eval_problems", 1000), "split": saved.get("eval_split", "")}
-    options = evaluate.options_for(path, asked)
-    policy, task, problems = evaluate.prepare(options)
-    (learned,) = evaluate.decoders_for(options, policy.threshold_head is not None)
-    size = 256 if policy.compact_prompts else options.batch_size
-    solved, nfe, rewards = [], [], []
-    for decoder in [*(replace(learned, level=level) for level in FIXED), learned]:
-        how = (policy, task, problems, decoder, options.length, size)
-        texts, calls, _, gamma = evaluate.generate(*how)
-        pairs = list(zip(problems, texts, strict=True))
-        solved.append([bool(task.solved(*pair)) for pair in pairs])
-        rewards.append([task.reward(*pair) for pair in pairs])
-        nfe.append(calls.tolist())
-    lengths = [mixture.completion_length(task, problem, options.length) for problem in problems]
-    price = saved.get("nfe_penalty", 0.0) * np.array(nfe) / np.array(lengths)
-    is_one, key = not isinstance(task, mixture.TaskMixture), getattr(task, "key", task.prompt)
-    return SimpleNamespace(
-        names=[options.task if is_one else problem["task"] for problem in problems],
-        clusters=[key(problem) for problem in problems],
-        difficulties=[difficulty(problem) for problem in problems],
-        gamma=np.array(gamma.tolist()), solved=np.array(solved, float), nfe=np.array(nfe),
-        objective=np.array(rewards) * (1 - price),
-    )  # fmt: skip
-
-
-def summary(found, name, level, places):
-    """A row of the table: some problems of one task, of one difficulty or (level None) of all."""
-    hits, gamma = found.solved[-1, places], found.gamma[places]
-    clusters = [found.clusters[i] for i in places]
-    low, high, k = metrics.cluster_bootstrap_interval((hits > 0).tolist(), clusters)
-    deciles = np.quantile(gamma, (0.1, 0.9)).tolist()
+    solved = measured.solved[-1, places]
+    gamma = measured.gamma[places]
+    low, high, number_of_clusters = metrics.cluster_bootstrap_interval(
+        (solved > 0).tolist(), [measured.clusters[i] for i in places]
+    )
     return {
-        "task": name, "difficulty": level, "problems": len(places), "clusters": k,
-        "gamma": gamma.mean(), "gamma_10": deciles[0], "gamma_90": deciles[1],
-        "nfe": found.nfe[-1, places].mean(), "solved": hits.mean(), "solved_low": low,
+        "task": task,
+        "difficulty": level,
+        "problems": len(places),
+        "clusters": number_of_clusters,
+        "gamma": gamma.mean(),
+        "gamma_10": np.quantile(gamma, 0.1),
+        "gamma_90": np.quantile(gamma, 0.9),
+        "nfe": measured.nfe[-1, places].mean(),
+        "solved": solved.mean(),
+        "solved_low": low,
         "solved_high": high,
-    }  # fmt: skip
+    }
 
 
-def findings(found):
-    """All that is said of a run, as JSON can hold it."""
-    rows, correlations, kinds, gains = [], {}, {}, {}
-    for name in dict.fromkeys(found.names):
-        own = [i for i, other in enumerate(found.names) if other == name]
-        levels = {}
-        for i in own:
-            levels.setdefault(found.difficulties[i][1], []).append(i)
-        kinds[name] = found.difficulties[own[0]][0] if None not in levels else ""
-        rows.append(summary(found, name, None, own))
-        clusters = [found.clusters[i] for i in own]
-        gains[name] = with_interval(gain, found.solved[:, own], found.nfe[:, own], clusters)
-        if kinds[name]:
-            rows += [summary(found, name, level, levels[level]) for level in sorted(levels)]
-            scale = np.array([found.difficulties[i][1] for i in own])
-            correlations[name] = rank_correlation(found.gamma[own], scale)
-    cells = list(zip(found.names, found.difficulties, strict=True))
-    solved, nfe = found.solved.mean(1).tolist(), found.nfe.mean(1).tolist()
-    objective = found.objective.mean(1).tolist()
-    points = zip([*FIXED, "learned"], solved, nfe, objective, strict=True)
-    keys = ("level", "solved", "nfe", "objective")
-    more, low, high = with_interval(gain, found.solved, found.nfe, found.clusters)
-    earned = with_interval(over_best, found.objective, found.nfe, found.clusters)
+def report_on(measured):
+    """All that is reported of a run, a dict for JSON."""
+    rows = []
+    kinds = {}
+    for task in dict.fromkeys(measured.tasks):
+        places = [i for i, name in enumerate(measured.tasks) if name == task]
+        by_level = {}
+        for i in places:
+            by_level.setdefault(measured.difficulties[i][1], []).append(i)
+        rows.append(summarise(measured, task, None, places))
+        kinds[task] = ""
+        if None not in by_level:
+            kinds[task] = measured.difficulties[places[0]][0]
+            for level in sorted(by_level):
+                rows.append(summarise(measured, task, level, by_level[level]))
+    frontier = [
+        {"level": level, "solved": solved, "nfe": nfe}
+        for level, solved, nfe in zip(
+            [*FIXED_GAMMAS, "learned"],
+            measured.solved.mean(axis=1).tolist(),
+            measured.nfe.mean(axis=1).tolist(),
+            strict=True,
+        )
+    ]
+    learned_gain, low, high = gain_with_interval(measured.solved, measured.nfe, measured.clusters)
     return {
-        "problems": len(found.names), "clusters": len(set(found.clusters)), "kinds": kinds,
-        "rows": rows, "rank_correlation": correlations,
-        "variance_of_log_gamma": variance_shares(np.log(found.gamma), found.names, cells),
-        "frontier": [dict(zip(keys, point, strict=True)) for point in points],
-        "objective_gain": earned,
-        "gain": more, "gain_low": low, "gain_high": high, "gain_within": gains,
-    }  # fmt: skip
+        "problems": len(measured.tasks),
+        "clusters": len(set(measured.clusters)),
+        "kinds": kinds,
+        "rows": rows,
+        "frontier": frontier,
+        "gain": learned_gain,
+        "gain_low": low,
+        "gain_high": high,
+    }
 
 
-# ---- words and a picture -------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
-def short(name):
-    return name.rpartition(":")[2]
+def short_name(task):
+    """A task without the path of its file."""
+    return task.rpartition(":")[2]
 
 
 def table(rows):
-    """The lines of the table: of each task all its problems, then each difficulty."""
-    cells = [("task", "difficulty", "n", "γ", "10 to 90%", "NFE", "solved, %")]
+    """Lists of strings: of each task all its problems, then each difficulty."""
+    lines = [["task", "difficulty", "n", "γ", "10 to 90%", "NFE", "solved, %"]]
     for row in rows:
-        name, level = "", str(row["difficulty"])
-        if row["difficulty"] is None:
-            name, level = plots.shorten(short(row["task"]), 12), "all"
-        spread = f"{row['gamma_10']:.3f} to {row['gamma_90']:.3f}"
-        interval = f"({100 * row['solved_low']:.1f} to {100 * row['solved_high']:.1f})"
-        solved = f"{100 * row['solved']:.1f} {interval}"
-        gamma, nfe = f"{row['gamma']:.3f}", f"{row['nfe']:.2f}"
-        cells.append((name, level, str(row["problems"]), gamma, spread, nfe, solved))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for first, *others in cells:
-        numbers = map(str.rjust, others, widths[1:])
-        yield "  ".join([first.ljust(widths[0]), *numbers])
-
-
-def words(found):
-    """Lines on what gamma follows, and on what that is worth."""
-    for name, r in found["rank_correlation"].items():
-        kind = KINDS[found["kinds"][name]]
-        said = f"{r:+.2f}" if r is not None else "none, for one of the two is always the same"
-        yield f"{short(name)}: rank correlation of γ with difficulty ({kind}): {said}."
-    if shares := found["variance_of_log_gamma"]:
-        tasks, levels, rest = (f"{round(100 * share)}%" for share in shares.values())
-        yield (
-            f"Of the variance of log γ {tasks} lies between tasks, {levels} between a task's "
-            f"difficulties, {rest} is the rest."
+        is_whole_task = row["difficulty"] is None
+        low = 100 * row["solved_low"]
+        high = 100 * row["solved_high"]
+        lines.append(
+            [
+                shorten(short_name(row["task"]), 12) if is_whole_task else "",
+                "all" if is_whole_task else str(row["difficulty"]),
+                str(row["problems"]),
+                f"{row['gamma']:.3f}",
+                f"{row['gamma_10']:.3f} to {row['gamma_90']:.3f}",
+                f"{row['nfe']:.2f}",
+                f"{100 * row['solved']:.1f} ({low:.1f} to {high:.1f})",
+            ]
         )
-    else:
-        yield "γ is the same for every prompt."
-    *fixed, learned = found["frontier"]
+    return lines
+
+
+def describe_gain(report):
+    """What the learned gamma is worth, in a sentence or two."""
+    *fixed, learned = report["frontier"]
     calls = [point["nfe"] for point in fixed]
-    points = 100 * found["gain"]
-    said = f"At equal NFE ({learned['nfe']:.2f} calls) the learned γ solves {abs(points):.1f}"
-    said += f" points {'less' if points < 0 else 'more'} than one fixed γ"
-    said += f" (95% interval {100 * found['gain_low']:+.1f} to {100 * found['gain_high']:+.1f})."
+    points = 100 * report["gain"]
+    text = (
+        f"At equal NFE ({learned['nfe']:.2f} calls) the learned γ solves {abs(points):.1f} points "
+        f"{'less' if points < 0 else 'more'} than one fixed γ "
+        f"(95% interval {100 * report['gain_low']:+.1f} to {100 * report['gain_high']:+.1f})."
+    )
     if not min(calls) <= learned["nfe"] <= max(calls):
-        said += f" No fixed γ takes as many calls: compared with the nearest of {min(calls):.2f}"
-        said += f" to {max(calls):.2f}."
-    yield said
-    best = max(fixed, key=lambda point: point["objective"])
-    more, low, high = found["objective_gain"]
-    said = f"In what it was trained for, reward × (1 - λ · NFE / L): {learned['objective']:.4f}; "
-    said += f"the best fixed γ, {best['level']:g}, has {best['objective']:.4f}. "
-    yield f"{said}Difference {more:+.4f} ({low:+.4f} to {high:+.4f})."
-    if len(found["gain_within"]) > 1:
-        for name, (points, low, high) in found["gain_within"].items():
-            interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-            said = f"Within {short(name)}, against one fixed γ of its own: {100 * points:+.1f}"
-            yield f"{said} points ({interval})."
+        text += (
+            " No fixed γ takes as many calls: compared with the nearest of "
+            f"{min(calls):.2f} to {max(calls):.2f}."
+        )
+    return text
+
+
+# ---- the picture ---------------------------------------------------------------------------------
+
+
+def plot(report, path, title):
+    """thresholds.png: gamma by difficulty, and the learned gamma beside fixed ones."""
+    figure = Figure((11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_thresholds(left, report["rows"], report["kinds"])
+    draw_frontier(right, report["frontier"])
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.supxlabel(
+        f"n = {report['problems']} held-out problems in {report['clusters']} clusters, greedy. The "
+        f"learned γ against one fixed γ at equal NFE: {100 * report['gain']:+.1f} points solved "
+        f"(95% interval {100 * report['gain_low']:+.1f} to {100 * report['gain_high']:+.1f}, "
+        "over clusters).",
+        fontsize=8,
+        color="0.3",
+    )
+    plots.save(figure, path)
 
 
 def draw_thresholds(axis, rows, kinds):
     """Each task's gamma by difficulty: its mean, and a bar from the 10th to the 90th percentile."""
-    x, labels, edges = 0, {}, []
-    for i, (name, kind) in enumerate(kinds.items()):
-        own = [row for row in rows if row["task"] == name]
-        own = own[1:] or own  # the first is of all its problems
-        places = range(x, x + len(own))
-        x += len(own) + 1
-        for place, row in zip(places, own, strict=True):
+    next_place = 0
+    labels = {}
+    lows = []
+    highs = []
+    for i, (task, kind) in enumerate(kinds.items()):
+        whole_task, *levels = [row for row in rows if row["task"] == task]
+        points = levels or [whole_task]
+        places = range(next_place, next_place + len(points))
+        next_place += len(points) + 1
+        for place, row in zip(places, points, strict=True):
             level = "all" if row["difficulty"] is None else row["difficulty"]
             labels[place] = f"{level}\n({row['problems']})"
-        gamma = np.array([[row[key] for row in own] for key in ("gamma", "gamma_10", "gamma_90")])
-        edges.append(gamma)
-        bars = np.maximum(0, [gamma[0] - gamma[1], gamma[2] - gamma[0]])
-        color, line = plots.LINES[i % 4]
-        how = dict(marker="os^D"[i % 4], mfc="white" if i % 2 else color, linestyle=line, capsize=3)
-        label = f"{short(name)}: {KINDS[kind]}"
-        axis.errorbar(places, gamma[0], bars, color=color, mec="black", label=label, **how)
-    low, high = (edge(np.concatenate(edges, axis=1)) for edge in (np.min, np.max))
-    axis.set(yscale="log", ylim=(low / 1.6, high * 1.6), ylabel="learned threshold γ, nats")
+        gamma = np.array([row["gamma"] for row in points])
+        gamma_10 = np.array([row["gamma_10"] for row in points])
+        gamma_90 = np.array([row["gamma_90"] for row in points])
+        lows.append(min(gamma_10.min(), gamma.min()))
+        highs.append(max(gamma_90.max(), gamma.max()))
+        color, linestyle = plots.LINES[i % 4]
+        axis.errorbar(
+            places,
+            gamma,
+            yerr=[np.maximum(0, gamma - gamma_10), np.maximum(0, gamma_90 - gamma)],
+            label=f"{short_name(task)}: {KINDS[kind]}",
+            color=color,
+            linestyle=linestyle,
+            marker="os^D"[i % 4],
+            mfc="white" if i % 2 else color,
+            mec="black",
+            capsize=3,
+        )
+    axis.set(yscale="log", ylim=(min(lows) / 1.6, max(highs) * 1.6))
     ticks = [m * 10.0**e for e in range(-4, 2) for m in (1, 2, 3, 5, 7)]
     axis.yaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
     axis.yaxis.set_major_formatter("{x:g}")
     axis.set_xticks(list(labels), labels.values(), fontsize=8)
-    axis.set_xlabel("difficulty (number of problems)")
+    axis.set(xlabel="difficulty (number of problems)", ylabel="learned threshold γ, nats")
     axis.set_title("γ: mean, and 10th to 90th percentile", loc="left", size=10)
 
 
-def draw_frontier(axis, points):
+def draw_frontier(axis, frontier):
     """Solved share against calls, all problems together: fixed gammas, and the learned one."""
-    *fixed, learned = points
+    *fixed, learned = frontier
     line = sorted(fixed, key=lambda point: point["nfe"])
-    nfe, solved = ([point[key] for point in line] for key in ("nfe", "solved"))
-    axis.plot(nfe, solved, "o--", color="0.4", mfc="white", mec="black", label="one γ for all")
+    axis.plot(
+        [point["nfe"] for point in line],
+        [point["solved"] for point in line],
+        "o--",
+        color="0.4",
+        mfc="white",
+        mec="black",
+        label="one γ for all",
+    )
     for point in fixed:
-        if point["level"] in (*GAMMAS, FIXED[0]):
-            where = dict(xytext=(5, -11), textcoords="offset points", fontsize=8)
-            axis.annotate(f"{point['level']:g}", (point["nfe"], point["solved"]), **where)
-    label = "learned γ, one for each prompt"
-    axis.plot(learned["nfe"], learned["solved"], label=label, **plots.INK | STAR)
+        if point["level"] in (*GAMMAS, FIXED_GAMMAS[0]):
+            axis.annotate(
+                f"{point['level']:g}",
+                (point["nfe"], point["solved"]),
+                xytext=(5, -11),
+                textcoords="offset points",
+                fontsize=8,
+            )
+    axis.plot(
+        learned["nfe"],
+        learned["solved"],
+        label="learned γ, one for each prompt",
+        marker="*",
+        markersize=15,
+        mfc="black",
+        mec="black",
+        linestyle="none",
+        zorder=5,
+        clip_on=False,
+    )
     axis.set(xlabel="NFE: denoiser calls a completion", ylabel="solved")
     axis.yaxis.set_major_formatter("{x:.1%}")
     axis.margins(x=0.1, y=0.15)
     axis.set_title("all problems together; numbers: the fixed γ", loc="left", size=10)
 
 
-def draw(said, path, title):
-    figure = Figure((11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_thresholds(left, said["rows"], said["kinds"])
-    draw_frontier(right, said["frontier"])
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    interval = f"{100 * said['gain_low']:+.1f} to {100 * said['gain_high']:+.1f}"
-    note = f"n = {said['problems']} held-out problems in {said['clusters']} clusters, greedy. The "
-    note += f"learned γ against one fixed γ at equal NFE: {100 * said['gain']:+.1f} points solved "
-    note += f"(95% interval {interval}, over clusters)."
-    figure.supxlabel(note, fontsize=8, color="0.3")
-    plots.save(figure, path)
+# ---- the program ---------------------------------------------------------------------------------
 
 
 def thresholds(path, out):
-    """Says it, and writes out/thresholds.json and out/thresholds.png. Raises ValueError."""
-    path, out = Path(path), Path(out)
-    said = {"run": str(path), **findings(measure(path))}
-    out.mkdir(parents=True, exist_ok=True)
-    print(*table(said["rows"]), "", sep="\n")
-    print(*(fill(line, 80, subsequent_indent="  ") for line in words(said)), sep="\n")
-    files.write_json(out / "thresholds.json", said)
-    draw(said, out / "thresholds.png", f"{path.name}: what the learned γ follows, and its worth")
-    print("written:", out / "thresholds.png", out / "thresholds.json")
+    """Prints the table; writes thresholds.json and thresholds.png. Raises ValueError."""
+    report = {"run": str(path)} | report_on(measure(path))
+    print_columns(table(report["rows"]))
+    print()
+    print(fill(describe_gain(report), WIDTH, subsequent_indent="  "))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "thresholds.json", report)
+    plot(
+        report,
+        folder / "thresholds.png",
+        title=f"{Path(path).name}: what the learned γ follows, and its worth",
+    )
+    print("written:", folder / "thresholds.png", folder / "thresholds.json")
+
+
+def main(arguments=None):
+    """The program. Returns its exit status: 0, 2 (bad input), 130 (Ctrl-C)."""
+    options = parse_flags(arguments)
+    return exit_status("experiments.thresholds", lambda: thresholds(options.run, options.out))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

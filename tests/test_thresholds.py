@@ -14,6 +14,7 @@ from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from evaluation import summary
 from experiments import thresholds
+from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks import registry
 from tasks.registry import TASKS
@@ -45,25 +46,6 @@ def test_difficulty_is_the_blanks_or_the_fewest_inverse_operations():
     assert {thresholds.difficulty(problem) for problem in unknown} == {("", None)}
 
 
-def test_the_rank_correlation_is_spearmans():
-    rng = random.Random(0)
-    a, b = (rng.sample(range(100), 20) for _ in range(2))
-    squares = sum((sorted(a).index(x) - sorted(b).index(y)) ** 2 for x, y in zip(a, b, strict=True))
-    found = thresholds.rank_correlation(np.array(a), np.array(b))
-    assert found == pytest.approx(1 - 6 * squares / (20 * (400 - 1)))
-    assert thresholds.ranks(np.array([5, 7, 5, 9])).tolist() == [1.5, 3, 1.5, 4]
-    assert thresholds.rank_correlation(np.array([1, 1, 1]), np.array([1, 2, 3])) is None
-
-
-def test_the_variance_is_shared_out_as_by_hand():
-    values = np.array([0.0, 2.0, 4.0, 6.0, 12.0, 12.0])  # mean 6; tasks' means 3 and 12
-    names, cells = list("aaaabb"), ["a1", "a1", "a2", "a2", "b1", "b2"]  # means 1, 5, 12, 12
-    shares = thresholds.variance_shares(values, names, cells)
-    total, tasks, levels, rest = 36 + 16 + 4 + 72, 4 * 9 + 2 * 36, 2 * 4 + 2 * 4, 4 * 1
-    assert list(shares.values()) == pytest.approx([tasks / total, levels / total, rest / total])
-    assert thresholds.variance_shares(np.ones(6), names, cells) is None
-
-
 def test_the_gain_is_over_the_line_between_the_fixed_gammas_on_either_side():
     nfe, solved = np.array([4.0, 1.0, 2.0, 3.0]), np.array([0.8, 0.2, 0.4, 0.7])  # learned: last
     assert thresholds.gain(solved, nfe) == pytest.approx(0.7 - 0.6)  # halfway from 0.4 to 0.8
@@ -86,13 +68,11 @@ def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
         t = (calls[3] - calls[0]) / (calls[1] - calls[0])  # the learned one is among these two
         gains.append(shares[3] - shares[0] - min(max(t, 0), 1) * (shares[1] - shares[0]))
     solved, nfe = np.array(solved), np.array(nfe)
-    more, low, high = thresholds.with_interval(thresholds.gain, solved, nfe, clusters)
-    assert more == thresholds.gain(solved.mean(1), nfe.mean(1)) and low < more < high
+    gain, low, high = thresholds.gain_with_interval(solved, nfe, clusters)
+    assert gain == thresholds.gain(solved.mean(1), nfe.mean(1)) and low < gain < high
     assert (low, high) == pytest.approx(np.quantile(gains, (0.025, 0.975)).tolist(), abs=0.02)
-    copies = thresholds.with_interval(
-        thresholds.gain, np.tile(solved, 4), np.tile(nfe, 4), clusters * 4
-    )
-    assert copies == pytest.approx((more, low, high))  # copies of a problem tell nothing new
+    copies = thresholds.gain_with_interval(np.tile(solved, 4), np.tile(nfe, 4), clusters * 4)
+    assert copies == pytest.approx((gain, low, high))  # copies of a problem tell nothing new
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -124,89 +104,83 @@ def make_run(policy, tmp_path):
 @pytest.fixture
 def lucky(monkeypatch):
     """A random policy solves nothing: here the length of a text decides."""
-    monkeypatch.setattr(thresholds, "FIXED", (0.5, 8.0))
+    monkeypatch.setattr(thresholds, "FIXED_GAMMAS", (0.5, 8.0))
     for name in ("countdown", "sudoku"):
         solved = lambda self, problem, text: len(text) % 3 == 0  # noqa: E731
         monkeypatch.setattr(type(TASKS[name]), "solved", solved)
         monkeypatch.setattr(type(TASKS[name]), "reward", lambda *_: 0.9)
 
 
-def test_what_is_said_of_a_run_of_two_tasks_is_what_evaluate_measures(
+def test_what_is_reported_of_a_run_of_two_tasks_is_what_evaluate_measures(
     make_run, policy, lucky, tmp_path, capsys
 ):
     task = registry.load_task("countdown,sudoku", True)
     problems = task.problems("validation", 9, 0)
-    how = dict(temperature=0.0, stop_at_eos=True, sample_threshold=False)
-    rows = [
-        evaluate(policy, task, problems, Decoder("eb", level, **how), 19)
-        for level in (0.5, 8.0, None)
-    ]
-    path = make_run(
-        task="countdown,sudoku", max_completion_length=19, eval_split="validation", nfe_penalty=0.5
-    )
-    thresholds.thresholds(path, tmp_path / "out")
-    said = json.loads((tmp_path / "out" / "thresholds.json").read_text())
-    for point, row in zip(said["frontier"], rows, strict=True):
+    rows = []
+    for level in (0.5, 8.0, None):
+        decoder = Decoder("eb", level, temperature=0.0, stop_at_eos=True, sample_threshold=False)
+        rows.append(evaluate(policy, task, problems, decoder, length=19))
+    path = make_run(task="countdown,sudoku", max_completion_length=19, eval_split="validation")
+    assert thresholds.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "thresholds.json").read_text())
+    for point, row in zip(report["frontier"], rows, strict=True):
         assert point["level"] == row["level"]
         assert (point["solved"], point["nfe"]) == pytest.approx((row["solved"], row["nfe"]))
-        parts = row["tasks"].values()
-        calls = sum(part["problems"] * part["nfe"] / part["length"] for part in parts) / 9
-        assert point["objective"] == pytest.approx(0.9 * (1 - 0.5 * calls))
-    assert (said["problems"], said["clusters"]) == (9, rows[0]["clusters"])
-    learned = said["frontier"][-1]
-    assert said["gain_low"] <= said["gain"] <= said["gain_high"]
+    assert (report["problems"], report["clusters"]) == (9, rows[0]["clusters"])
+    learned = report["frontier"][-1]
+    shares = np.array([row["solved"] for row in rows])
+    calls = np.array([row["nfe"] for row in rows])
+    assert report["gain"] == pytest.approx(thresholds.gain(shares, calls))
+    assert report["gain_low"] <= report["gain"] <= report["gain_high"]
     for name, part in rows[-1]["tasks"].items():
-        whole, *levels = (row for row in said["rows"] if row["task"] == name)
+        whole, *levels = [row for row in report["rows"] if row["task"] == name]
         for key in ("problems", "clusters", "solved", "solved_low", "solved_high", "nfe"):
             assert whole[key] == pytest.approx(part[key]), key
         assert whole["gamma"] == pytest.approx(part["threshold_mean"])
         assert whole["gamma_10"] < whole["gamma"] < whole["gamma_90"]
         assert len(levels) > 1 and sum(row["problems"] for row in levels) == part["problems"]
-        shares, calls = (
-            np.array([row["tasks"][name][k] for row in rows]) for k in ("solved", "nfe")
-        )
-        assert said["gain_within"][name][0] == pytest.approx(thresholds.gain(shares, calls))
         mean = sum(row["problems"] * row["gamma"] for row in levels) / part["problems"]
         assert mean == pytest.approx(part["threshold_mean"])
-    assert sum(said["variance_of_log_gamma"].values()) == pytest.approx(1)
     assert (tmp_path / "out" / "thresholds.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
-    *lines, _, last = out.splitlines()
+    *lines, _ = out.splitlines()
     assert max(map(len, lines)) <= 80 and "thresholds.png" in out
     assert f"At equal NFE ({learned['nfe']:.2f} calls) the learned γ solves" in " ".join(lines)
 
 
 def test_gamma_is_the_heads_median_of_each_prompt(make_run, policy, lucky):
-    found = thresholds.measure(make_run(task="countdown"))
+    measured = thresholds.measure(make_run(task="countdown"))
     task = TASKS["countdown"].compact
     problems = task.problems("test", 9, 0)
-    assert found.names == ["countdown"] * 9 and found.clusters == [*map(task.key, problems)]
-    for problem, gamma in zip(problems, found.gamma, strict=True):
-        ids, mask = policy.encode([task.prompt(problem)])
+    assert measured.tasks == ["countdown"] * 9
+    assert measured.clusters == [task.key(problem) for problem in problems]
+    for problem, gamma in zip(problems, measured.gamma, strict=True):
+        ids, mask = encode_prompts(policy, [task.prompt(problem)])
         canvas = torch.cat([ids, torch.full((1, 10), policy.mask_id)], dim=1)
         with torch.no_grad():
             states = policy.hidden(canvas, None)[:, : ids.shape[1]]
             assert gamma == pytest.approx(policy.threshold_head(states.mean(1)).median.item(), 1e-3)
-    assert np.ptp(found.gamma) > 0.01
+    assert np.ptp(measured.gamma) > 0.01
 
 
-def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_said_so():
-    found = thresholds.SimpleNamespace(
-        names=["own.py:Sums"] * 4, clusters=list("abcd"), difficulties=[("", None)] * 4,
-        gamma=np.full(4, 0.1), solved=np.zeros((len(thresholds.FIXED) + 1, 4)),
-        nfe=np.array([[5.0] * 4] * len(thresholds.FIXED) + [[9.0] * 4]),
-        objective=np.array([[0.2] * 4, [0.5] * 4] + [[0.1] * 4] * len(thresholds.FIXED[1:])),
-    )  # fmt: skip
-    said = thresholds.findings(found)
-    assert said["objective_gain"] == pytest.approx((-0.4,) * 3)  # the second fixed one's is best
-    (row,) = said["rows"]
+def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_reported():
+    F = len(thresholds.FIXED_GAMMAS)
+    measured = thresholds.Measurements(
+        tasks=["own.py:Sums"] * 4,
+        clusters=list("abcd"),
+        difficulties=[("", None)] * 4,
+        gamma=np.full(4, 0.1),
+        solved=np.zeros((F + 1, 4)),
+        nfe=np.array([[5.0] * 4] * F + [[9.0] * 4]),
+    )
+    report = thresholds.report_on(measured)
+    [row] = report["rows"]
     assert (row["task"], row["difficulty"], row["nfe"]) == ("own.py:Sums", None, 9)
-    line = list(thresholds.table(said["rows"]))[1].split()
-    assert said["rank_correlation"] == {} and line[:4] == ["Sums", "all", "4", "0.100"]
-    same, worth, _ = thresholds.words(said)
-    assert same == "γ is the same for every prompt." and "0.0 points more" in worth
+    assert thresholds.table(report["rows"])[1][:4] == ["Sums", "all", "4", "0.100"]
+    worth = thresholds.describe_gain(report)
+    assert "0.0 points more" in worth
     assert "No fixed γ takes as many calls: compared with the nearest of 5.00 to 5.00." in worth
-    assert set(summary.GAMMAS) <= set(thresholds.FIXED)
+    assert set(summary.GAMMAS) <= set(thresholds.FIXED_GAMMAS)
 
 
 def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):
