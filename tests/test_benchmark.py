@@ -7,8 +7,9 @@ import pytest
 
 from experiments import benchmark
 
-*SIZES, SETTINGS = benchmark.SHAPES["tiny"]
-SMALL = (*SIZES, replace(SETTINGS, prompts_per_step=2, num_generations=3, num_iterations=2))
+TINY = benchmark.SHAPES["tiny"]
+CONFIG = replace(TINY.config, prompts_per_step=2, num_generations=3, num_iterations=2)
+SMALL = replace(TINY, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,13 @@ def test_the_naive_loop_and_ours_draw_the_same_tokens(rows):
 
 
 def test_they_do_so_too_where_a_step_unmasks_several(rows):
-    sizes, prompt, _, settings = SMALL
-    three = (sizes, prompt, 3, replace(settings, max_completion_length=12, block_length=6))
-    naive, ours = (benchmark.measure(three, method)["tokens"] for method in ("naive", "ours"))
+    three = replace(
+        SMALL,
+        tokens_per_step=3,
+        config=replace(CONFIG, max_completion_length=12, block_length=6),
+    )
+    naive = benchmark.measure(three, "naive")["tokens"]
+    ours = benchmark.measure(three, "ours")["tokens"]
     assert naive == ours and {len(row) for row in ours} == {12}
 
 
@@ -41,11 +46,11 @@ def test_a_rollout_is_compared_with_the_naive_one():
     naive = {"method": "naive", "tokens_per_s": 2.0, "tokens": [[3, 4], [5, 6]]}
     dual = {"method": "dual", "tokens_per_s": 5.0, "tokens": [[3, 4], [5, 9]]}
     others = [{"method": "ours", "failed": "out of memory"}, {"method": "learning", "seconds": 1}]
-    table = benchmark.compare([dict(naive), dict(dual), *others])
+    table = benchmark.compare_with_naive([dict(naive), dict(dual), *others])
     assert table[1] == {"method": "dual", "tokens_per_s": 5.0, "x_naive": 2.5, "same_tokens": 0.75}
     assert table[2:] == others and "x_naive" not in table[0]
     failed = {"method": "naive", "failed": "out of memory"}
-    assert "x_naive" not in benchmark.compare([failed, dict(dual)])[1]
+    assert "x_naive" not in benchmark.compare_with_naive([failed, dict(dual)])[1]
 
 
 def test_the_table_has_a_line_for_every_row_and_says_why_one_failed(rows, monkeypatch, capsys):
@@ -65,15 +70,16 @@ def test_one_row_is_a_line_of_json_that_the_table_reads(monkeypatch, capsys, tmp
     benchmark.main(flags)
     line = capsys.readouterr().out.strip()
     assert json.loads(line)["method"] == "ours" and len(json.loads(line)["tokens"]) == 6
-    code = f"import sys\nassert sys.argv[1:] == {flags}\nprint({line!r})"
-    (tmp_path / "row.py").write_text(code)
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "row.py"))
+    program = tmp_path / "row.py"
+    program.write_text(f"import sys\nassert sys.argv[1:] == {flags}\nprint({line!r})")
+    monkeypatch.setattr(benchmark, "PROGRAM", [str(program)])
     assert benchmark.run_apart("tiny", "ours") == json.loads(line)
 
 
 def test_a_row_that_fails_says_why_in_its_last_line(tmp_path, monkeypatch):
-    (tmp_path / "fails.py").write_text("raise MemoryError('no room')")
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "fails.py"))
+    program = tmp_path / "fails.py"
+    program.write_text("raise MemoryError('no room')")
+    monkeypatch.setattr(benchmark, "PROGRAM", [str(program)])
     row = benchmark.run_apart("tiny", "ours")
     assert row == {"method": "ours", "failed": "MemoryError: no room"}
 

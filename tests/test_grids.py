@@ -1,4 +1,4 @@
-"""experiment.py: what it lists are runs that train.py would make, each in a folder of its own; a
+"""grids.py: what it lists are runs that train.py would make, each in a folder of its own; a
 finished one is skipped, a stopped one goes on.
 """
 
@@ -18,25 +18,27 @@ def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
     folders = set()
     for line in lines:
         python, script, *flags = line.split()
-        given = parse_flags(flags)
-        settings = Config(**RECIPES.get(given["task"], {}) | given)
+        changes = parse_flags(flags)
+        config = Config(**RECIPES.get(changes["task"], {}) | changes)
         assert (python, script) == ("python", "train.py")
-        assert settings.frontier is ("written-tune" not in settings.run_dir)
-        assert settings.eval_split == ("validation" if "tune" in settings.run_dir else "test")
-        folders.add(settings.run_dir)
+        assert config.frontier is ("written-tune" not in config.run_dir)
+        assert config.eval_split == ("validation" if "tune" in config.run_dir else "test")
+        folders.add(config.run_dir)
     assert len(folders) == len(lines) >= 4
 
 
 def test_rows_differ_from_diffpo_in_what_their_names_say():
-    of = {folder: flags for folder, flags in grids.grid()}
-    assert len(of) == len(grids.ROWS) * 2 * 5
+    flags_of = dict(grids.grid())
+    assert len(flags_of) == len(grids.ROWS) * 2 * 5
 
-    def settings(name):
-        given = parse_flags(of[f"runs/grid/sudoku/{name}-3"])
-        return Config(**RECIPES["sudoku"] | given)
+    def config_of(row):
+        flags = parse_flags(flags_of[f"runs/grid/sudoku/{row}-3"].split())
+        return Config(**RECIPES["sudoku"] | flags)
 
     default = Config(**RECIPES["sudoku"])
-    diffpo, plain, exact = (settings(name) for name in ("two-stage-w", "mean-field", "exact"))
+    diffpo = config_of("two-stage-w")
+    mean_field = config_of("mean-field")
+    exact = config_of("exact")
     for name in (
         "num_stages",
         "importance_weight_cap",
@@ -46,36 +48,38 @@ def test_rows_differ_from_diffpo_in_what_their_names_say():
         "prompts_per_step",
     ):
         assert getattr(diffpo, name) == getattr(default, name)
-    assert (plain.num_stages, plain.importance_weight_cap, plain.train_target) == (1, 0, "joint")
+    assert mean_field.num_stages == 1
+    assert mean_field.importance_weight_cap == 0
+    assert mean_field.train_target == "joint"
     assert exact.num_stages > 19  # the length: no completion takes more calls
-    assert settings("no-price").learning_rate == diffpo.learning_rate != exact.learning_rate
+    assert config_of("no-price").learning_rate == diffpo.learning_rate != exact.learning_rate
 
 
 def test_a_run_is_made_once_and_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
-    asked = []
+    started = []
 
     def run(command, **_):
-        asked.append(command[2:])
+        started.append(command[2:])
         return subprocess.CompletedProcess(command, returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "environment.txt").write_text("killed before it had begun")
-    assert grids.make(folder, ["--seed", "1"]).endswith(": done")
-    assert asked.pop() == ["--seed", "1", "--run_dir", str(folder)] and not folder.exists()
+    assert grids.make_run(folder, "--seed 1").endswith(": done")
+    assert started.pop() == ["--seed", "1", "--run_dir", str(folder)] and not folder.exists()
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "eval.json").write_text(json.dumps([{"name": "base"}]))
-    grids.make(folder, ["--seed", "1"])
-    assert asked.pop() == ["--resume", "--run_dir", str(folder)]
+    grids.make_run(folder, "--seed 1")
+    assert started.pop() == ["--resume", "--run_dir", str(folder)]
     (folder / "eval.json").write_text(json.dumps([{"name": "base"}, {"name": "trained"}]))
-    assert grids.make(folder, []).endswith("finished before") and not asked
+    assert grids.make_run(folder, "").endswith("finished before") and not started
 
 
 def test_a_failed_run_is_told_and_the_others_are_made(tmp_path, monkeypatch, capsys):
-    pairs = [(str(tmp_path / name), [f"--{name}"]) for name in ("unknown", "wrong")]
-    monkeypatch.setitem(grids.PARTS, "grid", lambda: pairs)
+    runs = [(str(tmp_path / name), f"--{name}") for name in ("unknown", "wrong")]
+    monkeypatch.setitem(grids.PARTS, "grid", lambda: runs)
     grids.main(["grid", "--jobs", "2"])
     assert capsys.readouterr().out.count("failed, ") == 2
     logs = tmp_path.with_name(f"{tmp_path.name}.logs")

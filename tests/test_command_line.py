@@ -1,0 +1,98 @@
+"""The programs of experiments/: help without torch, one line for bad input, Ctrl-C."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import gradients, surrogate
+from experiments.command_line import exit_status
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = sorted(
+    path.stem for path in (ROOT / "experiments").glob("*.py") if "def main(" in path.read_text()
+)
+
+
+@pytest.fixture
+def run_program(tmp_path):
+    """run_program(name, *flags) -> the finished process, of a program that cannot import torch."""
+    (tmp_path / "torch.py").write_text("raise ImportError")
+
+    def run(name, *flags):
+        return subprocess.run(
+            [sys.executable, "-m", f"experiments.{name}", *flags],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+            capture_output=True,
+            text=True,
+            timeout=150,
+        )
+
+    return run
+
+
+def test_the_programs_are_those_of_the_folder():
+    assert PROGRAMS == ["benchmark", "compare", "gradients", "grids", "surrogate", "thresholds"]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_answers_without_torch_in_80_columns(name, run_program):
+    done = run_program(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) > 200
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert done.stdout.startswith(f"usage: python -m experiments.{name} ")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
+    done = run_program(name, *([] if name == "benchmark" else ["grid"]), "--nonsense", "1")
+    assert done.returncode == 2 and not done.stdout
+    assert "unknown --nonsense" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["x", "--batches", "2"], "argument --batches: 2: it has to be at least 4"),
+        (["x", "--prompts", "0"], "argument --prompts: 0: it has to be at least 1"),
+        (["x", "--prompts", "few"], "argument --prompts: invalid whole number value: 'few'"),
+    ],
+)
+def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
+    done = run_program("gradients", *flags)
+    assert done.returncode == 2 and not done.stdout
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("program", [gradients, surrogate])
+def test_bad_input_gets_one_line(program, tmp_path, capsys):
+    old = tmp_path / "old"
+    (old / "checkpoint").mkdir(parents=True)
+    (old / "config.json").write_text('{"task": "countdown"}')
+    tiny = ROOT / "bases" / "tiny"
+    for arguments, message in [
+        ((tiny,), "is no run, which would know its task: give a --task"),
+        ((tiny, "--task", "chess"), "unknown task 'chess'"),
+        ((tiny, "--task", "gsm8k"), "no length"),
+        ((old,), "was written by another version of train.py"),
+        ((tmp_path / "none", "--task", "countdown"), "none"),
+    ]:
+        flags = [*arguments, "--out", tmp_path / "out"]
+        assert program.main([str(flag) for flag in flags]) == 2
+        out, err = capsys.readouterr()
+        assert message in err and err.count("\n") == 1, err
+        assert err.startswith(f"{program.__name__}: ") and not out
+
+
+def test_ctrl_c_says_that_it_stopped(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert exit_status("experiments.x", interrupted) == 130
+    assert capsys.readouterr().err == "\nstopped\n"
