@@ -31,9 +31,19 @@ if __name__ == "__main__":  # flags are checked before torch is imported, which 
 
 import torch
 
-from evaluation.completions import score_file
+from evaluation import traces
+from evaluation.completions import completions_table, score_file
 from evaluation.metrics import area, aup, cluster_bootstrap_interval, pass_at_k
-from evaluation.tables import WIDTH, conditions, curves_of, print_columns, print_table
+from evaluation.tables import (
+    AUP_EXPLAINED,
+    NAME_WIDTH,
+    WIDTH,
+    conditions,
+    curves_of,
+    print_columns,
+    print_table,
+    shorten_name,
+)
 from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
 from models.device import describe_out_of_memory, device_name, pick_device
 from models.loading import DTYPES, dtype_of
@@ -104,7 +114,7 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0, ro
 class Outcomes:
     """What the completions of n problems came to, in the problems' order."""
 
-    texts: list
+    texts: list  #              (n,) str
     nfe: torch.Tensor  #        (n,) double, denoiser calls
     tokens: torch.Tensor  #     (n,) double, tokens of the text
     threshold: torch.Tensor  #  (n,) double, gamma in nats, nan if the rule has none
@@ -168,6 +178,7 @@ def resolve_options(path, flags):
     flags: a dict from parse_flags. Returns a namespace with a field per flag, and:
         path                  of the run, checkpoint or model
         folder                where pictures go: the run's, or the current one
+        is_threshold_fixed    the run trained the policy alone, so its threshold head knows nothing
         is_trained_elsewhere  a data file is given that the run's own problems may overlap with
     Raises ValueError for flags that do not fit.
     """
@@ -175,11 +186,13 @@ def resolve_options(path, flags):
     saved = read_json(path / "config.json") if find_checkpoint(path) != path else {}
     from_run = {name: saved[name] for name in FROM_RUN if name in saved}
     from_run["max_completion_length"] = [saved.get("max_completion_length", 0)]
+    is_threshold_fixed = saved.get("train_target") == "policy"
+    if is_threshold_fixed and flags.get("decoder", "eb") == "eb":
+        from_run["level"] = [saved["initial_threshold"]]
     options = SimpleNamespace(**DEFAULTS | from_run | flags)
     options.path = path
     options.folder = path if saved else Path()
-    if not path.exists() and str(path).startswith(("runs/", "./", "/")):
-        raise ValueError(f"{path} does not exist")
+    options.is_threshold_fixed = is_threshold_fixed
     if not options.task:
         raise ValueError(f"{path} is not a run, which would know its task: give a --task")
     if options.task != from_run.get("task", options.task):
@@ -189,8 +202,8 @@ def resolve_options(path, flags):
     is_new_file = options.data and Path(options.data) != Path(from_run.get("data", ""))
     options.split = options.split or ("all" if is_new_file else "test")
     options.is_trained_elsewhere = bool(saved and is_new_file and not from_run.get("data"))
-    for level in options.level:
-        make_decoder(options, options.decoder, level)  # raises for a level out of range
+    for level in options.level:  # raises for blocks and caches that do not fit
+        make_decoder(options, options.decoder, level)
     return options
 
 
@@ -247,6 +260,8 @@ def load(options):
         adapter=options.adapter,
     )
     policy.prefill = options.prefill
+    if options.is_threshold_fixed:
+        policy.threshold_head = None
     return policy, task, problems[: options.trace or None], lengths
 
 
@@ -314,7 +329,7 @@ def revision(path, denoiser):
 
 def show_traces(options):
     """--trace: the first completions, printed, as a page and as an animation."""
-    from evaluation import traces  # matplotlib and pillow take a while to import
+    from evaluation import trace_page  # matplotlib and pillow take a while to import
 
     policy, task, problems, lengths = load(options)
     decoder = decoders_for(options, lengths[0], policy.threshold_head is not None)[0]
@@ -324,12 +339,19 @@ def show_traces(options):
         recorded.append(traces.record(policy, task, problem, decoder, length, options.seed))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for trace in recorded:
-        print(traces.printed(trace, colour))
-    # The two-stages picture shows the completion that took the most calls.
-    i = max(range(len(recorded)), key=lambda i: len(recorded[i].read))
-    length = mixture.completion_length(task, problems[i], lengths[0])
-    stages = traces.two_stages(policy, task, problems[i], decoder, length, options.seed)
-    paths = traces.write(recorded, stages, options.folder, title=options.path.name)
+        print(traces.describe_trace(trace, colour))
+    # The two-stages picture is of the problem that took the most calls.
+    i = max(range(len(recorded)), key=lambda i: recorded[i].nfe)
+    stages = traces.two_stages(
+        policy,
+        task,
+        problems[i],
+        decoder,
+        length=mixture.completion_length(task, problems[i], lengths[0]),
+        seed=options.seed,
+        samples=min(8, options.batch_size),
+    )
+    paths = trace_page.write(recorded, stages, options.folder, title=options.path.name)
     print("\nwritten:", *paths)
 
 
@@ -347,28 +369,61 @@ def show_frontiers(rows, folder):
             row["area"] = line_area
             row["aup"] = line_aup
         top = max(line, key=lambda row: row["solved"])
-        table.append([
-            name,
-            rule,
-            str(len(line)),
-            f"{line_area:.3f}",
-            f"{line_aup:.1f}",
-            f"{top['solved']:.1%}",
-            f"{top['nfe']:.2f}",
-        ])  # fmt: skip
+        table.append(
+            [
+                shorten_name(name, NAME_WIDTH),
+                rule,
+                str(len(line)),
+                f"{line_area:.3f}",
+                f"{line_aup:.1f}",
+                f"{top['solved']:.1%}",
+                f"{top['nfe']:.2f}",
+            ]
+        )
     picture = folder / "frontiers.png"
+    rows_file = folder / "frontiers.jsonl"
     plots.plot_frontier(rows, picture, title=f"{rows[0]['task']}: accuracy against calls")
-    write_rows(rows, folder / "frontiers.jsonl")
+    write_rows(rows, rows_file)
     print(fill(conditions(rows), WIDTH))
     print_columns(table)
-    print(
-        fill(
-            f"area: mean solved share over budgets of 1 to {largest_nfe:.2f} calls. AUP: accuracy "
-            "under parallelism (d3LLM), the area under solved % against tokens per call.",
-            WIDTH,
-        )
-    )
-    print("written:", picture, folder / "frontiers.jsonl")
+    area_explained = f"area: mean solved share over budgets of 1 to {largest_nfe:.2f} calls."
+    print(fill(f"{area_explained} {AUP_EXPLAINED}", WIDTH))
+    print("written:", picture, rows_file)
+
+
+def run(flags):
+    """Do what the flags ask for. Raises ValueError for what does not fit."""
+    flags = dict(flags)
+    paths = flags.pop("paths")
+    if "completions" in flags:
+        rows = score_file(flags["completions"], registry.TASKS)
+        print_columns(completions_table(rows))
+        if "json" in flags:
+            write_rows(rows, flags["json"])
+        return
+
+    all_options = [resolve_options(path, flags) for path in paths]
+    first = all_options[0]
+    tasks = dict.fromkeys(f"{options.task} {options.data}".strip() for options in all_options)
+    if first.frontier and len(tasks) > 1:
+        raise ValueError(f"--frontier compares runs of one task, not of {' and '.join(tasks)}")
+    if first.trace:
+        for options in all_options:
+            show_traces(options)
+        return
+
+    names = [options.path.name for options in all_options]
+    if len(set(names)) < len(names):
+        names = paths
+    rows = []
+    for options, name in zip(all_options, names, strict=True):
+        rows += measure(options, name)
+    if first.frontier:
+        show_frontiers(rows, first.folder)
+    else:
+        print_table(rows)
+    if first.json:
+        write_rows(rows, first.json)
 
 
 def write_rows(rows, path):
@@ -377,34 +432,13 @@ def write_rows(rows, path):
 
 
 def main(arguments=None):
-    """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input)."""
+    """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input), 130 (Ctrl-C).
+
+    Raises SystemExit, with status 2, for flags that parse_flags refuses.
+    """
     flags = parse_flags(arguments)
-    paths = flags.pop("paths")
     try:
-        if "completions" in flags:
-            print_columns(score_file(flags["completions"], registry.TASKS))
-            return 0
-        all_options = [resolve_options(path, flags) for path in paths]
-        first = all_options[0]
-        tasks = dict.fromkeys(f"{options.task} {options.data}".strip() for options in all_options)
-        if first.frontier and len(tasks) > 1:
-            raise ValueError(f"--frontier compares runs of one task, not of {' and '.join(tasks)}")
-        if first.trace:
-            for options in all_options:
-                show_traces(options)
-            return 0
-        names = [options.path.name for options in all_options]
-        if len(set(names)) < len(names):
-            names = paths
-        rows = []
-        for options, name in zip(all_options, names, strict=True):
-            rows += measure(options, name)
-        if first.frontier:
-            show_frontiers(rows, first.folder)
-        else:
-            print_table(rows)
-        if first.json:
-            write_rows(rows, first.json)
+        run(flags)
         return 0
     except (ValueError, OSError) as error:
         print(f"evaluate.py: {' '.join(str(error).split())}", file=sys.stderr)

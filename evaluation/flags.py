@@ -1,137 +1,282 @@
-"""What evaluate.py and claims.py can be asked, and examples.
+"""The flags of evaluate.py.
 
-Standard library alone: --help answers before torch is imported, which takes seconds.
+Only the standard library is imported here: --help answers, and values are checked, before torch is
+loaded, which takes seconds.
 """
 
 import argparse
+import math
+from pathlib import Path
 
 from config import FlagParser
 
-EXAMPLES = """
+DESCRIPTION = """\
+Accuracy against NFE (denoiser calls per completion), for any checkpoint and
+any decoder. A run is measured as it was trained, on problems held out from it.
+
   python evaluate.py runs/NAME                        the learned gamma, greedy
   python evaluate.py runs/NAME --level learned 0.1    beside a fixed one
   python evaluate.py runs/NAME --decoder top_k --level 1 2 4
-  python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
-  python evaluate.py runs/NAME --data FILE.jsonl      your own problems
-  python evaluate.py MODEL --adapter DIR --task gsm8k
-  python evaluate.py runs/NAME --trace 3              completions, call by call
-  python evaluate.py --completions FILE.jsonl         what was written elsewhere
   python evaluate.py runs/A runs/B --frontier         accuracy against calls
+  python evaluate.py runs/NAME --trace 3              completions, call by call
+  python evaluate.py runs/NAME --data FILE.jsonl      your own problems
+  python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
+  python evaluate.py MODEL --adapter FOLDER --task gsm8k
+  python evaluate.py --completions FILE.jsonl         written elsewhere
 
-A run is measured as it was trained, on problems held out from it.
+In brackets: the default.
 """
-FLAGS = {  # name: (default, help); the run's own come before these defaults
-    "task": ("", "countdown, sudoku, gsm8k, math, FILE.py:NAME; several: A,B [the run's]"),
-    "decoder": ("eb", "eb, confidence or top_k"),
-    "block_length": (0, "tokens a block; 0: the whole canvas [the run's, or 0]"),
-    "cache": ("none", "block cache: none, prefix or dual [the run's, or none]"),
-    "max_completion_length": (
-        [0],
-        "tokens a completion; several in turn [the run's, the task's own, or 256]",
-    ),
-    "adapter": ("", "a LoRA adapter to put onto the model: a folder or a hub name"),
-    "dtype": ("auto", "of the model: auto, float32, bfloat16 or 4bit [the run's, or auto]"),
-    "prompt": ("", "d1: ask as d1 does [our prompts]"),
-    "shots": (0, "solved examples in the prompt, 3 as SPG; of d1's sudoku"),
-    "prefill": ("", "how completions are made to begin [the run's, or empty]"),
-    "device": ("auto", "auto: the GPU if there is one; or cpu, cuda"),
-    "batch_size": (64, "problems at once; fewer need less memory"),
-    "temperature": (0.0, "0 is greedy"),
-    "problems": (1000, "how many"),
-    "samples": (1, "N completions a problem, for pass@k; needs a temperature"),
-    "split": ("", "train, validation, test, or all of a file [test; a new file all]"),
-    "data": ("", "a file of problems, JSON lines or .csv [the run's, if it had one]"),
-    "seed": (0, "of the problems, and of the draws where temperature is above 0"),
-    "level": ([None], "learned, or gamma, tau or k; several give several rows [learned]"),
-    "trace": (0, "show N completions call by call; writes trace.html, trace.gif"),
-    "completions": ("", "a file of completions to score, without a model"),
-    "json": ("", "also write the rows to this file, as JSON lines"),
-    "frontier": (False, "accuracy against calls for all rules; writes frontiers.png"),
+
+# The value of a flag that is not given.
+DEFAULTS = {
+    "task": "",
+    "data": "",
+    "split": "",
+    "problems": 1000,
+    "samples": 1,
+    "seed": 0,
+    "prompt": "",
+    "shots": 0,
+    "decoder": "eb",
+    "level": [None],  # None: the learned one
+    "temperature": 0.0,
+    "max_completion_length": [0],
+    "block_length": 0,
+    "cache": "none",
+    "prefill": "",
+    "adapter": "",
+    "dtype": "auto",
+    "device": "auto",
+    "batch_size": 64,
+    "frontier": False,
+    "trace": 0,
+    "json": "",
+    "completions": "",
 }
-DEFAULTS = {name: default for name, (default, _) in FLAGS.items()}
-FROM_RUN = ("task", "block_length", "cache", "prefill", "data", "dtype")  # their default: the run's
+
+# If such a flag is not given, a run's own setting of the same name comes before DEFAULTS.
+FROM_RUN = ("task", "data", "block_length", "cache", "prefill", "dtype")
+
+# Lowest and highest level of each rule, as in sampler.Decoder, which cannot be imported here.
+LEVELS_ALLOWED = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
+
+
+def at_least(minimum):
+    """The type of a flag that takes a whole number from `minimum` on."""
+
+    def whole_number(text):
+        if not text.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(f"a whole number, not {text!r}")
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text}")
+        return int(text)
+
+    return whole_number
 
 
 def number_or_learned(text):
-    return None if text == "learned" else float(text)
+    """The type of --level: a float, or None for "learned"."""
+    if text == "learned":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number or learned, not {text!r}") from None
 
 
 def parse_flags(arguments=None):
-    """{name: value} of the flags given, and `paths`. Bad ones end the program, with code 2."""
-    about = "Accuracy against NFE (denoiser calls a completion), of any checkpoint."
-    how = {"usage": "%(prog)s RUN [flags]"}
-    how |= {"epilog": "examples:" + EXAMPLES, "argument_default": argparse.SUPPRESS}
-    parser = FlagParser(description=about, **how)
-    parser.add_argument(
-        "paths", nargs="*", metavar="RUN", help="a run's folder, a checkpoint's, or a hub name"
+    """{name: value} of the flags that were given, and "paths", the runs to measure.
+
+    Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    """
+    parser = FlagParser(
+        usage="python evaluate.py RUN ... [--FLAG VALUE] ...",
+        description=DESCRIPTION,
+        argument_default=argparse.SUPPRESS,
     )
-    for name, (default, text) in FLAGS.items():
-        text += f" [{default}]" if default and "[" not in text else ""
-        kind = {"type": type(default), "metavar": type(default).__name__.upper(), "help": text}
-        if name == "level":
-            kind |= {"type": number_or_learned, "nargs": "+", "metavar": "X"}
-        if name == "device":
-            kind |= {"choices": ("auto", "cpu", "cuda")}
-        if name == "dtype":
-            kind |= {"choices": ("auto", "float32", "bfloat16", "4bit")}
-        if name == "max_completion_length":
-            kind |= {"type": int, "nargs": "+", "metavar": "INT"}
-        if name == "frontier":
-            kind = {"action": "store_true", "help": text}
-        parser.add_argument(f"--{name}", **kind)
-    given = vars(parser.parse_args(arguments))
-    low = {
-        "problems": 1,
-        "batch_size": 1,
-        "max_completion_length": 0,
-        "block_length": 0,
-        "trace": 1,
-    }
-    for name, least in (low | {"samples": 1, "shots": 0}).items():
-        asked = given.get(name, least)
-        if (min(asked) if isinstance(asked, list) else asked) < least:
-            parser.error(f"{name} is at least {least}")
-    if bool(given.setdefault("paths", [])) == ("completions" in given):
-        parser.error("name a RUN to measure, or give --completions FILE alone")
-    if given.get("samples", 1) > 1 and given.get("temperature", 0) <= 0:
-        parser.error("greedy samples are all the same: --samples needs a --temperature above 0")
-    clash = {"decoder", "level", "temperature", "trace"} & given.keys()
-    if "frontier" in given and clash:
-        parser.error(f"--frontier is greedy, with levels of its own: leave out --{min(clash)}")
-    return given
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="RUN",
+        help="a run's folder, a checkpoint's folder, or a hub name",
+    )
+
+    problems = parser.add_argument_group("problems")
+    problems.add_argument(
+        "--task",
+        help="countdown, sudoku, gsm8k, math, FILE.py:NAME; several: A,B [the run's]",
+    )
+    problems.add_argument(
+        "--data",
+        metavar="FILE",
+        help="a file of problems, JSON lines or .csv [the run's, if it had one]",
+    )
+    problems.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        help="all: of a file [test; of a file that the run did not have: all]",
+    )
+    problems.add_argument(
+        "--problems",
+        type=at_least(1),
+        metavar="N",
+        help="how many [1000]",
+    )
+    problems.add_argument(
+        "--samples",
+        type=at_least(1),
+        metavar="N",
+        help="completions of each problem, for pass@k; needs a temperature [1]",
+    )
+    problems.add_argument(
+        "--seed",
+        type=at_least(0),
+        metavar="N",
+        help="of the problems, and of the draws if the temperature is above 0 [0]",
+    )
+    problems.add_argument(
+        "--prompt",
+        choices=("d1",),
+        help="d1: the prompts have d1's form [our form]",
+    )
+    problems.add_argument(
+        "--shots",
+        type=at_least(0),
+        metavar="N",
+        help="solved examples in d1's prompt of sudoku; SPG has 3 [0]",
+    )
+
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument(
+        "--decoder",
+        choices=tuple(LEVELS_ALLOWED),
+        help="the rule: entropy-bounded, confidence above a threshold, or top k [eb]",
+    )
+    decoding.add_argument(
+        "--level",
+        type=number_or_learned,
+        nargs="+",
+        metavar="X",
+        help="learned, or the rule's gamma (nats), tau or k; a row for each [learned]",
+    )
+    decoding.add_argument(
+        "--temperature",
+        type=float,
+        metavar="X",
+        help="0 is greedy [0]",
+    )
+    decoding.add_argument(
+        "--max_completion_length",
+        type=at_least(0),
+        nargs="+",
+        metavar="N",
+        help="tokens of a completion; rows for each [the run's, the task's or 256]",
+    )
+    decoding.add_argument(
+        "--block_length",
+        type=at_least(0),
+        metavar="N",
+        help="decode left to right in blocks of N tokens; 0: one block [the run's, or 0]",
+    )
+    decoding.add_argument(
+        "--cache",
+        choices=("none", "prefix", "dual"),
+        help="block cache of keys and values; none is exact [the run's, or none]",
+    )
+    decoding.add_argument(
+        "--prefill",
+        metavar="TEXT",
+        help="how every completion is made to begin [the run's, or empty]",
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--adapter",
+        metavar="FOLDER",
+        help="a LoRA adapter to put onto the model: a folder or a hub name",
+    )
+    model.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "4bit"),
+        help="of the weights [the run's, or auto]",
+    )
+    model.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        help="auto: the GPU if there is one [auto]",
+    )
+    model.add_argument(
+        "--batch_size",
+        type=at_least(1),
+        metavar="N",
+        help="problems completed at once; fewer need less memory [64]",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--frontier",
+        action="store_true",
+        help="accuracy against calls for all rules; writes frontiers.png and .jsonl",
+    )
+    output.add_argument(
+        "--trace",
+        type=at_least(1),
+        metavar="N",
+        help="show N completions call by call; writes trace.html and pictures",
+    )
+    output.add_argument(
+        "--json",
+        metavar="FILE",
+        help="also write the rows to this file, as JSON lines",
+    )
+    output.add_argument(
+        "--completions",
+        metavar="FILE",
+        help="score the completions of this file, without a model",
+    )
+
+    flags = vars(parser.parse_args(arguments))
+    flags.setdefault("paths", [])
+    problem = find_problem(flags)
+    if problem:
+        parser.error(problem)
+    return flags
 
 
-CLAIMS = """
-  python -m experiments.claims gradient tiny --task countdown sudoku    at the base
-  python -m experiments.claims gradient runs/A --batches 48             at a run's last checkpoint
-  python -m experiments.claims surrogate tiny runs/A --task countdown   two states beside each other
-  python -m experiments.claims compare runs/A-0 runs/A-1 runs/B-0  the first run's settings first
-  python -m experiments.claims threshold runs/A
-"""
-PARTS = {
-    "gradient": "its cosine with the exact likelihood's, by stages and weights",
-    "surrogate": "KL(true || surrogate) and importance weights, by unmasking step",
-    "compare": "runs grouped by settings: curves, frontiers, paired differences",
-    "threshold": "the learned gamma by task and difficulty, against one fixed gamma",
-}
+def find_problem(flags):
+    """What is wrong with flags that are right one by one, in a line. None: nothing."""
+    if bool(flags["paths"]) == ("completions" in flags):
+        return "name a RUN to measure, or give --completions FILE alone"
+    for path in flags["paths"]:
+        if not (Path(path).exists() or path == "tiny" or is_hub_name(path)):
+            return f"{path} does not exist"
+    for name in ("data", "completions"):
+        if flags.get(name) and not Path(flags[name]).is_file():
+            return f"--{name} {flags[name]}: there is no such file"
+    if "json" in flags and not Path(flags["json"]).parent.is_dir():
+        return f"--json {flags['json']}: there is no folder {Path(flags['json']).parent}"
+
+    temperature = flags.get("temperature", DEFAULTS["temperature"])
+    if not 0 <= temperature < math.inf:
+        return f"--temperature {temperature}: it has to be at least 0"
+    if flags.get("samples", 1) > 1 and temperature == 0:
+        return "greedy samples are all the same: --samples needs a --temperature above 0"
+    for name in ("decoder", "level", "temperature", "trace"):
+        if "frontier" in flags and name in flags:
+            return f"--frontier is greedy, with levels of its own: leave out --{name}"
+
+    rule = flags.get("decoder", DEFAULTS["decoder"])
+    lowest, highest = LEVELS_ALLOWED[rule]
+    for level in flags.get("level", DEFAULTS["level"]):
+        if level is None and rule != "eb":
+            return f"--decoder {rule} needs a --level: only eb can be learned"
+        if level is not None and not lowest <= level <= highest:
+            return f"--decoder {rule} takes a --level of {lowest} to {highest:g}, not {level:g}"
+        if rule == "top_k" and level != int(level):
+            return f"--decoder top_k takes a whole --level, not {level:g}"
+    return None
 
 
-def parse_claims_flags(arguments=None):
-    """The flags of claims.py as a dict, with `what` and `paths`. Bad ones end the program."""
-    how = {"epilog": "examples:" + CLAIMS}
-    parser = FlagParser(usage="%(prog)s WHAT RUN ... [flags]", **how)
-    parts = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for name, said in PARTS.items():
-        part = parts.add_parser(name, help=said, description=said)
-        part.add_argument("paths", nargs="+", metavar="RUN", help="a run's folder, or a base's")
-        part.add_argument("--out", default=f"runs/claims-{name}", help="a folder [%(default)s]")
-        if name in ("gradient", "surrogate"):
-            part.add_argument("--task", nargs="+", default=[], help="of what is no run")
-            part.add_argument("--batches", type=int, default=24, help="of rollouts [24]")
-            part.add_argument("--prompts", type=int, help="a batch [as in training]")
-            part.add_argument("--seed", type=int, default=0, help="of the rollouts [0]")
-    given = vars(parser.parse_args(arguments))
-    for name, least in {"batches": 4, "prompts": 1}.items():
-        if (given.get(name) or least) < least:
-            parser.error(f"{name} is at least {least}")
-    return given
+def is_hub_name(path):
+    """Whether a path that does not exist can be a model on the hub: OWNER/NAME, not runs/NAME."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/"))

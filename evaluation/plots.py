@@ -1,33 +1,36 @@
-"""Pictures: of a run, and of accuracy against NFE. Each is written aside and renamed.
+"""Pictures: of a run, of accuracy against NFE, and of the two stages of a completion.
 
-All are legible without colour: lines differ in style, and points in shape.
+All are legible without colour: lines differ in style, and points in shape. Names of runs, tasks and
+tokens are drawn as they are: matplotlib would take a $ for mathematics.
 """
 
 import warnings
 from contextlib import contextmanager
+from textwrap import fill
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import MaxNLocator
 
-from evaluation.tables import conditions, curves_of, shorten
+from evaluation.tables import conditions, curves_of, shorten, shorten_name
 
-RULES = {"eb": "entropy-bounded (γ)", "top_k": "top-k (k)", "confidence": "confidence (τ)"}
-MARKERS = {"eb": "o", "top_k": "s", "confidence": "^"}
-LINES = (("#1b4f8a", "-"), ("#d1662b", "--"), ("#3c8d5a", ":"), ("#8a5a9e", "-."))
-
-FILLS = {"eb": None, "top_k": "white", "confidence": "0.8"}  # None: the line's colour
-INK = dict(mec="black", linestyle="none", zorder=5, clip_on=False)
-MARKS = {  # of a row's name in eval.json; any other's is a diamond
-    "base": dict(marker="s", mfc="white"),
-    "trained": dict(marker="*", mfc="black", markersize=15),
+LINES = (  # colour and style
+    ("#1b4f8a", "-"),
+    ("#d1662b", "--"),
+    ("#3c8d5a", ":"),
+    ("#8a5a9e", "-."),
+)
+INK = {"mec": "black", "linestyle": "none", "zorder": 5, "clip_on": False}  # of single marks
+MARKS = {  # of the rows of eval.json, by name; any other row has a diamond
+    "base": {"marker": "s", "mfc": "white"},
+    "trained": {"marker": "*", "mfc": "black", "markersize": 15},
 }
 
 
 @contextmanager
 def no_missing_glyphs():
-    """A token may be in any script. What the font lacks is a box, and no warning helps."""
+    """A token may be in any script. What the font lacks becomes a box, and no warning helps."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
@@ -38,7 +41,16 @@ def save(figure, path):
         figure.savefig(path, dpi=110, format="png")
 
 
-PANELS = {  # of metrics.jsonl: label, and the same in a row of eval.json
+def set_labels(legend, labels):
+    """Give a legend its labels as they are. A $ is no mathematics here, a leading _ hides none."""
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_parse_math(False)
+        text.set_text(label)
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+PANELS = {  # of metrics.jsonl: the panel's title, and the same quantity's name in eval.json
     "reward_mean": ("reward (sampled, training)", None),
     "solved_mean": ("solved", "solved"),
     "nfe_mean": ("NFE per completion", "nfe"),
@@ -49,174 +61,304 @@ PANELS = {  # of metrics.jsonl: label, and the same in a row of eval.json
 
 
 def plot_curves(rows, measured, title, path):
-    """curves.png: what metrics.jsonl says, step by step and as a running mean.
+    """curves.png: six metrics of a run, step by step and as a running mean.
 
-    rows: of metrics.jsonl. measured: of eval.json; they are squares and stars, greedy, on held-out
-    problems, before and after.
+    rows      of metrics.jsonl
+    measured  of eval.json, possibly none: marks at the first and last step
+    title     e.g. the run's name
     """
-    figure = Figure((12, 6.4), layout="constrained")
-    w = max(1, len(rows) // 20)
-    panels = zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True)
-    for axis, (key, (label, greedy)) in panels:
+    figure = Figure((12, 6.8), layout="constrained")
+    last_step = rows[-1]["step"]
+    window = max(1, len(rows) // 20)
+    for axis, key in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        label, key_measured = PANELS[key]
         steps = [row["step"] for row in rows if row[key] is not None]
         values = [row[key] for row in rows if row[key] is not None]
-        spans = [values[max(0, i - w) : i] for i in range(1, len(values) + 1)]
+        means = []
+        for i in range(1, len(values) + 1):
+            recent = values[max(0, i - window) : i]
+            means.append(sum(recent) / len(recent))
         axis.plot(steps, values, color="0.7", linewidth=1, marker=".", markersize=4)
-        means, dot = [sum(span) / len(span) for span in spans], "o" if len(steps) == 1 else None
-        axis.plot(steps, means, color=LINES[0][0], linewidth=2, marker=dot)
-        for row in measured if greedy else []:
-            x = 0 if row["name"] == "base" else rows[-1]["step"]
-            mark = MARKS.get(row["name"], dict(marker="D", mfc="white"))
-            axis.plot(x, row[greedy], label=row["name"], **INK, **mark)
-        axis.set(title=label, xlabel="step", ylim=(0, None), xlim=(0, 1.03 * rows[-1]["step"]))
+        axis.plot(
+            steps,
+            means,
+            color=LINES[0][0],
+            linewidth=2,
+            marker="o" if len(steps) == 1 else None,  # a line of one point is invisible
+        )
+        for row in measured if key_measured else []:
+            step = 0 if row["name"] == "base" else last_step
+            mark = MARKS.get(row["name"], {"marker": "D", "mfc": "white"})
+            axis.plot(step, row[key_measured], **INK, **mark)
+        axis.update_datalim([(0, 0)])  # so that a constant has room above it
+        axis.autoscale_view()
+        axis.set(title=label, xlabel="step", ylim=(0, None), xlim=(0, 1.03 * last_step))
         axis.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
         axis.grid(alpha=0.3)
-    said = f"{title}: each step, and the mean of {w}"
+
+    explanation = f"Grey: each step. Blue: the mean of {window} steps."
+    if window == 1:
+        explanation = "Each step."
     if measured:
-        shown = figure.axes[1].get_legend_handles_labels()
-        figure.legend(*shown, loc="outside upper right", ncols=3)
-        said += "; marks: greedy, on held-out problems"
-    figure.suptitle(said, x=0.01, ha="left", size=11)
+        explanation += " Marks: greedy, on held-out problems, before and after training."
+        marks = figure.axes[1].lines[2:]  # of "solved"; the first two are its curves
+        legend = figure.legend(
+            marks,
+            ["-"] * len(marks),
+            loc="outside lower center",
+            ncols=len(marks),
+            fontsize=11,
+        )
+        set_labels(legend, [row["name"] for row in measured])
+    figure.suptitle(
+        f"{shorten(title, 100)}\n{explanation}", x=0.01, ha="left", size=11, parse_math=False
+    )
     save(figure, path)
 
 
 # ---- accuracy against NFE ------------------------------------------------------------------------
 
+RULES = {
+    "learned": "learned γ",
+    "eb": "entropy-bounded (γ)",
+    "top_k": "top-k (k)",
+    "confidence": "confidence (τ)",
+}
+MARKERS = {"learned": "*", "eb": "o", "top_k": "s", "confidence": "^"}
+FILLS = {"eb": None, "top_k": "white", "confidence": "0.8"}  # None: the line's colour
+
 
 def plot_frontier(rows, path, title):
-    """Solved share against NFE. rows: evaluate's, with a "name" each, of any names and decoders.
+    """frontier.png: solved share against NFE, a line for each name and rule.
 
-    A line for each name and rule, its points by NFE. Bars are the 95% intervals. A star is the
-    learned threshold.
+    rows   of evaluate.evaluate, each with a "name": of any names and decoders
+    title  what the picture shows, or the run's name
+
+    Bars are the 95% intervals. A star is a learned threshold.
     """
-    figure = Figure((8, 5.4), layout="constrained")
-    axis, curves = figure.subplots(), curves_of(rows)
+    figure = Figure((8, 5.6), layout="constrained")
+    axis = figure.subplots()
+    curves = curves_of(rows)
     names = list(dict.fromkeys(name for name, _ in curves))
+    rules = [rule for rule in RULES if any(curve[1] == rule for curve in curves)]
+    labels = []
     for (name, rule), points in curves.items():
-        color, line = LINES[names.index(name) % len(LINES)]
-        nfe, share = ([row[key] for row in points] for key in ("nfe", "solved"))
-        low = [max(0, row["solved"] - row["solved_low"]) for row in points]
-        high = [max(0, row["solved_high"] - row["solved"]) for row in points]
-        how = dict(color=color, ecolor=(color, 0.45), elinewidth=1, capsize=2, yerr=[low, high])
-        how |= dict(label=f"{name}: {RULES.get(rule, 'learned γ')}", mec="black")
-        if rule == "learned":
-            how |= dict(marker="*", linestyle="none", markersize=17, mew=1, zorder=5)
-            how["mfc"] = (color, "white", "0.8")[names.index(name) % 3]
-        else:
-            how |= dict(marker=MARKERS[rule], linestyle=line, markersize=6.5, mew=0.8)
-            how["mfc"] = FILLS[rule] or color
-        axis.errorbar(nfe, share, **how)
-    axis.set(xlim=(0, None), ylim=(0, None), xlabel="NFE: denoiser calls a completion")
-    axis.set_ylabel("solved")
+        # Lines differ by name; those of a single name by rule.
+        index = names.index(name) if len(names) > 1 else rules.index(rule)
+        color, line = LINES[index % len(LINES)]
+        labels.append(curve_label(name, rule, names, rules))
+        is_star = rule == "learned"
+        axis.errorbar(
+            x=[row["nfe"] for row in points],
+            y=[row["solved"] for row in points],
+            yerr=[
+                [max(0, row["solved"] - row["solved_low"]) for row in points],
+                [max(0, row["solved_high"] - row["solved"]) for row in points],
+            ],
+            label=labels[-1],
+            color=color,
+            linestyle="none" if is_star else line,
+            linewidth=2,
+            marker=MARKERS[rule],
+            markersize=19 if is_star else 8,
+            mfc=(color, "white", "0.8")[index % 3] if is_star else FILLS[rule] or color,
+            mec="black",
+            mew=1 if is_star else 0.8,
+            ecolor=(color, 0.45),
+            elinewidth=1.5,
+            capsize=3,
+            zorder=5 if is_star else 2,
+        )
+    axis.set(xlim=(0, None), ylim=(0, None))
+    axis.set_xlabel("NFE: denoiser calls per completion", size=13)
+    axis.set_ylabel("solved", size=13)
+    axis.tick_params(labelsize=12)
     axis.yaxis.set_major_formatter("{x:.0%}")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
-    axis.set_title(title, loc="left", fontweight="bold")
-    said = f"{conditions(rows)}. Bars: 95% intervals, bootstrapped over clusters."
-    figure.supxlabel(said, fontsize=8, color="0.3")
+    if len(labels) <= 4:
+        legend = axis.legend(axis.containers, ["-"] * len(labels), fontsize=12)
+    else:
+        legend = figure.legend(
+            axis.containers,
+            ["-"] * len(labels),
+            loc="outside lower center",
+            ncols=2,
+            fontsize=10,
+        )
+    set_labels(legend, labels)
+
+    # The caption stands between title and axes.
+    caption = fill(conditions(rows), 95) + "\nBars: 95% intervals, over clusters of problems"
+    axis.annotate(
+        caption,
+        xy=(0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 6),
+        textcoords="offset points",
+        va="bottom",
+        size=10,
+        color="0.35",
+        parse_math=False,
+    )
+    lines_of_caption = caption.count("\n") + 1
+    axis.set_title(
+        fill(title, 60),
+        loc="left",
+        size=15,
+        weight="bold",
+        pad=10 + 13 * lines_of_caption,
+        parse_math=False,
+    )
     save(figure, path)
+
+
+def curve_label(name, rule, names, rules):
+    """What tells a curve from the others: its name, its rule, or both."""
+    parts = []
+    if len(names) > 1:
+        parts.append(shorten_name(name, 24 if len(rules) > 2 else 40))
+    if len(names) == 1 or rule == "learned" or len({*rules} - {"learned"}) > 1:
+        parts.append(RULES[rule])
+    return ", ".join(parts)
 
 
 # ---- completions ---------------------------------------------------------------------------------
 
 
 def shade(t, T):
-    """(background, ink) of call t as RGB in [0, 1]: dark to light, so that grey does as well."""
-    rgb = colormaps["viridis"](0.12 + 0.78 * (t - 1) / max(T - 1, 1))[:3]
-    return rgb, (1, 1, 1) if 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 0.5 else (0, 0, 0)
+    """(background, ink) of call t of T, as RGB in [0, 1]. Dark to light, so that grey does too."""
+    red, green, blue = colormaps["viridis"](0.12 + 0.78 * (t - 1) / max(T - 1, 1))[:3]
+    is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+    ink = (1, 1, 1) if is_dark else (0, 0, 0)
+    return (red, green, blue), ink
 
 
-def draw_box(axis, place, word, step, t, T):
-    """A token with its call in a corner, or a mask, after call t. What call t took is framed.
+def draw_token(axis, x, y, width, token, step, t, T):
+    """A position after call t of T: its token with its call in a corner, or a mask.
 
-    place: x, y and width in pixels; the box is 46 high.
+    step: the call that took the token; if that is call t, it is framed. x, y, width: in pixels,
+    the upper left corner; the box is 46 high.
     """
-    x, y, width = place
-    back, ink = shade(step, T) if step <= t else ((0.955,) * 3, "0.75")
-    edge = "black" if step == t else back if step < t else "0.75"
-    how = dict(facecolor=back, edgecolor=edge, linewidth=2.6 if step == t else 1.2)
-    how |= dict(boxstyle="round,pad=0,rounding_size=7", linestyle="-" if step <= t else "--")
-    axis.add_patch(FancyBboxPatch((x, y), width, 46, **how))
-    if step > t:
-        how = dict(size=8, color="0.6", ha="center", va="center")
-        axis.text(x + width / 2, y + 23, "[MASK]", **how)
+    is_mask = step > t
+    if is_mask:
+        background = (0.955, 0.955, 0.955)
+        edge = "0.75"
     else:
-        size = min(15, 1.05 * width / max(len(word), 1))
-        how = dict(
-            color=ink, ha="center", va="center", family="monospace", weight="bold", parse_math=False
+        background, ink = shade(step, T)
+        edge = "black" if step == t else background
+    axis.add_patch(
+        FancyBboxPatch(
+            (x, y),
+            width,
+            46,
+            boxstyle="round,pad=0,rounding_size=7",
+            facecolor=background,
+            edgecolor=edge,
+            linewidth=2.6 if step == t else 1.2,
+            linestyle="--" if is_mask else "-",
         )
-        axis.text(x + width / 2, y + 26, word, size=size, **how)
-        axis.text(x + width - 6, y + 9, step, size=8, color=ink, ha="right", va="center")
+    )
+    if is_mask:
+        axis.text(x + width / 2, y + 23, "[MASK]", size=8, color="0.6", ha="center", va="center")
+        return
+    axis.text(
+        x + width / 2,
+        y + 26,
+        token,
+        size=min(15, 1.05 * width / max(len(token), 1)),
+        color=ink,
+        ha="center",
+        va="center",
+        family="monospace",
+        weight="bold",
+        parse_math=False,
+    )
+    axis.text(x + width - 6, y + 9, str(step), size=8, color=ink, ha="right", va="center")
 
 
-def draw_number(axis, place, value, highest, taken):
-    """A bar as long as what the rule read, and the number."""
-    x, y, width = place
-    axis.add_patch(Rectangle((x, y), width, 6, color="0.93"))
-    share = value / max(highest, 1e-9)
-    axis.add_patch(Rectangle((x, y), width * share, 6, color="black" if taken else "0.6"))
-    weight, color = ("bold", "black") if taken else ("normal", "0.45")
-    how = dict(size=10, ha="center", va="center", weight=weight, color=color)
-    axis.text(x + width / 2, y + 16, f"{value:.2f}", **how)
+def plot_two_stages(stages, path, cap=1.0, most=12):
+    """two_stages.png: from which of two states each token of a completion is scored.
 
+    stages  traces.TwoStages
+    cap     C, of the importance weights
+    most    tokens to show, from the first on
 
-def draw_budget(axis, trace, t, y):
-    """The entropies that call t read, end to end, lowest first: what starts before gamma, it took.
-
-    gamma stands in the middle. y: pixels from the top.
+    The completion is in the middle row. An arrow from above: scored from z_0, all masks. An arrow
+    from below: scored from z_tau. Below that are each token's probability as drawn and as scored,
+    and its weight before and after the cap.
     """
-    left, width, T = 24, 300, len(trace.read)
-    gamma = max(trace.level, 1e-9)
-    unit = width / 2 / gamma
-    for i, before in trace.before(t).items():
-        start, end = (min(nats * unit, width) for nats in (before, before + trace.read[t - 1][i]))
-        back = shade(t, T)[0] if trace.step[i] == t else "0.94"
-        bar = Rectangle((left + start, y), end - start, 14, facecolor=back, edgecolor="white")
-        axis.add_patch(bar)
-    axis.add_patch(Rectangle((left, y), width, 14, fill=False, edgecolor="0.6", linewidth=0.8))
-    axis.plot([left + width / 2] * 2, [y - 5, y + 19], color="black", linewidth=2)
-    axis.text(left + width / 2, y - 7, f"γ = {gamma:.2g} nats", size=10, ha="center", va="bottom")
-    said = "masks by entropy, end to end: taken if it starts before γ"
-    axis.text(left, y + 22, said, size=9, va="top", color="0.35")
-
-
-def plot_two_stages(stages, path, most=12):
-    """From which of two states each token is scored. stages: trace.two_stages; `most` tokens fit.
-
-    The completion is in the middle. An arrow from above: scored from z_0, all masks. An arrow from
-    below: scored from z_tau. Below that each token's probability as drawn and as scored.
-    """
-    words, steps, tau = stages["words"][:most], stages["step"], stages["tau"]
-    figure = Figure((8, 4.35), dpi=110)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, 800), ylim=(435, 0))
+    tokens = stages.tokens[:most]
+    tau = stages.tau
+    T = max(stages.unmask_step)
+    figure = Figure((8, 4.9), dpi=110)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, 800), ylim=(490, 0))  # y counts from the top
     axis.axis("off")
-    title = f"{shorten(stages['prompt'], 36)}   two stages, boundary τ = {tau}"
-    axis.text(24, 28, title, size=14, weight="bold", va="center", parse_math=False)
-    pitch, T = 682 / len(words), max(steps)
-    states = {56: ("$z_0$", "all masks", 0), 146: ("$o$", "completion", T)}
-    states[236] = (f"$z_{{{tau}}}$", f"after call {tau}", tau)
-    for y, (name, what, t) in states.items():
-        axis.text(24, y + 14, name, size=14, va="center")
-        axis.text(24, y + 34, what, size=8.5, va="center", color="0.35")
-        for i, word in enumerate(words):  # half a call later, nothing is framed as new
-            draw_box(axis, (100 + pitch * i, y, pitch - 8), word, steps[i], t + 0.5, T)
-    lines = {"as drawn": stages["drawn"], "as scored": stages["scored"]}
-    pairs = zip(stages["scored"], stages["drawn"], strict=True)
-    lines["weight"] = [scored / drawn for scored, drawn in pairs]
-    for row, (name, values) in enumerate(lines.items()):
-        y, weight = 310 + 26 * row, "bold" if name == "weight" else "normal"
-        axis.text(24, y, name, size=10, va="center", weight=weight)
-        for i, value in enumerate(values[: len(words)]):
-            x = 100 + pitch * (i + 0.5) - 4
-            axis.text(x, y, f"{value:.2f}", size=10, ha="center", va="center", weight=weight)
-    for i, start in enumerate(stages["scored_from"][: len(words)]):
-        x, (tail, head) = 100 + pitch * (i + 0.5) - 4, ((104, 143) if start == 0 else (234, 195))
-        arrow = dict(arrowstyle="-|>", color="black", linewidth=1.6, mutation_scale=13)
-        axis.annotate("", (x, head), (x, tail), arrowprops=arrow)
-    first = "call 1" if tau == 1 else f"calls 1 to {tau}"
-    said = f"Tokens of {first} are scored from $z_0$, later ones from $z_{{{tau}}}$. "
-    said += f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
-    said += "weight = as scored / as drawn; training caps it at C."
-    said += f" Shown: the first {most} of {len(steps)} tokens." if len(steps) > most else ""
-    axis.text(24, 404, said, size=8.5, va="center", color="0.35", linespacing=1.5)
+    axis.text(
+        24,
+        28,
+        f"{shorten(stages.prompt, 36)}   two stages, boundary τ = {tau}",
+        size=14,
+        weight="bold",
+        va="center",
+        parse_math=False,
+    )
+    verdict = "✓ solved" if stages.solved else "✗ not solved"
+    axis.text(776, 28, verdict, size=12, weight="bold", ha="right", va="center")
+
+    pitch = 682 / len(tokens)
+    middles = [100 + pitch * (i + 0.5) - 4 for i in range(len(tokens))]
+    for y, symbol, description, t in (
+        (56, "$z_0$", "all masks", 0),
+        (146, "$o$", "completion", T),
+        (236, f"$z_{{{tau}}}$", f"after call {tau}", tau),
+    ):
+        axis.text(24, y + 14, symbol, size=14, va="center")
+        axis.text(24, y + 34, description, size=8.5, va="center", color="0.35")
+        for i, token in enumerate(tokens):
+            draw_token(
+                axis,
+                x=100 + pitch * i,
+                y=y,
+                width=pitch - 8,
+                token=token,
+                step=stages.unmask_step[i],
+                t=t + 0.5,  # half a call later: nothing is framed as new
+                T=T,
+            )
+
+    for x, start in zip(middles, stages.scored_from, strict=False):
+        tail, head = (104, 143) if start == 0 else (234, 195)
+        axis.annotate(
+            "",
+            xy=(x, head),
+            xytext=(x, tail),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": "black",
+                "linewidth": 1.6,
+                "mutation_scale": 13,
+            },
+        )
+
+    weights = [scored / drawn for scored, drawn in zip(stages.scored, stages.drawn, strict=True)]
+    for y, name, values in (
+        (310, "as drawn", stages.drawn),
+        (336, "as scored", stages.scored),
+        (362, "weight w", weights),
+        (388, "min(C, w)", [min(cap, weight) for weight in weights]),
+    ):
+        emphasis = "bold" if name == "min(C, w)" else "normal"
+        axis.text(24, y, name, size=10, va="center", weight=emphasis)
+        for x, value in zip(middles, values, strict=False):
+            axis.text(x, y, f"{value:.2f}", size=10, ha="center", va="center", weight=emphasis)
+
+    calls = "call 1" if tau == 1 else f"calls 1 to {tau}"
+    explanation = (
+        f"Tokens of {calls} are scored from $z_0$, later ones from $z_{{{tau}}}$.\n"
+        f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
+        f"w = as scored / as drawn. Training uses min(C, w), here with C = {cap:g}."
+    )
+    if len(stages.tokens) > most:
+        explanation += f" Shown: the first {most} of {len(stages.tokens)} tokens."
+    axis.text(24, 446, explanation, size=9.5, va="center", color="0.35", linespacing=1.5)
     save(figure, path)

@@ -4,13 +4,15 @@ from textwrap import fill, wrap
 
 from evaluation.tables import WIDTH, printable, shorten
 
-GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # of a run's frontier, in nats
+GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # thresholds of a run's frontier, in nats
 
 
 def describe_base(row):
-    """The base's row in words."""
-    solved = f"{row['solved']:.1%} of {problems_in(row)} solved"
-    return f"base: {solved}, {row['nfe']:.2f} calls each, at γ {gamma(row)}"
+    """The base model's row of evaluate.evaluate as a line."""
+    return (
+        f"base: {row['solved']:.1%} of {count_problems(row)} solved, {row['nfe']:.2f} calls each, "
+        f"at γ {gamma_text(row)}"
+    )
 
 
 def print_summary(rows, frontier, completions):
@@ -19,94 +21,123 @@ def print_summary(rows, frontier, completions):
     rows: of eval.json. frontier: of frontier.json. completions: of completions.json.
     """
     base_rows = [row for row in frontier if row["name"] == "base"]
-    best = max(base_rows, key=lambda row: (row["solved"], -row["nfe"]))
-    table_rows = rows[:1]
-    if best["level"] != rows[0]["level"]:
-        table_rows.append(best | {"name": "base at its best γ"})
-    table_rows += rows[1:]
-    print("", *table(table_rows), "", sep="\n")
-    for line in describe_results(rows[1], best, has_choice=len(base_rows) > 1):
+    best_base = max(base_rows, key=lambda row: (row["solved"], -row["nfe"]))
+    base, *trained_rows = rows
+    table_rows = [base]
+    if best_base["level"] != base["level"]:
+        table_rows.append(best_base | {"name": "base at its best γ"})
+    table_rows += trained_rows
+    print()
+    for line in results_table(table_rows):
+        print(line)
+    print()
+    for line in describe_results(trained_rows[0], best_base, has_choice=len(base_rows) > 1):
         print(fill(line, WIDTH, subsequent_indent="  "))
-    print("", *describe_completions(completions, rows[0]), "", sep="\n")
+    print()
+    for line in describe_completions(completions, base):
+        print(line)
+    print()
 
 
-def problems_in(row):
-    return f"{row['problems']} held-out problem{'s' * (row['problems'] != 1)}"
+def results_table(rows):
+    """The lines of a table of rows of evaluate.evaluate, and below it what all rows share.
+
+    Below the row of a model that has several tasks there is a line for each task.
+    """
+    table = [["", "γ", "solved, %", "NFE", "tokens"]]
+    for row in rows:
+        table.append(table_cells(row["name"], row))
+        for task, part in row.get("tasks", {}).items():
+            short_name = task.rpartition(":")[2]  # of FILE.py:NAME
+            table.append(table_cells(f"  {shorten(short_name, 22)}", row | part))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for name, *numbers in table:
+        yield "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+
+    row = rows[0]
+    lengths = {part["length"] for part in row.get("tasks", {"": row}).values()}
+    lengths = " or ".join(str(length) for length in sorted(lengths))
+    blocks = ""
+    if row["block_length"] < row["length"]:
+        blocks = f", blocks of {row['block_length']}"
+    yield from wrap(
+        f"{count_problems(row)} in {row['clusters']} clusters, greedy, {lengths} tokens a "
+        f"completion{blocks}. In brackets: the 95% interval, over clusters. NFE: calls a "
+        "completion. tokens: those that a call unmasks.",
+        WIDTH,
+    )
 
 
-def gamma(row):
+def table_cells(name, row):
+    """One line of the table, a list of strings."""
+    interval = f"{100 * row['solved_low']:.1f} to {100 * row['solved_high']:.1f}"
+    return [
+        name,
+        gamma_text(row),
+        f"{solved_percent(row):.1f} ({interval})",
+        f"{nfe_shown(row):.2f}",
+        f"{row['tokens_per_call']:.2f}",
+    ]
+
+
+def describe_results(trained, best_base, has_choice):
+    """Two lines on what changed, for better or worse: accuracy and speed.
+
+    trained, best_base: rows of evaluate.evaluate; the base's is that of its best gamma.
+    has_choice: whether the base was measured at more than one gamma.
+    """
+    gain = solved_percent(trained) - solved_percent(best_base)
+    low = max(trained["solved_low"], best_base["solved_low"])
+    high = min(trained["solved_high"], best_base["solved_high"])
+    overlap = "overlap: within the noise" if low <= high else "do not overlap"
+    accuracy = f"{gain:+.1f} points. The 95% intervals {overlap}." if gain else "no change."
+    at_gamma = "its best γ," if has_choice else "γ"
+
+    change = round(100 * (nfe_shown(trained) / nfe_shown(best_base) - 1))
+    speed = "about as many."
+    if change:
+        speed = f"{abs(change)}% {'more' if change > 0 else 'fewer'}."
+    return [
+        f"Accuracy: {solved_percent(best_base)}% (base at {at_gamma} {gamma_text(best_base)}) to "
+        f"{solved_percent(trained)}% of {count_problems(trained)}, {accuracy}",
+        f"Speed: {nfe_shown(best_base):.2f} (the same base) to {nfe_shown(trained):.2f} calls a "
+        f"completion, {speed}",
+    ]
+
+
+def describe_completions(completions, row):
+    """Lines on what base and trained model wrote for the same problems, in the terminal's width.
+
+    completions: of completions.json, first all of the base's and then all of the trained model's.
+    row: any of eval.json, for the number of problems.
+    """
+    n = len(completions) // 2
+    yield f"The first {n} of {count_problems(row)}, greedy, each model at its own γ:"
+    for base, trained in zip(completions[:n], completions[n:], strict=True):
+        yield shorten(f"  {printable(base['question'])}", WIDTH)
+        for completion in (base, trained):
+            mark = "✓" if completion["solved"] else "✗"
+            line = f"    {completion['name']:7}  {mark} NFE {completion['nfe']}  "
+            yield shorten(line + printable(completion["text"]), WIDTH)
+
+
+def count_problems(row):
+    plural = "" if row["problems"] == 1 else "s"
+    return f"{row['problems']} held-out problem{plural}"
+
+
+def gamma_text(row):
+    """A fixed gamma, or the mean and standard deviation of a learned one."""
     if row["level"] != "learned":
         return f"{row['level']:g}"
     return f"{row['threshold_mean']:.3f} ±{row['threshold_std']:.3f}"
 
 
-def percent(row):
-    """As it is printed: so that differences are those of what the reader sees."""
+def solved_percent(row):
+    """Rounded as it is printed, so that differences are those of the numbers on view."""
     return round(100 * row["solved"], 1)
 
 
-def calls(row):
+def nfe_shown(row):
+    """Rounded as it is printed, for the same reason."""
     return round(row["nfe"], 2)
-
-
-def with_tasks(rows):
-    """The rows, and below each of a run of several tasks what it says of each task."""
-    for row in rows:
-        yield row
-        for name, part in row.get("tasks", {}).items():
-            yield row | part | {"name": f"  {shorten(name.rpartition(':')[2], 22)}"}
-
-
-def table(rows):
-    """The lines of a table of rows of `evaluate`, and below it what all rows share."""
-    cells = [("", "γ", "solved, %", "NFE", "tokens")]
-    for row in with_tasks(rows):
-        interval = f"{100 * row['solved_low']:.1f} to {100 * row['solved_high']:.1f}"
-        scores = f"{calls(row):.2f}", f"{row['tokens_per_call']:.2f}"
-        cells.append((row["name"], gamma(row), f"{percent(row):.1f} ({interval})", *scores))
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for name, *others in cells:
-        numbers = map(str.rjust, others, widths[1:])
-        yield "  ".join([name.ljust(widths[0]), *numbers])
-    row = rows[0]
-    block = f", blocks of {row['block_length']}" if row["block_length"] < row["length"] else ""
-    parts = row.get("tasks", {"": row}).values()
-    lengths = " or ".join(str(n) for n in sorted({part["length"] for part in parts}))
-    shared = f"{problems_in(row)} in {row['clusters']} clusters, greedy, {lengths} tokens"
-    shared += f" a completion{block}. In brackets: the 95% interval, over clusters. NFE: calls a"
-    yield from wrap(shared + " completion. tokens: those that a call unmasks.", WIDTH)
-
-
-def describe_results(trained, best, has_choice):
-    """Two lines on what changed, whatever changed. best: the base at its best gamma.
-
-    has_choice: whether the base was measured at more than one gamma.
-    """
-    which = "its best γ," if has_choice else "γ"
-    gain = percent(trained) - percent(best)
-    low = max(trained["solved_low"], best["solved_low"])
-    high = min(trained["solved_high"], best["solved_high"])
-    overlap = "overlap: within the noise" if low <= high else "do not overlap"
-    accuracy = f"{gain:+.1f} points. The 95% intervals {overlap}." if gain else "no change."
-    change = round(100 * (calls(trained) / calls(best) - 1))
-    speed = "about as many."
-    if change:
-        speed = f"{abs(change)}% {'more' if change > 0 else 'fewer'}."
-    return [
-        f"Accuracy: {percent(best)}% (base at {which} {gamma(best)}) to {percent(trained)}% of "
-        f"{problems_in(trained)}, {accuracy}",
-        f"Speed: {calls(best):.2f} (the same base) to {calls(trained):.2f} calls a completion, "
-        f"{speed}",
-    ]
-
-
-def describe_completions(texts, row):
-    """The lines of completions.json's rows, cut to the terminal's width."""
-    n = len(texts) // 2
-    yield f"The first {n} of {problems_in(row)}, greedy, each model at its own γ:"
-    for base, trained in zip(texts[:n], texts[n:], strict=True):
-        yield shorten(f"  {printable(base['question'])}", WIDTH)
-        for one in (base, trained):
-            mark = "✓" if one["solved"] else "✗"
-            said = f"    {one['name']:7}  {mark} NFE {one['nfe']}  {printable(one['text'])}"
-            yield shorten(said, WIDTH)

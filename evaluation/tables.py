@@ -1,31 +1,20 @@
-"""Tables for the terminal: rows of `evaluate.evaluate`, and the conditions that they share."""
+"""Tables for the terminal: rows of evaluate.evaluate, and the settings that they share."""
 
 from textwrap import fill
 
 WIDTH = 80  # columns of a terminal
+NAME_WIDTH = 28  # of a run's name in a table
 
-# Settings of a row that can differ between rows: how each is written, and special cases.
-CONDITIONS = {
-    "task": ("{}", {}),
-    "decoder": ("{}", {}),
-    "temperature": ("temperature {:g}", {0: "greedy"}),
-    "length": ("length {}", {}),
-    "block_length": ("blocks of {}", {}),
-    "cache": ("{} cache", {"none": "no cache"}),
-    "problems": ("{} problems", {}),
-    "clusters": ("in {} clusters", {}),
-}
-
-# Scores of a row: the column's title, the key that the row must have, and how it is written.
-SCORES = (
-    ("solved", "solved", "{solved:.1%}"),
-    ("pass@N", "pass_at_n", "{pass_at_n:.1%}"),
-    ("95% interval", "solved", "{solved_low:.1%} to {solved_high:.1%}"),
-    ("cells", "cells", "{cells:.1%}"),
-    ("reward", "reward", "{reward:.3f}"),
-    ("NFE", "nfe", "{nfe:.2f}"),
-    ("tokens/call", "nfe", "{tokens_per_call:.2f}"),
-    ("AUP", "aup", "{aup:.1f}"),
+# Settings that can differ from row to row. What all rows share is said once, above the table.
+SETTINGS = (
+    "task",
+    "decoder",
+    "temperature",
+    "length",
+    "block_length",
+    "cache",
+    "problems",
+    "clusters",
 )
 AUP_EXPLAINED = (
     "AUP: accuracy under parallelism (d3LLM), the area under solved % against tokens per call, "
@@ -33,57 +22,96 @@ AUP_EXPLAINED = (
 )
 
 
-def conditions(rows):
-    """What all rows of `evaluate` share, in words: "greedy, length 10, one block, ..."."""
-    words = []
-    for key, (form, special) in CONDITIONS.items():
-        values = {row.get(key) for row in rows}
-        if len(values) > 1 or values == {None}:
-            continue
-        value = values.pop()
-        if key == "block_length" and value == rows[0]["length"]:
-            words.append("one block")
-            continue
-        if key == "length":
-            parts = rows[0].get("tasks", {}).values()
-            if any(part["length"] < value for part in parts):
-                value = f"up to {value}"
-        words.append(special.get(value, form.format(value)))
-    return ", ".join(words).replace(", in ", " in ")
-
-
 def print_table(rows):
-    """Print rows of `evaluate`: above the table what they share, in it what differs, and scores.
+    """Print rows of evaluate.evaluate: above the table what they share, in it what differs.
 
-    A score has a column if every row has it. The interval is metrics.cluster_bootstrap_interval's.
+    Each row has a "name" beside what `evaluate` returns. A score has a column if every row has it.
     """
     differing = [
-        key for key in ("name", "adapter", *CONDITIONS) if len({row.get(key) for row in rows}) > 1
+        key for key in ("name", "adapter", *SETTINGS) if len({row.get(key) for row in rows}) > 1
     ]
-    columns = {key: f"{{{key}}}" for key in differing} | {"level": "{level}"}
-    if any(row["decoder"] == "eb" for row in rows):
-        columns["gamma"] = "{gamma}"
-    for title, key, form in SCORES:
-        if all(key in row for row in rows):
-            columns[f"pass@{rows[0]['samples']}" if title == "pass@N" else title] = form
-    table = [["" if title == "name" else title for title in columns]]
-    for row in rows:
-        gamma = ""
-        if row["decoder"] == "eb":
-            gamma = f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}"
-        table.append([form.format(**row, gamma=gamma) for form in columns.values()])
-    name = "" if "name" in differing else f"{rows[0]['name']}: "
-    print(fill(f"{name}{conditions(rows)}", WIDTH))
-    print_columns(table)
-    if "AUP" in columns:
+    cells_of_rows = [table_cells(row, differing, rows) for row in rows]
+    header = ["" if title == "name" else title for title in cells_of_rows[0]]
+    shared = conditions(rows)
+    if "name" not in differing:
+        shared = f"{rows[0]['name']}: {shared}"
+    print(fill(shared, WIDTH))
+    print_columns([header, *(list(cells.values()) for cells in cells_of_rows)])
+    if "AUP" in header:
         print(fill(AUP_EXPLAINED, WIDTH))
 
 
+def table_cells(row, differing, rows):
+    """One row of the table, {title: text}. `rows`, all of them, decide which columns there are."""
+    cells = {key: shorten_name(str(row[key]), NAME_WIDTH) for key in differing}
+    cells["level"] = str(row["level"])
+    if any(other["decoder"] == "eb" for other in rows):
+        cells["gamma"] = ""
+        if row["decoder"] == "eb":
+            cells["gamma"] = f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}"
+    cells["solved"] = f"{row['solved']:.1%}"
+    if all("pass_at_n" in other for other in rows):
+        cells[f"pass@{row['samples']}"] = f"{row['pass_at_n']:.1%}"
+    cells["95% interval"] = f"{row['solved_low']:.1%} to {row['solved_high']:.1%}"
+    if all("cells" in other for other in rows):
+        cells["cells"] = f"{row['cells']:.1%}"
+    cells["reward"] = f"{row['reward']:.3f}"
+    cells["NFE"] = f"{row['nfe']:.2f}"
+    cells["tokens/call"] = f"{row['tokens_per_call']:.2f}"
+    if all("aup" in other for other in rows):
+        cells["AUP"] = f"{row['aup']:.1f}"
+    return cells
+
+
 def print_columns(table):
-    """Print lists of strings as columns, flush right."""
+    """Print a list of lists of strings, the header first, as columns that are flush right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(map(str.rjust, line, widths)).rstrip())
+
+
+def conditions(rows):
+    """What all rows of evaluate.evaluate share, in words: "greedy, length 10, one block, ..."."""
+    phrases = []
+    for setting in SETTINGS:
+        values = {row.get(setting) for row in rows}
+        if len(values) == 1 and values != {None}:
+            phrases.append(describe_setting(setting, values.pop(), rows[0]))
+    return ", ".join(phrases).replace(", in ", " in ")
+
+
+def describe_setting(setting, value, row):
+    """One setting in words. row: one that has it; its other settings can change the words."""
+    if setting == "temperature":
+        return "greedy" if value == 0 else f"temperature {value:g}"
+    if setting == "length":
+        lengths_of_tasks = [part["length"] for part in row.get("tasks", {}).values()]
+        is_largest = any(length < value for length in lengths_of_tasks)
+        return f"length up to {value}" if is_largest else f"length {value}"
+    if setting == "block_length":
+        return "one block" if value == row["length"] else f"blocks of {value}"
+    if setting == "cache":
+        return "no cache" if value == "none" else f"{value} cache"
+    if setting == "problems":
+        return f"{value} problems"
+    if setting == "clusters":
+        return f"in {value} clusters"
+    return str(value)
+
+
+def curves_of(rows):
+    """Group rows by name and rule, for one line each: {(name, rule): rows, sorted by NFE}.
+
+    The rows of a learned threshold are a curve of their own, with the rule "learned". Curves come
+    in the order of the names, and of the rules below.
+    """
+    rules = ["learned", "eb", "top_k", "confidence"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    curves = {(name, rule): [] for name in names for rule in rules}
+    for row in sorted(rows, key=lambda row: row["nfe"]):
+        rule = "learned" if row["level"] == "learned" else row["decoder"]
+        curves[row["name"], rule].append(row)
+    return {curve: points for curve, points in curves.items() if points}
 
 
 def printable(text):
@@ -92,17 +120,14 @@ def printable(text):
 
 
 def shorten(text, width):
-    """Text cut to a width, with an ellipsis where something is missing."""
+    """Text of at most `width` characters; an ellipsis stands for the rest."""
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def curves_of(rows):
-    """{(name, rule): its rows by NFE}; the learned operating points stand apart, as "learned"."""
-    curves = {}
-    for row in sorted(rows, key=lambda row: row["nfe"]):
-        rule = "learned" if row["level"] == "learned" else row["decoder"]
-        curves.setdefault((row["name"], rule), []).append(row)
-    rules = ["learned", "eb", "top_k", "confidence"]
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    ordered = sorted(curves, key=lambda curve: (names.index(curve[0]), rules.index(curve[1])))
-    return {curve: curves[curve] for curve in ordered}
+def shorten_name(name, width):
+    """A name of at most `width` characters. It is cut in the middle: runs differ at the end."""
+    if len(name) <= width:
+        return name
+    head = width // 2
+    tail = width - 1 - head
+    return f"{name[:head]}…{name[len(name) - tail :]}"

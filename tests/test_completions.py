@@ -1,12 +1,15 @@
-"""Scoring a file of completions without a model: the table, and bad lines."""
+"""Files of completions that others wrote: scored without a model, bad lines named."""
 
 import json
 
 import pytest
 
 import evaluate
+from evaluation.completions import score_file
+from tasks.registry import TASKS
 
-ROWS = [
+PUZZLE = {"puzzle": "0310200404001043", "solution": "4312213434211243"}
+WRITTEN = [
     {
         "task": "countdown",
         "problem": {"numbers": [3, 4, 5], "target": 35},
@@ -17,26 +20,35 @@ ROWS = [
         "problem": {"numbers": [3, 4, 6], "target": 42},
         "text": "<answer>6*4+3",
     },
-    {
-        "task": "sudoku",
-        "problem": {"puzzle": "0310200404001043", "solution": "4312213434211243"},
-        "text": "<answer>4312213434211243</answer>",
-    },
+    {"task": "sudoku", "problem": PUZZLE, "text": "<answer>4312213434211243</answer>"},
 ]
 
 
-def test_completions_of_a_file_are_scored_without_a_model(tmp_path, capsys):
-    path = tmp_path / "completions.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    evaluate.main(["--completions", str(path)])
+@pytest.fixture
+def path(tmp_path):
+    """The path of a file with three completions, of two tasks."""
+    path = tmp_path / "written.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in WRITTEN))
+    return path
+
+
+def test_completions_of_a_file_are_scored_without_a_model(path, capsys):
+    assert evaluate.main(["--completions", str(path)]) == 0
     header, countdown, sudoku = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert countdown[:4] == ["countdown", "2", "2", "50.0%"]
-    assert countdown[-1] == "0.550"
-    assert sudoku[:4] == ["sudoku", "1", "1", "100.0%"]
-    assert sudoku[-1] == "100.0%"
+    assert countdown[:4] == ["countdown", "2", "2", "50.0%"] and countdown[-1] == "0.550"
+    assert sudoku[:4] == ["sudoku", "1", "1", "100.0%"] and sudoku[-1] == "100.0%"
     assert header[-1] == "cells"
     # The column of names has no heading, and an interval is three words under a heading of two.
     assert len(header) == len(sudoku) - 1 - 1
+
+
+def test_the_rows_of_a_file_are_written_as_json_too(path, tmp_path):
+    assert evaluate.main(["--completions", str(path), "--json", str(tmp_path / "rows")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    assert rows == score_file(path, TASKS)
+    countdown, sudoku = rows
+    assert countdown["solved_low"] <= countdown["solved"] == 0.5 <= countdown["solved_high"]
+    assert sudoku["cells"] == 1 and "cells" not in countdown
 
 
 BAD_LINES = [
@@ -45,15 +57,28 @@ BAD_LINES = [
     '{"task": "countdown"}',
     '{"task": "evil.py:X", "problem": {}, "text": ""}',
     '{"task": "countdown", "problem": {}, "text": "1"}',
-    json.dumps(ROWS[0] | {"text": 5}),
+    json.dumps(WRITTEN[0] | {"text": 5}),
 ]
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_a_bad_completion_is_named_by_its_line(tmp_path, line, capsys):
-    path = tmp_path / "completions.jsonl"
-    path.write_text(json.dumps(ROWS[0]) + "\n\n" + line + "\n")
+    path = tmp_path / "written.jsonl"
+    path.write_text(json.dumps(WRITTEN[0]) + "\n\n" + line + "\n")
     assert evaluate.main(["--completions", str(path)]) == 2
     message = capsys.readouterr().err
-    assert "line 3" in message
-    assert message.count("\n") == 1
+    assert "line 3" in message and message.count("\n") == 1
+
+
+def test_an_unknown_task_is_called_so(tmp_path):
+    path = tmp_path / "written.jsonl"
+    path.write_text(json.dumps(WRITTEN[0] | {"task": "chess"}))
+    with pytest.raises(ValueError, match="unknown task 'chess': choose one of countdown, sudoku"):
+        score_file(path, TASKS)
+
+
+def test_an_empty_file_holds_no_completions(tmp_path):
+    path = tmp_path / "written.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no completions"):
+        score_file(path, TASKS)

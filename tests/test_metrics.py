@@ -11,27 +11,33 @@ from evaluation import metrics
 
 def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
     # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
-    low, high, k = metrics.cluster_bootstrap_interval(
-        [True] * 81 + [False] * 182, list(map(str, range(263)))
-    )
-    assert (low, high, k) == (pytest.approx(0.2553, abs=0.01), pytest.approx(0.3662, abs=0.01), 263)
+    solved = [True] * 81 + [False] * 182
+    clusters = [str(i) for i in range(263)]
+    low, high, num_clusters = metrics.cluster_bootstrap_interval(solved, clusters)
+    assert low == pytest.approx(0.2553, abs=0.01)
+    assert high == pytest.approx(0.3662, abs=0.01)
+    assert num_clusters == 263
 
 
 def test_problems_of_a_cluster_count_together():
-    solved, clusters = [i % 3 == 0 for i in range(60)], [str(i) for i in range(60)]
+    solved = [i % 3 == 0 for i in range(60)]
+    clusters = [str(i) for i in range(60)]
     apart = metrics.cluster_bootstrap_interval(solved, clusters)
     together = metrics.cluster_bootstrap_interval(solved * 16, clusters * 16)
     assert together == apart  # sixteen copies tell nothing new
-    naive = metrics.cluster_bootstrap_interval(solved * 16, list(map(str, range(960))))
+    naive = metrics.cluster_bootstrap_interval(solved * 16, [str(i) for i in range(960)])
     assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
 
 
 def test_the_interval_covers_the_true_share_as_often_as_it_says():
-    chance, hits = random.Random(0), 0
+    rng = random.Random(0)
+    hits = 0
     for _ in range(200):
-        solved, clusters = [], []
+        solved = []
+        clusters = []
         for cluster in range(60):  # of unequal sizes, each solved or missed as a whole
-            right, size = chance.random() < 0.3, chance.choice([1, 5, 20])
+            right = rng.random() < 0.3
+            size = rng.choice([1, 5, 20])
             solved += [right] * size
             clusters += [str(cluster)] * size
         low, high, _ = metrics.cluster_bootstrap_interval(solved, clusters, draws=400)
@@ -45,33 +51,34 @@ def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high)
     assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
 
 
-def points(*triples):
-    """Rows of a frontier: (nfe, solved, tokens a call) each."""
-    names = ("nfe", "solved", "tokens_per_call")
-    return [dict(zip(names, triple, strict=True)) for triple in triples]
+def point(nfe, solved, tokens_per_call=0):
+    """A row of a frontier."""
+    return {"nfe": nfe, "solved": solved, "tokens_per_call": tokens_per_call}
 
 
 def test_the_area_is_the_mean_of_the_best_within_each_budget():
     # budgets 1 to 2: nothing; 2 to 4: 0.2; 4 to 5: 0.5, and the worse, dearer point adds nothing
-    rows = points((4, 0.5, 0), (2, 0.2, 0), (5, 0.3, 0))
+    rows = [point(4, 0.5), point(2, 0.2), point(5, 0.3)]
     assert metrics.area(rows, 5) == pytest.approx((2 * 0.2 + 1 * 0.5) / 4)
     assert metrics.area(rows, 9) == pytest.approx((2 * 0.2 + 5 * 0.5) / 8)
     assert metrics.area(rows, 3) == pytest.approx(0.2 / 2)  # what costs more is not reached
     budgets = [1 + 8 * (i + 0.5) / 8000 for i in range(8000)]
     reached = [max([x["solved"] for x in rows if x["nfe"] <= b], default=0) for b in budgets]
     assert metrics.area(rows, 9) == pytest.approx(sum(reached) / 8000)
-    assert metrics.area(points((1, 0.7, 0)), 1) == 0.7 and metrics.area([], 1) == 0
-    assert metrics.area(points((1, 1.0, 0)), 6) == 1  # all solved in one call
+    assert metrics.area([point(1, 0.7)], 1) == 0.7 and metrics.area([], 1) == 0
+    assert metrics.area([point(1, 1.0)], 6) == 1  # all solved in one call
 
 
 def test_aup_is_the_formula_worked_by_hand():
-    rows = points((5, 0.40, 2), (10, 0.38, 1), (2, 0.20, 5))  # the last is over 5 points worse
+    # the last point is over 5 points worse
+    rows = [point(5, 0.40, 2), point(10, 0.38, 1), point(2, 0.20, 5)]
     below = 38 * math.exp(-3 * 0.05)  # W(38) with y_max 40
     assert metrics.aup(rows, 0.40) == pytest.approx(1 * 38 + (2 - 1) * (40 + below) / 2)
     worse = 40 * math.exp(-1.5) + 38 * math.exp(-3 * 42 / 80)  # where another run reaches 80
     assert metrics.aup(rows, 0.80) == pytest.approx(38 + worse / 2)
-    assert metrics.aup(points((3, 0.5, 4)), 0.5) == 200 and metrics.aup(rows[:1], 0.4) == 80
-    assert metrics.aup(points((3, 0, 4), (2, 0, 5)), 0) == 0  # nothing is solved at all
+    assert metrics.aup([point(3, 0.5, 4)], 0.5) == 200
+    assert metrics.aup(rows[:1], 0.4) == 80
+    assert metrics.aup([point(3, 0, 4), point(2, 0, 5)], 0) == 0  # nothing is solved at all
 
 
 @pytest.mark.parametrize(
@@ -80,3 +87,11 @@ def test_aup_is_the_formula_worked_by_hand():
 def test_pass_at_k_is_the_share_of_all_choices_of_k_that_hold_a_right_one(n, right, k):
     chosen = list(combinations([True] * right + [False] * (n - right), k))
     assert metrics.pass_at_k(right, n, k) == pytest.approx(sum(map(any, chosen)) / len(chosen))
+
+
+def test_bootstrap_weights_draw_n_of_n_and_are_the_same_in_every_call():
+    weights = metrics.bootstrap_weights(7, draws=50)
+    assert weights.shape == (50, 7) and (weights.sum(dim=1) == 7).all()
+    assert (weights == weights.round()).all() and (
+        weights == metrics.bootstrap_weights(7, 50)
+    ).all()

@@ -1,0 +1,117 @@
+"""Tables: what all rows share stands above, what differs inside, and lines fit a terminal."""
+
+import re
+
+from evaluation import tables
+
+
+def row(name, rule, level, nfe, solved, **others):
+    """A row as evaluate makes it."""
+    return {
+        "name": name,
+        "decoder": rule,
+        "level": level,
+        "nfe": nfe,
+        "solved": solved,
+        "solved_low": solved - 0.02,
+        "solved_high": solved + 0.02,
+        "length": 10,
+        "block_length": 10,
+        "temperature": 0.0,
+        "cache": "none",
+        "problems": 848,
+        "clusters": 65,
+        "reward": 0.5,
+        "tokens_per_call": 2.0,
+        "threshold_mean": 0.1,
+        "threshold_std": 0.01,
+    } | others
+
+
+ROWS = [
+    row("base", "eb", 0.1, 5.0, 0.13),
+    row("base", "eb", 1.0, 3.0, 0.10),
+    row("trained", "eb", 0.1, 2.3, 0.20),
+    row("trained", "eb", "learned", 3.1, 0.24),
+    row("trained", "top_k", 2, 5.0, 0.22),
+    row("trained", "top_k", 1, 10.0, 0.25),
+]
+
+
+def test_a_line_for_each_name_and_rule_by_nfe_and_the_learned_point_apart():
+    nfe = {curve: [x["nfe"] for x in rows] for curve, rows in tables.curves_of(ROWS).items()}
+    expected = {
+        ("base", "eb"): [3.0, 5.0],
+        ("trained", "learned"): [3.1],
+        ("trained", "eb"): [2.3],
+        ("trained", "top_k"): [5.0, 10.0],
+    }
+    assert nfe == expected and list(nfe) == list(expected)
+
+
+def test_the_caption_says_what_all_rows_share_and_nothing_else():
+    shared = "greedy, length 10, one block, no cache, 848 problems in 65 clusters"
+    assert tables.conditions(ROWS) == shared
+    rows = [
+        row(
+            "a",
+            "top_k",
+            k,
+            nfe=5,
+            solved=0.1,
+            task="sudoku",
+            cache="dual",
+            temperature=0.5,
+            block_length=5,
+            clusters=k,
+        )
+        for k in (1, 2)
+    ]
+    shared = "sudoku, top_k, temperature 0.5, length 10, blocks of 5, dual cache, 848 problems"
+    assert tables.conditions(rows) == shared
+
+
+def test_the_table_has_a_column_for_what_differs_and_for_scores_that_all_rows_have(capsys):
+    learned = row("a", "eb", "learned", 3.1, 0.24, adapter="", pass_at_n=0.5, samples=4, aup=7.25)
+    fixed = row("a", "eb", 0.1, 2.3, 0.20, adapter="x", pass_at_n=0.25, samples=4, aup=7.25)
+    tables.print_table([learned, fixed | {"cells": 0.5}])
+    shared, header, *lines = capsys.readouterr().out.splitlines()
+    assert shared.startswith("a: eb, greedy, length 10")
+    lines, explained = lines[:2], " ".join(lines[2:])
+    columns = [
+        "adapter",
+        "level",
+        "gamma",
+        "solved",
+        "pass@4",
+        "95% interval",
+        "reward",
+        "NFE",
+        "tokens/call",
+        "AUP",
+    ]
+    assert re.split("  +", header.strip()) == columns
+    assert re.split("  +", lines[1].strip()) == [
+        "x",
+        "0.1",
+        "0.100 ± 0.010",
+        "20.0%",
+        "25.0%",
+        "18.0% to 22.0%",
+        "0.500",
+        "2.30",
+        "2.00",
+        "7.2",
+    ]
+    assert explained.startswith("AUP: accuracy under parallelism") and "penalty" in explained
+
+
+def test_long_names_of_runs_are_cut_where_they_are_alike():
+    assert tables.shorten_name("countdown-joint", 15) == "countdown-joint"
+    short = tables.shorten_name("countdown-joint-20261130-000235", 20)
+    assert short == "countdown-…30-000235" and len(short) == 20
+
+
+def test_what_may_steer_a_terminal_is_escaped_and_the_rest_is_not():
+    assert tables.printable("γ ✓ 好 é") == "γ ✓ 好 é"
+    assert tables.printable("\x1b[2J\n") == r"\x1b[2J\n"
