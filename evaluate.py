@@ -64,6 +64,9 @@ LEVELS = {  # of --frontier
 def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0, rollout=None):
     """Complete the problems and score them. Returns one row of results, a dict for JSON.
 
+    policy      diffusion_policy.DiffusionPolicy
+    task        of tasks/, or several as one
+    problems    n dicts of the task
     decoder     sampler.Decoder
     length      L; of several tasks with a length each, that of the longest
     batch_size  problems completed at once
@@ -176,10 +179,10 @@ def resolve_options(path, flags):
     """The options for one path: the flags given, then the run's own settings, then defaults.
 
     flags: a dict from parse_flags. Returns a namespace with a field per flag, and:
-        path                  of the run, checkpoint or model
-        folder                where pictures go: the run's, or the current one
-        is_threshold_fixed    the run trained the policy alone, so its threshold head knows nothing
-        is_trained_elsewhere  a data file is given that the run's own problems may overlap with
+        path                of the run, checkpoint or model
+        folder              where pictures go: the run's, or the current one
+        is_threshold_fixed  the run trained the policy alone: its threshold head has learned nothing
+        may_overlap         the run generated its own problems, and some of --data may be among them
     Raises ValueError for flags that do not fit.
     """
     path = Path(path)
@@ -201,7 +204,7 @@ def resolve_options(path, flags):
         raise ValueError("--frontier and --trace take one --max_completion_length at a time")
     is_new_file = options.data and Path(options.data) != Path(from_run.get("data", ""))
     options.split = options.split or ("all" if is_new_file else "test")
-    options.is_trained_elsewhere = bool(saved and is_new_file and not from_run.get("data"))
+    options.may_overlap = bool(saved and is_new_file and not from_run.get("data"))
     for level in options.level:  # raises for blocks and caches that do not fit
         make_decoder(options, options.decoder, level)
     return options
@@ -247,7 +250,7 @@ def load(options):
         problems = sum(task.pools.values(), [])
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
-    if options.is_trained_elsewhere:
+    if options.may_overlap:
         own_task = registry.load_task(options.task, compact)
         published_prompts.warn_of_training_overlap(
             problems, own_task, data=options.data, run=options.path
@@ -333,10 +336,11 @@ def show_traces(options):
 
     policy, task, problems, lengths = load(options)
     decoder = decoders_for(options, lengths[0], policy.threshold_head is not None)[0]
-    recorded = []
-    for problem in problems:
-        length = mixture.completion_length(task, problem, lengths[0])
-        recorded.append(traces.record(policy, task, problem, decoder, length, options.seed))
+    lengths = [mixture.completion_length(task, problem, lengths[0]) for problem in problems]
+    recorded = [
+        traces.record(policy, task, problem, decoder, length, options.seed)
+        for problem, length in zip(problems, lengths, strict=True)
+    ]
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for trace in recorded:
         print(traces.describe_trace(trace, colour))
@@ -347,7 +351,7 @@ def show_traces(options):
         task,
         problems[i],
         decoder,
-        length=mixture.completion_length(task, problems[i], lengths[0]),
+        length=lengths[i],
         seed=options.seed,
         samples=min(8, options.batch_size),
     )
@@ -391,6 +395,14 @@ def show_frontiers(rows, folder):
     print("written:", picture, rows_file)
 
 
+def write_rows(rows, path):
+    """Rows as JSON lines."""
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
 def run(flags):
     """Do what the flags ask for. Raises ValueError for what does not fit."""
     flags = dict(flags)
@@ -413,7 +425,7 @@ def run(flags):
         return
 
     names = [options.path.name for options in all_options]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(names):  # of runs in different folders
         names = paths
     rows = []
     for options, name in zip(all_options, names, strict=True):
@@ -424,11 +436,6 @@ def run(flags):
         print_table(rows)
     if first.json:
         write_rows(rows, first.json)
-
-
-def write_rows(rows, path):
-    """Rows as JSON lines."""
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(arguments=None):

@@ -279,4 +279,5 @@ def find_problem(flags):
 
 def is_hub_name(path):
     """Whether a path that does not exist can be a model on the hub: OWNER/NAME, not runs/NAME."""
-    return path.count("/") == 1 and not path.startswith((".", "/", "~", "runs/"))
+    is_local = path.startswith((".", "/", "~", "runs/")) or Path(path).parent.is_dir()
+    return path.count("/") == 1 and not is_local

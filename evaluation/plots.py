@@ -202,7 +202,7 @@ def plot_frontier(rows, path, title):
     )
     lines_of_caption = caption.count("\n") + 1
     axis.set_title(
-        fill(title, 60),
+        fill(title, 54),
         loc="left",
         size=15,
         weight="bold",
@@ -226,7 +226,7 @@ def curve_label(name, rule, names, rules):
 
 
 def shade(t, T):
-    """(background, ink) of call t of T, as RGB in [0, 1]. Dark to light, so that grey does too."""
+    """(background, ink) of call t of T, as RGB in [0, 1]: dark to light, so in grey too."""
     red, green, blue = colormaps["viridis"](0.12 + 0.78 * (t - 1) / max(T - 1, 1))[:3]
     is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
     ink = (1, 1, 1) if is_dark else (0, 0, 0)
