@@ -302,8 +302,6 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
         va="center",
         parse_math=False,
     )
-    verdict = "✓ solved" if stages.solved else "✗ not solved"
-    axis.text(776, 28, verdict, size=12, weight="bold", ha="right", va="center")
 
     pitch = 682 / len(tokens)
     middles = [100 + pitch * (i + 0.5) - 4 for i in range(len(tokens))]
@@ -361,4 +359,6 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     if len(stages.tokens) > most:
         explanation += f" Shown: the first {most} of {len(stages.tokens)} tokens."
     axis.text(24, 446, explanation, size=9.5, va="center", color="0.35", linespacing=1.5)
+    verdict = "✓ solved" if stages.solved else "✗ not solved"
+    axis.text(776, 428, verdict, size=12, weight="bold", ha="right", va="center")
     save(figure, path)
