@@ -240,22 +240,20 @@ def measure(shape, method):
             generator=generator,
         )
 
-    def naive_tokens():
-        return naive_rollout(
-            policy, prompt_ids, config.max_completion_length, decoder, generator=generator
-        )
-
-    def rollout_tokens():
+    def work():  # what is timed
+        if method == "naive":
+            return naive_rollout(
+                policy, prompt_ids, config.max_completion_length, decoder, generator=generator
+            )
         return rollout().completion
 
-    run = naive_tokens if method == "naive" else rollout_tokens
     if method == "learning":
-        run = prepare_updates(config, policy, rollout(), generator)
+        work = prepare_updates(config, policy, rollout(), generator)
     policy.hidden(prompt_ids[: config.num_generations])  # the first call of a kernel is slow
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    tokens = run()
+    tokens = work()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - began
@@ -275,7 +273,7 @@ def prepare_updates(config, policy, rollout, generator):
     boundaries = draw_boundaries(rollout.nfe, config.num_stages, generator)
     update = InnerUpdate(boundaries, masked_prompt=None, dropout_seed=0)
 
-    def run():
+    def updates():
         update_denoiser(
             config,
             policy,
@@ -286,7 +284,7 @@ def prepare_updates(config, policy, rollout, generator):
             updates=[update] * config.num_iterations,
         )
 
-    return run
+    return updates
 
 
 # ---- the table -----------------------------------------------------------------------------------
