@@ -2,9 +2,9 @@
 
     python tests/soak.py 120        minutes; faults of the second half end the process: it resumes
 
-Each 10 s the process's memory, open files and threads are read from /proc (Linux). Told are their
-slopes over the longest life of one process, without its first tenth, and that of the time of a
-step. At the end each step has to stand in the log once.
+Every 10 s the process's memory, open files and threads are read from /proc (Linux). Printed are
+their slopes over the longest life of one process, without its first tenth, and that of the time of
+a step. At the end each step has to stand in the log once.
 """
 
 import os
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
@@ -22,37 +23,59 @@ import numpy
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import saving  # noqa: E402
+from training.files import read_log  # noqa: E402
 
-FLAGS = "--task countdown --model tiny --steps 1000000 --save_every 25 --learning_rate 1e-5"
-FLAGS += " --eval_problems 16 --frontier false"
-EVERY = 600  # seconds from fault to fault
+FLAGS = [
+    *("--task", "countdown"),
+    *("--model", "tiny"),
+    *("--steps", "1000000"),
+    *("--save_every", "25"),
+    *("--learning_rate", "1e-5"),
+    *("--eval_problems", "16"),
+    *("--frontier", "false"),
+]
+SECONDS_BETWEEN_FAULTS = 600
 
 
-def command(folder, *more):
-    return [sys.executable, str(ROOT / "train.py"), *more, "--run_dir", str(folder)]
+def command(folder, *flags):
+    return [sys.executable, str(ROOT / "train.py"), *flags, "--run_dir", str(folder)]
 
 
 def start(folder):
-    more = ["--resume"] if (folder / "config.json").exists() else FLAGS.split()
+    """The process that starts the run, or goes on with it. Its output goes to a file beside it."""
+    flags = ["--resume"] if (folder / "config.json").exists() else FLAGS
     with open(folder.with_suffix(".txt"), "a") as log:
-        return subprocess.Popen(command(folder, *more), stdout=log, stderr=log)
+        return subprocess.Popen(command(folder, *flags), stdout=log, stderr=log)
 
 
-def in_use(process):
-    """(KiB of memory, open files, threads) of a process."""
+@dataclass
+class Usage:
+    """What a process uses at one moment."""
+
+    time: float
+    memory_kib: int
+    open_files: int
+    threads: int
+
+
+def read_usage(process):
     folder = Path(f"/proc/{process.pid}")
-    said = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
-    files = len(list((folder / "fd").iterdir()))
-    return int(said["VmRSS"].split()[0]), files, int(said["Threads"])
+    lines = (folder / "status").read_text().splitlines()
+    status = dict(line.split(":", 1) for line in lines)
+    return Usage(
+        time=time.time(),
+        memory_kib=int(status["VmRSS"].split()[0]),
+        open_files=len(list((folder / "fd").iterdir())),
+        threads=int(status["Threads"]),
+    )
 
 
-# ---- faults: what is done, and whether it went as it should --------------------------------------
+# ---- faults: each returns whether the run took it as it should -----------------------------------
 
 
 def second_run(folder, process):
-    done = subprocess.run(command(folder, "--resume"), capture_output=True, text=True)
-    return done.returncode == 2 and "in use by another run" in done.stderr
+    second = subprocess.run(command(folder, "--resume"), capture_output=True, text=True)
+    return second.returncode == 2 and "in use by another run" in second.stderr
 
 
 def stopped_for_a_while(folder, process):
@@ -76,43 +99,46 @@ def stale_folders(folder, process):
 
 
 def ended_by(number):
+    """The process gets a signal."""
+    expected_code = -number if number == signal.SIGKILL else 128 + number
+
     def fault(folder, process):
         process.send_signal(number)
-        return process.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        return process.wait(60) == expected_code
 
     return fault
 
 
-def spoilt(name, how):
-    """A file is damaged while nothing runs."""
+def damaged(name, change):
+    """A file's bytes are changed while nothing runs."""
 
     def fault(folder, process):
         process.kill()
         process.wait()
         content = (folder / name).read_bytes()
-        (folder / name).write_bytes(how(content))
+        (folder / name).write_bytes(change(content))
         return True
 
     return fault
 
 
-def flipped(content):
+def flip_a_bit(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-LIVE = {
+LIVE_FAULTS = {
     "a second run in its folder": second_run,
     "stopped for 30 s": stopped_for_a_while,
     "the older checkpoint removed": older_checkpoint_gone,
     "half-written folders beside the checkpoint": stale_folders,
 }
-DEADLY = {
+DEADLY_FAULTS = {
     "SIGKILL": ended_by(signal.SIGKILL),
     "SIGTERM": ended_by(signal.SIGTERM),
-    "a bit of the adapter": spoilt("checkpoint/adapter_model.safetensors", flipped),
-    "a garbage line in the log": spoilt("metrics.jsonl", lambda c: c + b"\0{]\n"),
-    "half a line in the log": spoilt("metrics.jsonl", lambda c: c + b'{"step": '),
+    "a bit of the adapter": damaged("checkpoint/adapter_model.safetensors", flip_a_bit),
+    "a garbage line in the log": damaged("metrics.jsonl", lambda content: content + b"\0{]\n"),
+    "half a line in the log": damaged("metrics.jsonl", lambda content: content + b'{"step": '),
 }
 
 
@@ -122,53 +148,71 @@ DEADLY = {
 def slope(x, y):
     """Of the least squares' line, per unit of x, without the first tenth."""
     start = len(x) // 10
-    return numpy.polyfit(x[start:], y[start:], 1)[0] if len(x) - start > 2 else float("nan")
+    if len(x) - start <= 2:
+        return float("nan")
+    return numpy.polyfit(x[start:], y[start:], 1)[0]
+
+
+def print_growth(life, rows):
+    """What grew in the longest life of a process, and how long the run's steps took."""
+    hours = numpy.array([usage.time - life[0].time for usage in life]) / 3600
+    memory = numpy.array([usage.memory_kib / 1024 for usage in life])
+    print(f"longest life of a process: {hours[-1]:.2f} h")
+    print(f"memory {memory[-1]:.0f} MiB, {slope(hours, memory):+.2f} an hour")
+    for name in ("open_files", "threads"):
+        counts = numpy.array([getattr(usage, name) for usage in life])
+        print(f"{name} {counts.min()} to {counts.max()}, {slope(hours, counts):+.2f} an hour")
+    for name in ("seconds_rollout", "seconds_update"):
+        seconds = numpy.array([row[name] for row in rows])
+        growth = 1000 * slope(numpy.arange(len(rows)), seconds)
+        print(f"{name}: mean {seconds.mean():.3f}, {growth:+.4f} a thousand steps")
 
 
 def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 120
+    # A run needs a minute to start before it can take a fault.
+    seconds_between = min(SECONDS_BETWEEN_FAULTS, max(60, minutes * 5))
     folder = Path(tempfile.mkdtemp()) / "run"
-    every = min(EVERY, max(60, minutes * 5))  # a start has to be through
-    process, began = start(folder), time.time()
-    lives, failed, next_fault = [[]], False, began + every
-    halves = cycle(LIVE.items()), cycle(DEADLY.items())
+    process = start(folder)
+    began = time.time()
     end = began + 60 * minutes
-    last_fault = end - every / 2  # the last life gets its time
+    next_fault = began + seconds_between
+    last_fault = end - seconds_between / 2  # the last life gets its time
+    live_faults = cycle(LIVE_FAULTS.items())
+    deadly_faults = cycle(DEADLY_FAULTS.items())
+    lives = [[]]  # for each process a list of Usage
+    failed = False
     while time.time() < end:
-        time.sleep(min(10, every / 5))
+        time.sleep(min(10, seconds_between / 5))
         if process.poll() is not None:
             print(f"ended by itself, {process.returncode}: {folder.with_suffix('.txt')} says why")
             return 1
-        lives[-1].append((time.time(), *in_use(process)))
+        usage = read_usage(process)
+        lives[-1].append(usage)
         if time.time() < next_fault or next_fault > last_fault:
             continue
-        what, fault = next(halves[time.time() > began + 30 * minutes])
-        went = fault(folder, process)
-        failed, next_fault = failed or not went, next_fault + every
-        said = "" if went else ", WENT WRONG"
-        _, memory, files, threads = lives[-1][-1]
-        before = f"before it {memory / 1024:.0f} MiB, {files} files, {threads} threads"
-        print(f"{(time.time() - began) / 60:5.1f} min: {what}{said}; {before}", flush=True)
+        is_second_half = time.time() > began + 30 * minutes
+        name, fault = next(deadly_faults if is_second_half else live_faults)
+        went_well = fault(folder, process)
+        failed = failed or not went_well
+        next_fault += seconds_between
+        print(
+            f"{(time.time() - began) / 60:5.1f} min: {name}{'' if went_well else ', WENT WRONG'}; "
+            f"before it {usage.memory_kib / 1024:.0f} MiB, {usage.open_files} files, "
+            f"{usage.threads} threads",
+            flush=True,
+        )
         if process.poll() is not None:
             process = start(folder)
             lives.append([])
     process.send_signal(signal.SIGTERM)  # a job in the background may be deaf to SIGINT
-    failed |= process.wait(120) != 143
-    rows = saving.read_lines(folder / "metrics.jsonl")
-    numbers = [row["step"] for row in rows]
-    once = numbers == [*range(1, len(rows) + 1)]
-    print(f"{len(rows)} steps, {'each once' if once else 'NOT EACH ONCE'}")
-    clock, memory, files, threads = map(numpy.array, zip(*max(lives, key=len), strict=True))
-    hours = (clock - clock[0]) / 3600
-    print(f"longest life of a process: {hours[-1]:.2f} h")
-    print(f"memory {memory[-1] / 1024:.0f} MiB, {slope(hours, memory) / 1024:+.2f} an hour")
-    for name, found in (("open files", files), ("threads", threads)):
-        print(f"{name} {found.min()} to {found.max()}, {slope(hours, found):+.2f} an hour")
-    for name in ("seconds_rollout", "seconds_update"):
-        seconds = [row[name] for row in rows]
-        each = slope(numpy.arange(len(rows)), numpy.array(seconds))
-        print(f"{name}: mean {numpy.mean(seconds):.3f}, {1000 * each:+.4f} a thousand steps")
-    return int(failed or not once)
+    code = process.wait(120)
+    failed = failed or code != 143
+    rows = read_log(folder / "metrics.jsonl")
+    each_once = [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    print(f"{len(rows)} steps, {'each once' if each_once else 'NOT EACH ONCE'}")
+    print_growth(max(lives, key=len), rows)
+    return int(failed or not each_once)
 
 
 if __name__ == "__main__":

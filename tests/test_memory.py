@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 
 from config import RECIPES, Config
 from models.lora import LORA
-from training import recipe
-from training.memory import CHUNK, count_parameters, estimate_gib
+from training import memory, recipe
+from training.estimate import CHUNK, count_parameters, estimate_gib
 
 SIZES = dict(
     vocab_size=100,
@@ -166,7 +166,7 @@ def test_what_does_not_fit_even_row_by_row_is_one_line_with_what_to_lower():
 
 
 def printed(capsys, *flags):
-    recipe.print_memory(["--model", *flags])
+    memory.main(["--model", *flags])
     return capsys.readouterr().out
 
 
@@ -175,7 +175,9 @@ def test_every_part_is_printed_and_what_fits(capsys):
     config = Config(**RECIPES["LLaDA"] | RECIPES["24 GB"] | {"max_completion_length": 128})
     for name, gib in estimate_gib(MODELS["LLaDA-8B"], config).items():
         assert f"{name:24}{gib:8.2f}\n" in text
-    assert "200 prompt tokens and 128 of a completion" in text
+    assert text.startswith(
+        "LLaDA-8B, 8.0 billion parameters: GiB with 200 prompt tokens and 128 of a completion\n"
+    )
     best = recipe.largest_batches(MODELS["LLaDA-8B"], config, 24)
     assert text.splitlines()[-1] == (
         f"It fits 24 GiB. The largest that fits: --rollout_batch_size {best.rollout_batch_size} "
@@ -183,9 +185,18 @@ def test_every_part_is_printed_and_what_fits(capsys):
     )
 
 
-def test_what_does_not_fit_says_what_to_lower(capsys):
-    text = printed(capsys, "LLaDA-8B", "--gpu-gib", "24", "--dtype", "bfloat16")
-    assert text.splitlines()[-1].startswith("It does not fit 24 GiB. Lower it to --rollout_batch")
+@pytest.mark.parametrize(
+    ("flags", "lower"),
+    [
+        ([], "--rollout_batch_size to 8 and --micro_batch_size to 6"),
+        (["--micro_batch_size", "1"], "--rollout_batch_size to 8"),
+        (["--rollout_batch_size", "4"], "--micro_batch_size to 6"),
+        (["--rollout_batch_size", "0", "--micro_batch_size", "2"], "--rollout_batch_size to 8"),
+    ],
+)
+def test_what_does_not_fit_says_what_to_lower(capsys, flags, lower):
+    text = printed(capsys, "LLaDA-8B", "--gpu-gib", "24", "--dtype", "bfloat16", *flags)
+    assert text.splitlines()[-1] == f"It does not fit 24 GiB: lower {lower}"
 
 
 def test_several_processes_are_told_of_one_of_them(capsys):
@@ -222,6 +233,6 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
 def test_bad_flags_get_one_line_and_the_hub_is_not_asked(capsys, monkeypatch, flags, message):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
     with pytest.raises(SystemExit) as end:
-        recipe.print_memory(flags)
+        memory.main(flags)
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1

@@ -5,7 +5,7 @@ import pytest
 from config import Config
 from models import loading
 from training import recipe, run_folder
-from training.memory import estimate_gib
+from training.estimate import estimate_gib
 
 CARDS = {"NVIDIA GeForce RTX 4090": 23.6, "NVIDIA L40S": 44.5, "NVIDIA H100 80GB HBM3": 79.2}
 

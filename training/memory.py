@@ -1,88 +1,83 @@
-"""What a training run takes of a GPU's memory: arithmetic, meant to be within 15%.
+"""The command that says what a run takes of a GPU's memory, and what to lower if it does not fit.
 
     python -m training.memory --model LLaDA-8B --gpu_gib 24 --dtype 4bit    and any flag of train.py
 
-No weights are read. In a step of LLaDA-8B's recipe, with prompts of 141 tokens, an H200 allocated
-40.2 GiB at most. This says 43.2 and an allowance of 1.9.
+No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
 """
 
 import math
 
-CHUNK = 2**27  # how many logits denoiser.py has at once on a GPU
+from config import Config, FlagParser, parse_flags
+from training.estimate import count_parameters, estimate_gib
+from training.recipe import SHAPES, largest_batches, read_model_config, recipe_for
 
 
-def count_parameters(model_config):
-    """The numbers of weights, {kind: int}, of the model that a configuration describes."""
-    import torch
-    from transformers import AutoModelForCausalLM  # imported late: --help answers at once
+def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
+    """The parts of a process's memory and, with gpu_gib, what fits or what to lower.
 
-    with torch.device("meta"):  # shapes without memory
-        model = AutoModelForCausalLM.from_config(model_config)
-    layers = model.get_decoder().layers
-    matrices = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
-    return {
-        "total": model.num_parameters(),
-        "layers": sum(weight.numel() for weight in layers.parameters()),
-        "matrices": sum(matrix.weight.numel() for matrix in matrices),  # 4 bits and LoRA: only here
-        "rank_1": sum(matrix.in_features + matrix.out_features for matrix in matrices),  # LoRA's
-    }
+    Raises ValueError if no batch is small enough.
+    """
+    parts = estimate_gib(model_config, config, prompt_tokens, processes)
+    size = count_parameters(model_config)["total"] / 1e9
+    each = f", in each of {processes} processes" if processes > 1 else ""
+    print(
+        f"{config.model}, {size:.1f} billion parameters: GiB with {prompt_tokens} prompt tokens "
+        f"and {config.max_completion_length} of a completion{each}"
+    )
+    for name, gib in parts.items():
+        print(f"{name:24}{gib:8.2f}")
+    if gpu_gib is None:
+        return
+    best = largest_batches(model_config, config, gpu_gib, prompt_tokens, processes)
+    if parts["peak"] <= gpu_gib:
+        print(
+            f"It fits {gpu_gib:g} GiB. The largest that fits: "
+            f"--rollout_batch_size {best.rollout_batch_size} "
+            f"--micro_batch_size {best.micro_batch_size}"
+        )
+        return
+    lower = []
+    if (config.rollout_batch_size or math.inf) > best.rollout_batch_size:  # 0 is all rows
+        lower.append(f"--rollout_batch_size to {best.rollout_batch_size}")
+    if config.micro_batch_size > best.micro_batch_size:
+        lower.append(f"--micro_batch_size to {best.micro_batch_size}")
+    print(f"It does not fit {gpu_gib:g} GiB: lower {' and '.join(lower)}")
 
 
-def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
-    """What each process takes, {part: GiB}. Of rollout and update "peak" has only the larger."""
-    count = count_parameters(model_config)
-    layers = model_config.num_hidden_layers
-    D = model_config.hidden_size
-    mlp = model_config.intermediate_size
-    head_dim = getattr(model_config, "head_dim", None) or D // model_config.num_attention_heads
-    queries = head_dim * model_config.num_attention_heads
-    keys = head_dim * model_config.num_key_value_heads
-    L = config.max_completion_length
-    S = prompt_tokens + L
-    batch = math.ceil(config.prompts_per_step / processes) * config.num_generations
-    split = processes if config.shard else 1
-    is_float32 = config.dtype == "float32" or (config.dtype == "auto" and not config.lora_rank)
-    size = 4 if is_float32 else 2  # bytes of a number
+def main(arguments=None):
+    """The command. Its own flags are read first, the others are train.py's."""
+    parser = FlagParser(
+        prog="python -m training.memory",
+        usage="%(prog)s --model NAME [--gpu_gib GIB] [flags of train.py]",
+        description="What a training run takes of a GPU's memory, by arithmetic.\n"
+        f"--model is {', '.join(SHAPES)}, a checkpoint folder or a name on the hub.",
+    )
+    parser.add_argument("--gpu_gib", metavar="GIB", type=float, help="a GPU's memory: what fits it")
+    parser.add_argument(
+        "--prompt_tokens", metavar="N", type=int, default=200, help="tokens of a prompt [200]"
+    )
+    parser.add_argument(
+        "--processes", metavar="N", type=int, default=1, help="that torchrun starts [1]"
+    )
+    options, train_flags = parser.parse_known_args(arguments)
+    gpu_gib = options.gpu_gib
+    if options.prompt_tokens < 1 or options.processes < 1:
+        parser.error("--prompt_tokens and --processes have to be at least 1")
+    if gpu_gib is not None and not 0 < gpu_gib < math.inf:
+        parser.error("--gpu_gib has to be a number above 0")
+    flags = parse_flags(train_flags)
+    if not flags.get("model"):
+        parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
+    try:
+        model_config = read_model_config(flags["model"])
+        from training.run_folder import check_processes
 
-    matrix_size = 0.516 if config.dtype == "4bit" else size  # NF4 with its scales
-    layer_weights = matrix_size * count["matrices"] + size * (count["layers"] - count["matrices"])
-    weights = size * (count["total"] - count["layers"]) + layer_weights / split
-    # What learns (all weights, or an adapter in float32) has a gradient and AdamW's two moments.
-    learned = 4 * config.lora_rank * count["rank_1"] / split or weights
-    adapter_and_optimizer = 4 * learned if config.lora_rank else 3 * learned
-    if config.beta and not config.lora_rank:
-        weights *= 2  # the reference is a second model
-    if config.shard:
-        weights += 3 * layer_weights / layers  # the layers that are whole while they run
-
-    # A rollout: a layer's activations or the logits of open positions; and the layers' cache.
-    rows = min(config.rollout_batch_size or batch, batch)
-    logits = min(CHUNK, rows * (config.block_length or L) * model_config.vocab_size)
-    rollout = max(size * rows * S * 4 * (D + mlp), 20 * logits)
-    if config.cache != "none":
-        rollout += size * rows * S * 2 * keys * layers
-    # An update: the layers' activations or, with checkpointing, their inputs; and logits.
-    rows = min(config.micro_batch_size, batch)
-    canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
-    layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)
-    logits = 16 * min(CHUNK, rows * L * model_config.vocab_size) + 8 * canvases * S * D
-    update = layers * layer + logits
-    if config.gradient_checkpointing:
-        update = layers * size * canvases * S * D + max(layer, logits)
-    update = max(update, learned)  # AdamW's step has a copy of what learns
-
-    parts = {
-        "weights": weights,
-        "adapter_and_optimizer": adapter_and_optimizer,
-        "rollout": rollout,
-        "update": update,
-        "allowance": 0.75 * 2**30 + 0.05 * max(rollout, update),  # CUDA's, and gaps between blocks
-    }
-    parts["peak"] = sum(parts.values()) - min(rollout, update)
-    return {name: size / 2**30 for name, size in parts.items()}
+        config = Config(**recipe_for(model_config, gpu_gib) | flags)
+        check_processes(config, options.processes)
+        print_memory(model_config, config, options.prompt_tokens, options.processes, gpu_gib)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
 
 
 if __name__ == "__main__":
-    from training.recipe import print_memory
-
-    print_memory()
+    main()

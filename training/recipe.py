@@ -1,15 +1,14 @@
-"""Which model a bare command trains, which recipe fits a checkpoint and a GPU, and how closely.
+"""Which model a bare command trains, and which recipe and batches fit a checkpoint and a GPU.
 
-Recipes are in config.py, the arithmetic of memory in memory.py. torch and transformers are imported
-late, so that `python -m training.memory --help` answers at once.
+The recipes are in config.py, the arithmetic of memory in estimate.py. torch and transformers are
+imported late, so that `python -m training.memory --help` answers at once.
 """
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import RECIPES, Config, FlagParser, parse_flags
-from training.memory import count_parameters, estimate_gib
+from config import RECIPES
+from training.estimate import count_parameters, estimate_gib
 
 SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 
@@ -61,7 +60,30 @@ def describe_expected(model_config, config, gpu_gib=None):
     return f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic)"
 
 
-# ---- python -m training.memory -------------------------------------------------------------------
+def largest_batches(model_config, config, gpu_gib, prompt_tokens=200, processes=1):
+    """The config with the largest rollout_batch_size and micro_batch_size that fit into gpu_gib.
+
+    Only parts of equal size are tried. Raises ValueError if single rows do not fit.
+    """
+    batch = config.prompts_per_step // processes * config.num_generations
+
+    def fits(candidate):
+        return estimate_gib(model_config, candidate, prompt_tokens, processes)["peak"] <= gpu_gib
+
+    best = replace(config, rollout_batch_size=1, micro_batch_size=1)
+    if not fits(best):
+        raise ValueError(
+            f"{gpu_gib:g} GiB are too few, even for --rollout_batch_size 1 --micro_batch_size 1: "
+            "lower --lora_rank or --max_completion_length, or take --dtype 4bit, "
+            "--gradient_checkpointing true, --cache none, a smaller --model"
+        )
+    for name in ("rollout_batch_size", "micro_batch_size"):
+        for size in range(batch, 0, -1):
+            if batch % size == 0 and fits(replace(best, **{name: size})):
+                best = replace(best, **{name: size})
+                break
+    return best
+
 
 SHAPES = ("LLaDA-8B", "Qwen3-0.6B")
 
@@ -105,85 +127,3 @@ def read_model_config(name):
         with one_line(f"{unknown}, and the hub has not given it"):
             folder = Path(hf_hub_download(name, "config.json")).parent
     return read_config(folder, name)[0]
-
-
-def largest_batches(model_config, config, gpu_gib, prompt_tokens=200, processes=1):
-    """The config with the largest rollout_batch_size and micro_batch_size that fit into gpu_gib.
-
-    Only parts of equal size are tried. Raises ValueError if single rows do not fit.
-    """
-    batch = config.prompts_per_step // processes * config.num_generations
-
-    def fits(candidate):
-        return estimate_gib(model_config, candidate, prompt_tokens, processes)["peak"] <= gpu_gib
-
-    best = replace(config, rollout_batch_size=1, micro_batch_size=1)
-    if not fits(best):
-        raise ValueError(
-            f"{gpu_gib:g} GiB are too few, even for --rollout_batch_size 1 --micro_batch_size 1: "
-            "lower --lora_rank or --max_completion_length, or take --dtype 4bit, "
-            "--gradient_checkpointing true, --cache none, a smaller --model"
-        )
-    for name in ("rollout_batch_size", "micro_batch_size"):
-        for size in range(batch, 0, -1):
-            if batch % size == 0 and fits(replace(best, **{name: size})):
-                best = replace(best, **{name: size})
-                break
-    return best
-
-
-def print_memory(arguments=None):
-    """The command: the parts of a run's memory and, with --gpu_gib, what fits or what to lower."""
-    parser = FlagParser(
-        prog="python -m training.memory",
-        usage="%(prog)s --model NAME [--gpu_gib GIB] [flags of train.py]",
-        description="What a training run takes of a GPU's memory, by arithmetic.\n"
-        f"--model is {', '.join(SHAPES)}, a checkpoint folder or a name on the hub.",
-    )
-    parser.add_argument("--gpu_gib", metavar="GIB", type=float, help="a GPU's memory: what fits it")
-    parser.add_argument(
-        "--prompt_tokens", metavar="N", type=int, default=200, help="tokens of a prompt [200]"
-    )
-    parser.add_argument(
-        "--processes", metavar="N", type=int, default=1, help="that torchrun starts [1]"
-    )
-    options, train_flags = parser.parse_known_args(arguments)
-    gpu_gib = options.gpu_gib
-    if options.prompt_tokens < 1 or options.processes < 1:
-        parser.error("--prompt_tokens and --processes have to be at least 1")
-    if gpu_gib is not None and not 0 < gpu_gib < math.inf:
-        parser.error("--gpu_gib has to be a number above 0")
-    flags = parse_flags(train_flags)
-    if not flags.get("model"):
-        parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
-    try:
-        model_config = read_model_config(flags["model"])
-        from training.run_folder import check_processes
-
-        config = Config(**recipe_for(model_config, gpu_gib) | flags)
-        check_processes(config, options.processes)
-        print_parts(model_config, config, options.prompt_tokens, options.processes, gpu_gib)
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-
-
-def print_parts(model_config, config, prompt_tokens, processes, gpu_gib=None):
-    """What print_memory prints. Raises ValueError if the run cannot be made to fit."""
-    parts = estimate_gib(model_config, config, prompt_tokens, processes)
-    each = f", in each of {processes} processes" if processes > 1 else ""
-    print(
-        f"{config.model}: GiB with {prompt_tokens} prompt tokens and "
-        f"{config.max_completion_length} of a completion{each}"
-    )
-    for name, gib in parts.items():
-        print(f"{name:24}{gib:8.2f}")
-    if gpu_gib is None:
-        return
-    best = largest_batches(model_config, config, gpu_gib, prompt_tokens, processes)
-    largest = (
-        f"--rollout_batch_size {best.rollout_batch_size} --micro_batch_size {best.micro_batch_size}"
-    )
-    if parts["peak"] <= gpu_gib:
-        print(f"It fits {gpu_gib:g} GiB. The largest that fits: {largest}")
-    else:
-        print(f"It does not fit {gpu_gib:g} GiB. Lower it to {largest}")

@@ -1,0 +1,80 @@
+"""What a training run takes of a GPU's memory: arithmetic, meant to be within 15%.
+
+`python -m training.memory` prints it. In a step of LLaDA-8B's recipe, with prompts of 141 tokens,
+an H200 allocated 40.2 GiB at most; this says 43.2, and an allowance of 1.9.
+"""
+
+import math
+
+CHUNK = 2**27  # how many logits denoiser.py has at once on a GPU
+
+
+def count_parameters(model_config):
+    """The numbers of weights, {kind: int}, of the model that a configuration describes."""
+    import torch
+    from transformers import AutoModelForCausalLM  # imported late: --help answers at once
+
+    with torch.device("meta"):  # shapes without memory
+        model = AutoModelForCausalLM.from_config(model_config)
+    layers = model.get_decoder().layers
+    matrices = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
+    return {
+        "total": model.num_parameters(),
+        "layers": sum(weight.numel() for weight in layers.parameters()),
+        "matrices": sum(matrix.weight.numel() for matrix in matrices),  # 4 bits and LoRA: only here
+        "rank_1": sum(matrix.in_features + matrix.out_features for matrix in matrices),  # LoRA's
+    }
+
+
+def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
+    """What each process takes, {part: GiB}. Of rollout and update "peak" has only the larger."""
+    count = count_parameters(model_config)
+    layers = model_config.num_hidden_layers
+    D = model_config.hidden_size
+    mlp = model_config.intermediate_size
+    head_dim = getattr(model_config, "head_dim", None) or D // model_config.num_attention_heads
+    queries = head_dim * model_config.num_attention_heads
+    keys = head_dim * model_config.num_key_value_heads
+    L = config.max_completion_length
+    S = prompt_tokens + L
+    batch = math.ceil(config.prompts_per_step / processes) * config.num_generations
+    split = processes if config.shard else 1
+    is_float32 = config.dtype == "float32" or (config.dtype == "auto" and not config.lora_rank)
+    size = 4 if is_float32 else 2  # bytes of a number
+
+    matrix_size = 0.516 if config.dtype == "4bit" else size  # NF4 with its scales
+    layer_weights = matrix_size * count["matrices"] + size * (count["layers"] - count["matrices"])
+    weights = size * (count["total"] - count["layers"]) + layer_weights / split
+    # What learns (all weights, or an adapter in float32) has a gradient and AdamW's two moments.
+    learned = 4 * config.lora_rank * count["rank_1"] / split or weights
+    adapter_and_optimizer = 4 * learned if config.lora_rank else 3 * learned
+    if config.beta and not config.lora_rank:
+        weights *= 2  # the reference is a second model
+    if config.shard:
+        weights += 3 * layer_weights / layers  # the layers that are whole while they run
+
+    # A rollout: a layer's activations or the logits of open positions; and the layers' cache.
+    rows = min(config.rollout_batch_size or batch, batch)
+    logits = min(CHUNK, rows * (config.block_length or L) * model_config.vocab_size)
+    rollout = max(size * rows * S * 4 * (D + mlp), 20 * logits)
+    if config.cache != "none":
+        rollout += size * rows * S * 2 * keys * layers
+    # An update: the layers' activations or, with checkpointing, their inputs; and logits.
+    rows = min(config.micro_batch_size, batch)
+    canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
+    layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)
+    logits = 16 * min(CHUNK, rows * L * model_config.vocab_size) + 8 * canvases * S * D
+    update = layers * layer + logits
+    if config.gradient_checkpointing:
+        update = layers * size * canvases * S * D + max(layer, logits)
+    update = max(update, learned)  # AdamW's step has a copy of what learns
+
+    parts = {
+        "weights": weights,
+        "adapter_and_optimizer": adapter_and_optimizer,
+        "rollout": rollout,
+        "update": update,
+        "allowance": 0.75 * 2**30 + 0.05 * max(rollout, update),  # CUDA's, and gaps between blocks
+    }
+    parts["peak"] = sum(parts.values()) - min(rollout, update)
+    return {name: size / 2**30 for name, size in parts.items()}
