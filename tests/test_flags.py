@@ -67,10 +67,9 @@ def test_the_help_says_every_default(capsys):
 @pytest.mark.parametrize("rule", ["eb", "confidence", "top_k"])
 @pytest.mark.parametrize("level", [None, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 1e9, 2e9, float("nan")])
 def test_levels_are_refused_as_the_decoder_refuses_them(rule, level):
-    given = {"paths": ["tiny"], "decoder": rule, "level": [level]}
-    refused = flags.find_problem(given)
-    if refused:
-        assert "level" in refused
+    problem = flags.find_problem({"paths": ["tiny"], "decoder": rule, "level": [level]})
+    if problem:
+        assert "level" in problem
         with pytest.raises(ValueError, match="level"):
             Decoder(rule, level)
     else:
@@ -119,6 +118,6 @@ def test_flags_given_are_kept_and_others_left_to_run_and_defaults(tmp_path):
     assert flags.parse_flags(["GSAI-ML/LLaDA-8B-Instruct"]) == {
         "paths": ["GSAI-ML/LLaDA-8B-Instruct"]  # a hub's name need not be a folder
     }
-    given = flags.parse_flags([str(tmp_path), "--level", "learned", "0.1", "--batch-size", "7"])
-    assert given == {"paths": [str(tmp_path)], "level": [None, 0.1], "batch_size": 7}
+    parsed = flags.parse_flags([str(tmp_path), "--level", "learned", "0.1", "--batch-size", "7"])
+    assert parsed == {"paths": [str(tmp_path)], "level": [None, 0.1], "batch_size": 7}
     assert flags.parse_flags(["tiny", "--data", ""])["data"] == ""  # the task's own problems

@@ -77,7 +77,7 @@ def test_the_table_has_a_column_for_what_differs_and_for_scores_that_all_rows_ha
     tables.print_table([learned, fixed | {"cells": 0.5}])
     shared, header, *lines = capsys.readouterr().out.splitlines()
     assert shared.startswith("a: eb, greedy, length 10")
-    lines, explained = lines[:2], " ".join(lines[2:])
+    explained = " ".join(lines[2:])
     columns = [
         "adapter",
         "level",
