@@ -6,6 +6,9 @@ seconds.
 
 import argparse
 import sys
+from pathlib import Path
+
+from evaluation.flags import is_hub_name
 
 
 def at_least(minimum):
@@ -21,11 +24,26 @@ def at_least(minimum):
     return whole_number
 
 
+def existing_folder(path):
+    """An argparse type: the path of a folder that exists."""
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return path
+
+
+def run_or_model(path):
+    """An argparse type: a folder that exists, tiny, or what may be a name on the hub."""
+    if path == "tiny" or is_hub_name(path):
+        return path
+    return existing_folder(path)
+
+
 def add_state_flags(parser):
     """Adds the flags of gradients.py and surrogate.py: the states, and how many rollouts each."""
     parser.add_argument(
         "paths",
         nargs="+",
+        type=run_or_model,
         metavar="RUN",
         help="a run's folder, for its last checkpoint; or a base: tiny, a folder, a hub name",
     )

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import exit_status
+from experiments.command_line import existing_folder, exit_status
 
 
 def parse_flags(arguments=None):
@@ -41,6 +41,7 @@ examples:
     parser.add_argument(
         "paths",
         nargs="+",
+        type=existing_folder,
         metavar="RUN",
         help="the folders of finished runs, those of the first group first",
     )
@@ -70,7 +71,7 @@ from textwrap import fill
 
 import torch
 
-from config import Config
+from config import Config, config_from_json
 from evaluation.metrics import area, bootstrap_weights
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, conditions, print_columns
@@ -117,7 +118,8 @@ def read_run(path):
     """The Run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path = Path(path)
     with one_line(f"{path} is no run: give folders that train.py made"):
-        settings = asdict(Config(**read_json(path / "config.json")))
+        file = path / "config.json"
+        settings = asdict(config_from_json(read_json(file), file))
     log = files.read_log(path / "metrics.jsonl")
     evaluations = read_rows(path / "eval.json")
     frontier = read_rows(path / "frontier.json")

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import exit_status
+from experiments.command_line import existing_folder, exit_status
 
 
 def parse_flags(arguments=None):
@@ -31,7 +31,10 @@ Prints the gamma that a run's threshold head gives to held-out problems, by task
 and difficulty, and how much more it solves than one fixed gamma at equal NFE.""",
     )
     parser.add_argument(
-        "run", metavar="RUN", help="the folder of a run that trained its threshold head"
+        "run",
+        type=existing_folder,
+        metavar="RUN",
+        help="the folder of a run that trained its threshold head",
     )
     parser.add_argument(
         "--out",

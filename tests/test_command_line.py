@@ -48,7 +48,8 @@ def test_help_answers_without_torch_in_80_columns(name, run_program):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
-    done = run_program(name, *([] if name == "benchmark" else ["grid"]), "--nonsense", "1")
+    positional = {"benchmark": [], "grids": ["grid"]}.get(name, ["bases/tiny"])
+    done = run_program(name, *positional, "--nonsense", "1")
     assert done.returncode == 2 and not done.stdout
     assert "unknown --nonsense" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -58,9 +59,9 @@ def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
     ("flags", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["x", "--batches", "2"], "argument --batches: 2: it has to be at least 4"),
-        (["x", "--prompts", "0"], "argument --prompts: 0: it has to be at least 1"),
-        (["x", "--prompts", "few"], "argument --prompts: invalid whole number value: 'few'"),
+        (["tiny", "--batches", "2"], "argument --batches: 2: it has to be at least 4"),
+        (["tiny", "--prompts", "0"], "argument --prompts: 0: it has to be at least 1"),
+        (["tiny", "--prompts", "few"], "argument --prompts: invalid whole number value: 'few'"),
     ],
 )
 def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
@@ -70,18 +71,28 @@ def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["compare", "gradients", "surrogate", "thresholds"])
+def test_a_folder_that_does_not_exist_is_named_without_torch(name, run_program):
+    done = run_program(name, "runs/nope")
+    assert done.returncode == 2 and not done.stdout
+    assert "RUN: runs/nope does not exist" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("program", [gradients, surrogate])
 def test_bad_input_gets_one_line(program, tmp_path, capsys):
     old = tmp_path / "old"
     (old / "checkpoint").mkdir(parents=True)
     (old / "config.json").write_text('{"task": "countdown"}')
+    empty = tmp_path / "empty"
+    empty.mkdir()
     tiny = ROOT / "bases" / "tiny"
     for arguments, message in [
         ((tiny,), "is no run, which would know its task: give a --task"),
         ((tiny, "--task", "chess"), "unknown task 'chess'"),
         ((tiny, "--task", "gsm8k"), "no length"),
         ((old,), "was written by another version of train.py"),
-        ((tmp_path / "none", "--task", "countdown"), "none"),
+        ((empty, "--task", "countdown"), "empty is no checkpoint"),
     ]:
         flags = [*arguments, "--out", tmp_path / "out"]
         assert program.main([str(flag) for flag in flags]) == 2
