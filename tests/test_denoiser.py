@@ -11,7 +11,7 @@ import torch
 from checkpoints import write_checkpoint
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy import generator, random_prompts, toy_policy, toy_tokenizer, wide_policy
+from toy import generator, random_prompts, to_the_end, toy_policy, toy_tokenizer, wide_policy
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import denoiser
@@ -19,7 +19,6 @@ from denoiser import BlockCache, Float32Product, LogitsModel
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
 from models.loading import load_denoiser
-from sampler import Decoder
 
 # ---- what is read off states ---------------------------------------------------------------------
 
@@ -47,7 +46,9 @@ def test_entropy_and_confidence_are_those_of_the_whole_softmax(
 
 
 def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
-    policy, V, n = wide_policy(vocabulary=20_000), 20_000, 2000
+    policy = wide_policy(vocabulary=20_000)
+    V = 20_000
+    n = 2000
     hidden = torch.zeros(n, 32)
     hidden[:, 0] = 1.0
     weight = policy.denoiser.get_output_embeddings().weight
@@ -55,8 +56,8 @@ def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
         weight.zero_()
         # Ten tokens, one of them [MASK]: nine share nine tenths of the mass, the tail has the rest.
         weight[:10, 0] = math.log(V)
-        chance = torch.rand(n, generator=generator(7), dtype=torch.float64)
-        tokens, logp = policy.draw(hidden, 1.0, chance)
+        uniform = torch.rand(n, generator=generator(7), dtype=torch.float64)
+        tokens, logp = policy.sample_tokens(hidden, temperature=1.0, uniform=uniform)
     total = 9 * V + V - 10
     tail = (tokens >= 10).float().mean().item()
     expected = (V - 10) / total
@@ -69,10 +70,30 @@ def test_a_rare_token_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
 def test_even_a_uniform_number_of_0_does_not_draw_the_mask():
     policy = wide_policy()
     assert policy.mask_id == 0  # the first token, of probability 0
+    hidden = torch.randn(3, 32, generator=generator())
     with torch.no_grad():
-        hidden, chance = torch.randn(3, 32, generator=generator()), torch.zeros(3).double()
-        tokens, logp = policy.draw(hidden, 1.0, chance)
+        tokens, logp = policy.sample_tokens(
+            hidden, temperature=1.0, uniform=torch.zeros(3, dtype=torch.float64)
+        )
     assert tokens.tolist() == [1, 1, 1] and logp.isfinite().all()
+
+
+def test_few_positions_logits_are_made_at_once_but_always_one(monkeypatch):
+    policy = wide_policy()
+    hidden = torch.randn(7, 32, generator=generator())
+    assert policy.vocabulary_size(hidden) == 3000
+    for chunk, positions in ((9000, 3), (8999, 2), (1, 1)):
+        monkeypatch.setitem(denoiser.CHUNK, "cpu", chunk)
+        assert policy.positions_at_once(hidden) == positions
+    whole = []
+    parts = []
+    uniform = torch.rand(7, generator=generator(1), dtype=torch.float64)
+    for chunk, results in ((2**24, whole), (9000, parts)):
+        monkeypatch.setitem(denoiser.CHUNK, "cpu", chunk)
+        with torch.no_grad():
+            results += policy.sample_tokens(hidden, temperature=0.9, uniform=uniform)
+    assert torch.equal(whole[0], parts[0])
+    torch.testing.assert_close(whole[1], parts[1])
 
 
 # ---- what is never made, nor kept ----------------------------------------------------------------
@@ -94,9 +115,10 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_of_batch_by_length_by_vocabulary_is_made_in_rollout_or_learning(monkeypatch):
     monkeypatch.setitem(denoiser.SLICE, "cpu", 2**14)
     monkeypatch.setitem(denoiser.CHUNK, "cpu", 2**14)
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6, 6, 6)
     with Largest() as rolling:
-        rollout = policy.rollout(ids, mask, 16, Decoder("eb", 1.0), generator(2))
+        rollout = policy.rollout(ids, mask, 16, to_the_end("eb", 1.0), generator(2))
     with Largest() as learning:
         logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, 2, generator(0)))
         (logp.sum() * torch.ones(())).backward()
@@ -108,27 +130,30 @@ def test_no_tensor_of_batch_by_length_by_vocabulary_is_made_in_rollout_or_learni
 
 def test_a_chunks_logits_are_not_kept_for_the_backward_pass(monkeypatch):
     monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)
-    policy, kept = wide_policy(), []
+    policy = wide_policy()
     hidden = torch.randn(40, 32, generator=generator()).requires_grad_()
     tokens = torch.arange(1, 41)
+    sizes = []  # of the tensors that autograd saves
 
-    def keep(x):
-        kept.append(x.numel())
+    def save(x):
+        sizes.append(x.numel())
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda x: x):
         logp = policy.token_logp(hidden, tokens, 0.9)
     V = policy.denoiser.config.vocab_size
-    assert max(kept, default=0) <= max(32 * V, 9000)
-    assert sum(n for n in kept if n != 32 * V) < 40 * V / 4  # 32 V is the weight itself
+    assert max(sizes, default=0) <= max(32 * V, 9000)
+    assert sum(n for n in sizes if n != 32 * V) < 40 * V / 4  # 32 V is the weight itself
     logp.sum().backward()
     assert hidden.grad.abs().sum() > 0
 
 
 def test_a_chunked_score_has_the_gradient_of_a_whole_one(monkeypatch):
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
-    rollout = policy.rollout(ids, mask, 12, Decoder("eb", 1.0), generator(2))
-    boundaries, results = draw_boundaries(rollout.nfe, 2, generator(0)), []
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6, 5)
+    rollout = policy.rollout(ids, mask, 12, to_the_end("eb", 1.0), generator(2))
+    boundaries = draw_boundaries(rollout.nfe, 2, generator(0))
+    results = []
     for chunk in (2**24, 9000):
         monkeypatch.setitem(denoiser.CHUNK, "cpu", chunk)
         policy.denoiser.zero_grad()
@@ -154,12 +179,13 @@ def test_a_part_run_on_fresh_keys_and_values_is_that_part_of_the_whole(
     padded = torch.ones_like(ids, dtype=torch.bool)
     padded[1, :2] = False
     for mask in (None, padded):
-        cache, whole = BlockCache(), policy.hidden(ids, mask)
+        cache = BlockCache()
+        whole = policy.hidden(ids, mask)
         torch.testing.assert_close(policy.hidden(ids, mask, cache), whole, rtol=0, atol=1e-5)
         for _ in range(2):  # a call leaves the cache as it was
             part = policy.hidden(ids, mask, cache, start, stop)
-            padded_there = start < 3 and mask is not None  # Dream's row 1 there is padding
-            rows = torch.tensor([0, 2]) if padded_there else torch.arange(3)
+            starts_in_padding = start < 3 and mask is not None  # Dream's row 1 there is padding
+            rows = torch.tensor([0, 2]) if starts_in_padding else torch.arange(3)
             torch.testing.assert_close(part[rows], whole[rows, start:stop], rtol=0, atol=1e-5)
         cache.keep(torch.tensor([2, 0]))
         two = None if mask is None else mask[[2, 0]]
@@ -176,7 +202,7 @@ def half_pair(v=300, n=40, D=64):
     return weight.bfloat16(), torch.randn((n, D), generator=generator(2)).bfloat16()
 
 
-def test_a_half_product_is_the_float32_product_of_its_inputs():
+def test_a_product_of_bfloat16_factors_is_the_float32_product_of_its_inputs():
     weight, hidden = half_pair()
     product = Float32Product.apply(weight, hidden)
     expected = (weight.double() @ hidden.double().T).float()
@@ -186,7 +212,7 @@ def test_a_half_product_is_the_float32_product_of_its_inputs():
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["trained-weight", "frozen-weight"])
-def test_a_half_products_gradient_is_that_of_the_float32_product(trained):
+def test_its_gradient_is_that_of_the_float32_product(trained):
     weight, hidden = half_pair()
     weight.requires_grad_(trained), hidden.requires_grad_()
     floats = [x.detach().float().requires_grad_() for x in (weight, hidden)]
@@ -252,7 +278,7 @@ def test_unit_weights_of_a_bfloat16_model_err_less_than_with_rounded_logits(
     """
     policy = half_policy(layers)
     ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(7, 6, 5, 4))
-    rollout = policy.rollout(ids, mask, 24, Decoder("top_k", 4), generator(1), num_generations=2)
+    rollout = policy.rollout(ids, mask, 24, to_the_end("top_k", 4), generator(1))
     boundaries = draw_boundaries(rollout.nfe, 7, generator(2))  # before every step
     assert scored_as_drawn(rollout.unmask_step, boundaries)[rollout.token_mask].all()
     errors = []
@@ -277,7 +303,8 @@ class Plain(nn.Module):
 
     def __init__(self, V=12, D=16):
         super().__init__()
-        self.embed, self.position = nn.Embedding(V, D), nn.Embedding(40, D)
+        self.embed = nn.Embedding(V, D)
+        self.position = nn.Embedding(40, D)
         self.attend = nn.ModuleList([nn.Linear(D, 3 * D) for _ in range(2)])
         self.last = nn.Linear(D, V)
 
@@ -349,7 +376,9 @@ def few_words(*lengths):
 
 @pytest.mark.parametrize("kind", [Plain, Absolute])
 @pytest.mark.parametrize("lengths", [(7, 6, 5), (6, 6, 6)], ids=["padded", "unpadded"])
-@pytest.mark.parametrize("decoder", [Decoder("eb", 2.0), Decoder("top_k", 2, 4)], ids=["eb", "k"])
+@pytest.mark.parametrize(
+    "decoder", [to_the_end("eb", 2.0), to_the_end("top_k", 2, 4)], ids=["eb", "k"]
+)
 def test_learned_absolute_positions_count_from_the_first_real_token(kind, lengths, decoder):
     policy, model = other_policy(kind)
     decoder = replace(decoder, temperature=0.8)
@@ -366,12 +395,12 @@ def test_learned_absolute_positions_count_from_the_first_real_token(kind, length
 def test_with_positions_counted_from_the_padding_log_probs_would_be_others(kind, monkeypatch):
     policy, model = other_policy(kind)  # or the test above would prove little
 
-    def from_the_padding(ids, attention_mask=None, *_):
+    def from_the_padding(ids, attention_mask=None, **_):
         logits = model(ids, attention_mask)
         return logits if kind is Plain else policy.denoiser.bert(ids, attention_mask)[0]
 
     monkeypatch.setattr(policy, "hidden", from_the_padding)
-    rollout = policy.rollout(*few_words(7, 6, 5), 10, Decoder("eb", 2.0), generator(2))
+    rollout = policy.rollout(*few_words(7, 6, 5), 10, to_the_end("eb", 2.0), generator(2))
     missed = (rollout.behaviour_logp - logp_of_each_token_by_itself(model, rollout)).abs()
     assert missed[0].max() < 1e-4 and missed[1].max() > 0.1 and missed[2].max() > 0.1
 
@@ -388,13 +417,14 @@ def test_a_plain_modules_states_are_its_logits_and_padding_is_rolled_back():
 
 def test_a_model_with_other_arguments_and_named_outputs_works_too():
     policy, model = other_policy(Plain)
-    plain = model.forward
+    own_forward = model.forward
 
     def forward(input_ids=None, inputs_embeds=None, attention_mask=None):  # in LLaDA's own order
         assert inputs_embeds is None
-        return SimpleNamespace(logits=plain(input_ids, attention_mask))
+        return SimpleNamespace(logits=own_forward(input_ids, attention_mask))
 
-    (ids, mask), other = few_words(4, 7), LogitsModel(model)
+    (ids, mask) = few_words(4, 7)
+    other = LogitsModel(model)
     with torch.no_grad():
         expected = policy.hidden(ids, mask)
         model.forward = forward
@@ -406,15 +436,16 @@ def test_a_model_with_other_arguments_and_named_outputs_works_too():
 def test_a_plain_module_refuses_a_block_cache_in_one_line(cache):
     policy, _ = other_policy(Plain)
     with pytest.raises(ValueError, match="cache none") as error:
-        policy.rollout(*few_words(7, 6), 8, Decoder("top_k", 2, 4, cache=cache))
+        policy.rollout(*few_words(7, 6), 8, to_the_end("top_k", 2, 4, cache=cache))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [Plain, Absolute])
 def test_a_gradient_step_through_another_model_makes_its_text_likelier(kind):
     policy, model = other_policy(kind)
-    rollout = policy.rollout(*few_words(7, 6, 5), 10, Decoder("eb", 2.0), generator(2))
-    boundaries, L = draw_boundaries(rollout.nfe, 2, generator(3)), []
+    rollout = policy.rollout(*few_words(7, 6, 5), 10, to_the_end("eb", 2.0), generator(2))
+    boundaries = draw_boundaries(rollout.nfe, 2, generator(3))
+    L = []
     optimiser = torch.optim.SGD(policy.denoiser.parameters(), lr=1e-3)
     for _ in range(2):
         L.append(surrogate_logp(policy, rollout, boundaries).sum())

@@ -15,25 +15,26 @@ from toy import (
     generator,
     prompt_of,
     sample,
+    to_the_end,
     toy_policy,
     trajectories,
 )
 
 from diffpo_loss import (
-    clip_active,
     clipped,
     diffpo_loss,
     group_advantages,
     importance_weights,
+    is_clipped,
     reference_kl,
     row_mean,
     threshold_loss,
     weight_metrics,
 )
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
-from sampler import ClampedLogNormal, Decoder
+from sampler import ClampedLogNormal
 
-EB = Decoder("eb", 0.3)
+EB = to_the_end("eb", 0.3)
 EPS = 0.2
 
 
@@ -53,10 +54,12 @@ def random_batch(seed=0, rows=6, length=5):
 def loss_by_loops(new, old, advantage, weights, token_mask, reference, beta, normalise_by):
     total = 0.0
     for i in range(len(new)):
-        row, tokens = 0.0, 0
+        row = 0.0
+        tokens = 0
         for t in range(len(new[i])):
             if token_mask[i][t]:
-                a, ratio = advantage[i], math.exp(new[i][t] - old[i][t])
+                a = advantage[i]
+                ratio = math.exp(new[i][t] - old[i][t])
                 row += weights[i][t] * min(ratio * a, min(max(ratio, 1 - EPS), 1 + EPS) * a)
                 if beta:
                     d = reference[i][t] - new[i][t]
@@ -75,7 +78,7 @@ def toy_batch(policy, num_stages=2, rows=4, length=4, seed=0, **options):
     reward = torch.rand(2 * rows, generator=generator(seed + 2))
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, boundaries)
-    return rollout, boundaries, logp, group_advantages(reward, rows)
+    return rollout, boundaries, logp, group_advantages(reward, rows, scale_rewards=False)
 
 
 def nudge(policy, size, seed=0):
@@ -92,10 +95,9 @@ def nudge(policy, size, seed=0):
 def test_advantages_by_hand():
     reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 1.0])
     expected = torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0, 0.0, 0.0, -0.25, -0.25, -0.25, 0.75])
-    torch.testing.assert_close(group_advantages(reward, 4), expected)
-    torch.testing.assert_close(
-        group_advantages(reward, 2)[:6], torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0])
-    )
+    torch.testing.assert_close(group_advantages(reward, 4, scale_rewards=False), expected)
+    of_pairs = group_advantages(reward, 2, scale_rewards=False)
+    torch.testing.assert_close(of_pairs[:6], torch.tensor([0.5, -0.5, -0.5, 0.5, 0.0, 0.0]))
 
 
 def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
@@ -109,7 +111,7 @@ def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_a_group_needs_two_and_the_rewards_must_fill_the_groups(size):
     with pytest.raises(ValueError):
-        group_advantages(torch.rand(6), size)
+        group_advantages(torch.rand(6), size, scale_rewards=False)
 
 
 def test_weights_are_the_ratio_capped_from_above_only():
@@ -143,7 +145,8 @@ def test_weights_are_1_for_tokens_right_after_a_boundary_and_differ_elsewhere(
     starts = torch.nn.functional.pad(boundaries, (1, 0)).tolist()  # (B, m)
     rows = zip(rollout.unmask_step.tolist(), starts, strict=True)
     fresh = torch.tensor([[t - 1 in s for t in steps] for steps, s in rows])
-    ones, unit = torch.ones_like(weights), weights.where(fresh & rollout.token_mask, 1.0)
+    ones = torch.ones_like(weights)
+    unit = weights.where(fresh & rollout.token_mask, 1.0)
     torch.testing.assert_close(unit, ones, rtol=1e-4, atol=1e-4)
     assert (weights[~fresh & rollout.token_mask] - 1).abs().max() > 0.5
 
@@ -174,7 +177,7 @@ def test_the_loss_is_a_double_loop_over_rows_and_tokens(seed, beta, normalise_by
 
 def test_its_metrics_are_counted_by_loops():
     new, old, _, _, advantage, token_mask = random_batch(3)
-    _, metrics = diffpo_loss(new, old, advantage, torch.ones_like(old), token_mask, EPS)
+    _, metrics = diffpo_loss(new, old, advantage, torch.ones_like(old), token_mask, EPS, "text")
     tokens = [(i, t) for i, t in token_mask.nonzero().tolist()]
     ratio = {(i, t): math.exp(new[i, t] - old[i, t]) for i, t in tokens}
     too_far = {key: math.copysign(1, r - 1) for key, r in ratio.items() if not 0.8 <= r <= 1.2}
@@ -186,22 +189,25 @@ def test_its_metrics_are_counted_by_loops():
 
 def test_the_reference_kl_is_a_loop_over_tokens_never_negative_and_0_at_the_reference():
     new, _, _, reference, _, token_mask = random_batch(3)
-    by = {"text": 0.0, "canvas": 0.0}
+    totals = {"text": 0.0, "canvas": 0.0}
     for i, is_text in enumerate(token_mask.tolist()):
         d = [(reference[i, t] - new[i, t]).item() for t in range(5) if is_text[t]]
         kl = sum(math.exp(x) - x - 1 for x in d)
-        by = {"text": by["text"] + kl / len(d), "canvas": by["canvas"] + kl / 5}
-    for normalise_by, total in by.items():
+        totals["text"] += kl / len(d)
+        totals["canvas"] += kl / 5
+    for normalise_by, total in totals.items():
         kl = reference_kl(new, reference, token_mask, normalise_by)
         assert kl.item() == pytest.approx(total / len(new)) and total > 0
         assert reference_kl(new, new, token_mask, normalise_by) == 0
 
 
 def test_the_reference_kl_of_draws_is_on_average_that_of_the_two_distributions():
-    g, n = generator(4), 20000
+    g = generator(4)
+    n = 20000
     p, q = torch.randn((2, 6), generator=g, dtype=torch.double).log_softmax(-1)
     tokens = torch.multinomial(p.exp(), n, replacement=True, generator=g)
-    kl = reference_kl(p[tokens, None], q[tokens, None], torch.ones((n, 1), dtype=torch.bool))
+    every = torch.ones((n, 1), dtype=torch.bool)
+    kl = reference_kl(p[tokens, None], q[tokens, None], every, normalise_by="text")
     true = (p.exp() * (p - q)).sum().item()
     spread = ((q - p).exp() - (q - p) - 1)[tokens].std().item()
     assert abs(kl.item() - true) < 4 * spread / math.sqrt(n) and true > 0.1
@@ -219,11 +225,12 @@ def test_the_reference_kl_of_draws_is_on_average_that_of_the_two_distributions()
     ],
 )
 def test_the_clip_of_both_signs_by_hand(ratio, advantage, value, slope):
-    ratio, advantage = torch.tensor(ratio, requires_grad=True), torch.tensor(advantage)
+    ratio = torch.tensor(ratio, requires_grad=True)
+    advantage = torch.tensor(advantage)
     out = clipped(ratio, advantage, EPS)
     assert out.item() == pytest.approx(value)
     assert torch.autograd.grad(out, ratio)[0].item() == slope
-    assert clip_active(ratio, advantage, EPS).item() == (slope == 0)
+    assert is_clipped(ratio, advantage, EPS).item() == (slope == 0)
 
 
 @pytest.mark.parametrize("normalise_by", ["text", "canvas"])
@@ -251,8 +258,8 @@ def test_only_the_new_log_probs_get_a_gradient():
     for x in (new, old, reference):
         x.requires_grad_()
     weights = importance_weights(old, old + 1, 2.0)
-    loss, _ = diffpo_loss(new, old, advantage, weights, token_mask, EPS)
-    loss = loss + 0.1 * reference_kl(new, reference, token_mask)
+    loss, _ = diffpo_loss(new, old, advantage, weights, token_mask, EPS, "text")
+    loss = loss + 0.1 * reference_kl(new, reference, token_mask, "text")
     gradients = torch.autograd.grad(loss, [new, old, reference], allow_unused=True)
     assert gradients[0].any() and gradients[1] is None and gradients[2] is None
 
@@ -260,8 +267,8 @@ def test_only_the_new_log_probs_get_a_gradient():
 def test_a_row_without_tokens_has_the_mean_0_and_the_canvas_counts_all_positions():
     x = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 5.0]])
     token_mask = torch.tensor([[True, True, False], [False] * 3])
-    assert row_mean(x, token_mask).tolist() == [1.5, 0.0]
-    assert row_mean(x, token_mask, "canvas").tolist() == [1.0, 0.0]
+    assert row_mean(x, token_mask, normalise_by="text").tolist() == [1.5, 0.0]
+    assert row_mean(x, token_mask, normalise_by="canvas").tolist() == [1.0, 0.0]
 
 
 # ---- the loss on the toy, end to end -------------------------------------------------------------
@@ -274,7 +281,9 @@ def test_at_the_first_inner_update_the_ratio_is_1_and_the_gradient_is_not_0(num_
     weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
     logp_new = surrogate_logp(policy, rollout, boundaries)
     assert ((logp_new - logp_old).exp() == 1).all()
-    loss, metrics = diffpo_loss(logp_new, logp_old, advantage, weights, rollout.token_mask, EPS)
+    loss, metrics = diffpo_loss(
+        logp_new, logp_old, advantage, weights, rollout.token_mask, EPS, normalise_by="text"
+    )
     rows = zip(advantage, weights, rollout.token_mask, strict=True)
     terms = [(a * w[m].mean()).item() for a, w, m in rows]
     assert loss.item() == pytest.approx(-sum(terms) / len(terms), abs=1e-6)
@@ -295,8 +304,8 @@ def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(
     def loss():
         new = surrogate_logp(policy, rollout, boundaries)
         mask = rollout.token_mask
-        loss, metrics = diffpo_loss(new, logp_old, advantage.double(), weights, mask, EPS)
-        return loss + beta * reference_kl(new, logp_old - 0.1, mask), metrics
+        loss, metrics = diffpo_loss(new, logp_old, advantage.double(), weights, mask, EPS, "text")
+        return loss + beta * reference_kl(new, logp_old - 0.1, mask, "text"), metrics
 
     assert 0 < loss()[1]["clip_fraction"] < 0.9
     loss()[0].backward()
@@ -307,7 +316,8 @@ def test_its_gradient_by_the_denoisers_parameters_is_that_of_finite_differences(
 
 
 def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expected_reward():
-    sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
+    sampler = toy_policy()
+    policy = toy_policy(double=True)  # the same weights
     sampler.end_ids = policy.end_ids = []  # no token ends the text, so that all tokens count
     rollout = sample(sampler, EB, 27, prompts=["a b"])
     every = trajectories(policy, prompt_of(rollout, 0), 3, EB)
@@ -323,7 +333,7 @@ def test_over_all_trajectories_the_exact_surrogates_gradient_is_that_of_the_expe
     advantage = 81 * logp.sum(1).exp() * reward
     new = surrogate_logp(policy, rollout, boundaries)
     weights = importance_weights(new, logp, 2.0)
-    loss, _ = diffpo_loss(new, new.detach(), advantage, weights, rollout.token_mask, EPS)
+    loss, _ = diffpo_loss(new, new.detach(), advantage, weights, rollout.token_mask, EPS, "text")
     loss.backward()
 
     def expected_reward():
@@ -345,7 +355,8 @@ def reward_gradient(policy, prompt, every, reward):
     """By the denoiser's parameters, of the sum over trajectories of probability times reward, from
     one plain call a state. -> (parameters,)
     """
-    called, expected = {}, 0.0
+    called = {}
+    expected = 0.0
     for ((completion, steps), logp), r in zip(every.items(), reward.tolist(), strict=True):
         total = 0.0
         for i, t in enumerate(steps):
@@ -369,12 +380,14 @@ def all_trajectories(decoder):
     """Every trajectory of a toy whose texts end at [EOS], as a Rollout in float64 whose token_mask
     is the text, and which of its tokens were drawn, (n, L). With the toy, and its prompt.
     """
-    sampler, policy = toy_policy(), toy_policy(double=True)  # the same weights
+    sampler = toy_policy()
+    policy = toy_policy(double=True)  # the same weights
     rollout = sample(sampler, decoder, 1, prompts=["a b"])
     every = trajectories(policy, prompt_of(rollout, 0), 3, decoder)
     completion, steps = (torch.tensor(x) for x in zip(*every, strict=True))  # (n, L) each
     logp = torch.tensor(list(every.values()), dtype=torch.double)
-    drawn, end = logp != 0, completion == EOS
+    drawn = logp != 0
+    end = completion == EOS
     rollout = replace(
         rollout.rows(torch.zeros(len(every), dtype=torch.long)),
         completion=completion,
@@ -393,7 +406,8 @@ def objective_gradient(policy, rollout, reward, token_mask, normalise_by):
     p = rollout.behaviour_logp.sum(1).exp()
     boundaries = draw_boundaries(rollout.nfe, 4, generator(2))  # a boundary before every step
     new = surrogate_logp(policy, replace(rollout, token_mask=token_mask), boundaries)
-    advantage, weights = len(p) * p * reward, torch.ones_like(new)
+    advantage = len(p) * p * reward
+    weights = torch.ones_like(new)
     loss, _ = diffpo_loss(new, new.detach(), advantage, weights, token_mask, EPS, normalise_by)
     return flat_gradient(-loss, policy)
 
@@ -413,8 +427,13 @@ def reward_of_texts(rollout):
 #  - Before some token of the text. They changed its distribution, and their part is missing: J's
 #    gradient is another one. Summed over all tokens that were drawn it would be the right one.
 #  - With n_i = |o_i| it is another one even in the first case.
-IN_ORDER = [Decoder("top_k", 1, 1), Decoder("eb", 0.3, 2), Decoder("top_k", 2), Decoder("eb", 5.0)]
-OUT_OF_ORDER = [Decoder("eb", 0.3), Decoder("top_k", 1)]
+IN_ORDER = [
+    to_the_end("top_k", 1, 1),
+    to_the_end("eb", 0.3, 2),
+    to_the_end("top_k", 2),
+    to_the_end("eb", 5.0),
+]
+OUT_OF_ORDER = [to_the_end("eb", 0.3), to_the_end("top_k", 1)]
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False], ids=["stop-at-eos", "to-the-end"])
@@ -422,9 +441,11 @@ OUT_OF_ORDER = [Decoder("eb", 0.3), Decoder("top_k", 1)]
 def test_the_canvas_gives_the_gradient_of_the_expected_reward_where_the_text_saw_nothing_behind_eos(
     decoder, stop_at_eos
 ):
-    in_order, decoder = decoder in IN_ORDER, replace(decoder, stop_at_eos=stop_at_eos)
+    in_order = decoder in IN_ORDER
+    decoder = replace(decoder, stop_at_eos=stop_at_eos)
     policy, prompt, every, rollout, drawn = all_trajectories(decoder)
-    text, steps = rollout.token_mask, rollout.unmask_step
+    text = rollout.token_mask
+    steps = rollout.unmask_step
     assert rollout.behaviour_logp.sum(1).exp().sum().item() == pytest.approx(1)
     assert len(set(text.sum(1).tolist())) == 3  # the lengths differ
     before = (drawn & ~text).unsqueeze(2) & text.unsqueeze(1)  # (n, behind [EOS], text)
@@ -434,10 +455,9 @@ def test_the_canvas_gives_the_gradient_of_the_expected_reward_where_the_text_saw
     for baseline in (0.0, 0.4):
         reward = reward_of_texts(rollout) - baseline  # any baseline has the same gradient
         expected = reward_gradient(policy, prompt, every, reward)
-        canvas, all_drawn, by_text = (
-            3 * objective_gradient(policy, rollout, reward, *how)
-            for how in ((text, "canvas"), (drawn, "canvas"), (text, "text"))
-        )
+        canvas = 3 * objective_gradient(policy, rollout, reward, text, "canvas")
+        all_drawn = 3 * objective_gradient(policy, rollout, reward, drawn, "canvas")
+        by_text = 3 * objective_gradient(policy, rollout, reward, text, "text")
         torch.testing.assert_close(all_drawn, expected, rtol=1e-8, atol=1e-10)
         if in_order:
             torch.testing.assert_close(canvas, expected, rtol=1e-8, atol=1e-10)
@@ -457,15 +477,23 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(size, normalise_by):
     rollout, boundaries, logp_old, advantage = toy_batch(policy)
     weights = importance_weights(logp_old, rollout.behaviour_logp, 2.0)
     nudge(policy, 0.01)
-    gradients, n = [], len(advantage)
+    gradients = []
+    n = len(advantage)
     for width in (n, size):
         policy.denoiser.zero_grad()
         for start in range(0, n, width):
             part = slice(start, start + width)
             rows = rollout.rows(part)
             new = surrogate_logp(policy, rows, boundaries[part])
-            tensors = [x[part] for x in (logp_old, advantage, weights, rollout.token_mask)]
-            loss, _ = diffpo_loss(new, *tensors, EPS, normalise_by)
+            loss, _ = diffpo_loss(
+                logp_new=new,
+                logp_old=logp_old[part],
+                advantage=advantage[part],
+                weights=weights[part],
+                token_mask=rows.token_mask,
+                epsilon=EPS,
+                normalise_by=normalise_by,
+            )
             (loss * len(new) / n).backward()
         gradients.append([p.grad.clone() for p in policy.denoiser.parameters()])
     for whole, summed in zip(*gradients, strict=True):
@@ -480,7 +508,9 @@ def test_the_threshold_loss_is_a_loop_over_rows_and_its_gradient_that_of_finite_
     new, old, *_ = (x[:, 0].clone() for x in random_batch(6, rows=12)[:4])
     advantage = torch.randn(12, generator=generator(7), dtype=torch.double)
     loss, metrics = threshold_loss(new.requires_grad_(), old, advantage, EPS)
-    total, ratios, stuck = 0.0, [], 0
+    total = 0.0
+    ratios = []
+    stuck = 0
     for n, o, a in zip(new.tolist(), old.tolist(), advantage.tolist(), strict=True):
         ratios.append(math.exp(n - o))
         total += min(ratios[-1] * a, min(max(ratios[-1], 1 - EPS), 1 + EPS) * a)
@@ -500,8 +530,8 @@ def test_the_threshold_loss_is_a_loop_over_rows_and_its_gradient_that_of_finite_
 def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
     mean = torch.full((400,), -1.0, requires_grad=True)
     distribution = ClampedLogNormal(mean, 0.5, 1e-3, 10.0)
-    chance = torch.rand(distribution.mean.shape, generator=generator(8), dtype=torch.float64)
-    gamma = distribution.sample(chance)
+    uniform = torch.rand(distribution.mean.shape, generator=generator(8), dtype=torch.float64)
+    gamma = distribution.sample(uniform)
     logp = distribution.log_prob(gamma)
     advantage = (gamma - gamma.mean()).sign()  # large thresholds are good
     loss, metrics = threshold_loss(logp, logp.detach(), advantage, EPS)
@@ -536,7 +566,8 @@ def test_weight_metrics_are_counted_by_loops(cap):
 
 
 def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_nearer():
-    policy, kl = toy_policy(), []
+    policy = toy_policy()
+    kl = []
     for num_stages in (1, 2, 7):
         rollout, boundaries, logp, _ = toy_batch(policy, num_stages, rows=400, length=6)
         must_be_1 = scored_as_drawn(rollout.unmask_step, boundaries)
@@ -549,13 +580,15 @@ def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_n
 
 
 def test_surrogate_kl_of_mean_field_is_that_of_the_enumerated_trajectories():
-    policy, n = toy_policy(), 3000
+    policy = toy_policy()
+    n = 3000
     policy.end_ids = []  # no token ends the text, so that all tokens count
     rollout = sample(policy, EB, n, prompts=["a b"])
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, rollout.nfe.new_zeros(n, 0))
         mean_field = direct_logp(policy, prompt_of(rollout, 0), [MASK] * 3).tolist()  # (L, V)
-    p, difference = [], []
+    p = []
+    difference = []
     for (completion, _), true in trajectories(policy, prompt_of(rollout, 0), 3, EB).items():
         p.append(math.exp(sum(true)))
         other = [mean_field[i][token] for i, token in enumerate(completion)]

@@ -1,6 +1,6 @@
 """diffusion_policy.py: rollouts of a toy against every trajectory that it can take, enumerated one
-denoiser call at a time. What makes rollouts fast must not show: the tokens of a naive loop, without
-a cache; exactly the stale states' own, with one.
+denoiser call at a time. What makes rollouts fast must not show: without a cache the tokens are
+those of a naive loop; with one the recorded log-probs are those of the stale states.
 """
 
 import math
@@ -26,21 +26,22 @@ from toy import (
     prompt_of,
     random_prompts,
     sample,
+    to_the_end,
     toy_policy,
     trajectories,
     wide_policy,
 )  # fmt: skip
 
 import denoiser
-from diffpo_loss import diffpo_loss
-from diffusion_policy import DiffusionPolicy, length_buckets
-from likelihood import draw_boundaries, surrogate_logp
-from models.loading import load_denoiser
-from sampler import Decoder, ThresholdHead
+from diffusion_policy import batches_by_length
+from likelihood import latent_at, surrogate_logp
+from models.checkpoints import load_policy
+from models.prompting import decode_completions, encode_prompts
+from sampler import ThresholdHead
 
 RULES = [("eb", 0.3), ("confidence", 0.7), ("top_k", 1), ("top_k", 2)]
-DECODERS = [Decoder(rule, level, block) for rule, level in RULES for block in (None, 2)]
-LEARNED = Decoder("eb", None)
+DECODERS = [to_the_end(rule, level, block) for rule, level in RULES for block in (None, 2)]
+LEARNED = to_the_end("eb", None)
 
 
 def name(decoder):
@@ -49,19 +50,23 @@ def name(decoder):
 
 def paths(rollout):
     """Each row's (completion, unmask_step), two tuples, as `trajectories` has them for keys."""
-    completions, steps = rollout.completion.tolist(), rollout.unmask_step.tolist()
+    completions = rollout.completion.tolist()
+    steps = rollout.unmask_step.tolist()
     return list(zip(map(tuple, completions), map(tuple, steps), strict=True))
 
 
 def greedy_loop(policy, prompt, length, decoder, gamma=None):
     """One row, one call at a time: (completion, unmask_step), lists."""
-    state, steps, t = [MASK] * length, [0] * length, 0
+    state = [MASK] * length
+    steps = [0] * length
+    t = 0
     while MASK in state:
         t += 1
         positions = next_positions(policy, prompt, state, decoder, gamma)
         best = direct_logp(policy, prompt, state).argmax(-1).tolist()
         for i in positions:
-            state[i], steps[i] = best[i], t
+            state[i] = best[i]
+            steps[i] = t
     return state, steps
 
 
@@ -85,10 +90,13 @@ def assert_row_equals(rollout, row, other, other_row=0):
 def test_rollouts_are_distributed_as_the_enumerated_trajectories_and_record_their_log_probs(
     decoder, temperature, stop_at_eos
 ):
-    policy, prompts, n = toy_policy(), PROMPTS[:2], 2000
+    policy = toy_policy()
+    prompts = PROMPTS[:2]
+    n = 2000
     decoder = replace(decoder, temperature=temperature, stop_at_eos=stop_at_eos)
     rollout = sample(policy, decoder, n, prompts=prompts)
-    counts, expected = [], []
+    counts = []
+    expected = []
     for p in range(len(prompts)):
         rows = rollout.rows(slice(p * n, (p + 1) * n))
         every = trajectories(policy, prompt_of(rows, 0), 3, decoder)
@@ -103,7 +111,9 @@ def test_rollouts_are_distributed_as_the_enumerated_trajectories_and_record_thei
 
 
 def test_the_chi_square_test_sees_a_wrong_temperature():  # or the test above would prove little
-    policy, decoder, n = toy_policy(), Decoder("eb", 0.3), 2000
+    policy = toy_policy()
+    decoder = to_the_end("eb", 0.3)
+    n = 2000
     rollout = sample(policy, decoder, n, prompts=PROMPTS[:1], temperature=0.8)
     every = trajectories(policy, prompt_of(rollout, 0), 3, decoder)  # of temperature 1
     seen = Counter(paths(rollout))
@@ -112,22 +122,22 @@ def test_the_chi_square_test_sees_a_wrong_temperature():  # or the test above wo
 
 
 def test_the_enumerated_steps_unmask_one_or_two_tokens_and_depend_on_the_tokens_drawn():
-    every = trajectories(toy_policy(), [A, B], 3, Decoder("eb", 0.3))
+    every = trajectories(toy_policy(), [A, B], 3, to_the_end("eb", 0.3))
     assert {steps for _, steps in every} == {(1, 2, 2), (1, 3, 2), (1, 2, 3)}
 
 
 def test_mask_is_never_drawn_nor_counted_however_likely():
     policy = toy_policy()
-    plain = sample(policy, Decoder("eb", 0.3), 50)
+    without_bias = sample(policy, to_the_end("eb", 0.3), 50)
     head = nn.Linear(policy.denoiser.config.hidden_size, 4)
     with torch.no_grad():
         head.weight.copy_(policy.denoiser.get_output_embeddings().weight)
         head.bias.copy_(torch.tensor([1000.0, 0, 0, 0]))
     policy.denoiser.set_output_embeddings(head)
-    rollout = sample(policy, Decoder("eb", 0.3), 50)
+    rollout = sample(policy, to_the_end("eb", 0.3), 50)
     assert not (rollout.completion == MASK).any()
     for row in range(len(rollout.nfe)):
-        assert_row_equals(rollout, row, plain, row)
+        assert_row_equals(rollout, row, without_bias, row)
 
 
 # ---- what a rollout records ----------------------------------------------------------------------
@@ -142,28 +152,16 @@ def test_every_step_to_nfe_unmasks_a_token_and_no_step_comes_after(decoder):
 
 def test_token_mask_is_the_tokens_up_to_the_first_eos_and_decode_stops_there():
     policy = toy_policy()
-    rollout = sample(policy, Decoder("top_k", 2), 100, length=5)
+    rollout = sample(policy, to_the_end("top_k", 2), 100, length=5)
     lengths = set()
-    masks, texts = rollout.token_mask.tolist(), policy.decode(rollout)
+    masks = rollout.token_mask.tolist()
+    texts = decode_completions(policy, rollout)
     for row, mask, text in zip(rollout.completion.tolist(), masks, texts, strict=True):
         end = row.index(EOS) if EOS in row else 5
         assert mask == [i <= end for i in range(5)]
         assert text.split() == ["ab"[token - A] for token in row[:end]]
         lengths.add(end)
     assert lengths == {0, 1, 2, 3, 4, 5}
-
-
-def test_encode_pads_on_the_left_and_refuses_unknown_words():
-    policy = toy_policy()
-    ids, mask = policy.encode(PROMPTS)
-    assert mask.tolist() == [[False] * (5 - n) + [True] * n for n in (2, 1, 5)]
-    assert [row[m].tolist() for row, m in zip(ids, mask, strict=True)] == [
-        [A, B],
-        [B],
-        [A, A, B, B, A],
-    ]
-    with pytest.raises(ValueError):
-        policy.encode(["a c"])
 
 
 def test_rows_takes_the_same_rows_of_every_tensor():
@@ -180,7 +178,8 @@ def test_rows_takes_the_same_rows_of_every_tensor():
 
 
 def test_the_same_seed_gives_the_same_rollout_and_the_global_generator_is_left_alone():
-    policy, before = toy_policy(head=True), torch.get_rng_state()
+    policy = toy_policy(head=True)
+    before = torch.get_rng_state()
     first, second, other = (sample(policy, LEARNED, 20, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(
@@ -218,12 +217,13 @@ def test_a_padded_row_equals_its_own_unbatched_rollout_with_a_learned_gamma():
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
 def test_rows_that_finish_early_do_not_change_the_others(stop_at_eos):
-    policy, prompts = toy_policy(seed=4), ["a b", "b", "b b b", "a b a b", "a"]
+    policy = toy_policy(seed=4)
+    prompts = ["a b", "b", "b b b", "a b a b", "a"]
     options = {"length": 8, "temperature": 0.0, "stop_at_eos": stop_at_eos}
-    rollout = sample(policy, Decoder("eb", 0.5), 1, prompts=prompts, **options)
+    rollout = sample(policy, to_the_end("eb", 0.5), 1, prompts=prompts, **options)
     assert len(set(rollout.nfe.tolist())) > 1
     for row, prompt in enumerate(prompts):
-        alone = sample(policy, Decoder("eb", 0.5), 1, prompts=[prompt], **options)
+        alone = sample(policy, to_the_end("eb", 0.5), 1, prompts=[prompt], **options)
         assert_row_equals(rollout, row, alone)
 
 
@@ -236,7 +236,7 @@ def test_stopping_at_eos_saves_calls_and_keeps_the_text(decoder):
             sample(policy, decoder, 1, length=8, temperature=0.0, stop_at_eos=stop)
             for stop in (False, True)
         )
-        assert policy.decode(whole) == policy.decode(stopped)
+        assert decode_completions(policy, whole) == decode_completions(policy, stopped)
         assert torch.equal(whole.token_mask, stopped.token_mask)
         assert (stopped.nfe <= whole.nfe).all()
         saved += (whole.nfe - stopped.nfe).sum().item()
@@ -261,7 +261,7 @@ def test_a_stopped_rows_last_call_is_the_one_that_completes_its_text(decoder):
 @pytest.mark.parametrize("rule, level", RULES)
 @pytest.mark.parametrize("block_length", [1, 2, 3])
 def test_no_token_of_a_later_block_comes_before_an_earlier_block_is_full(rule, level, block_length):
-    rollout = sample(toy_policy(), Decoder(rule, level, block_length), 10, length=8)
+    rollout = sample(toy_policy(), to_the_end(rule, level, block_length), 10, length=8)
     for steps in rollout.unmask_step.tolist():
         blocks = [steps[i : i + block_length] for i in range(0, 8, block_length)]
         pairs = zip(blocks, blocks[1:], strict=False)
@@ -273,7 +273,7 @@ def test_no_token_of_a_later_block_comes_before_an_earlier_block_is_full(rule, l
     [(1, None), (2, None), (3, None), (9, None), (2, 3), (3, 3), (3, 2), (2, 5)],
 )
 def test_top_k_takes_a_blocks_length_over_k_calls_rounded_up(k, block_length):
-    rollout = sample(toy_policy(), Decoder("top_k", k, block_length), 2, length=8)
+    rollout = sample(toy_policy(), to_the_end("top_k", k, block_length), 2, length=8)
     blocks = [min(block_length or 8, 8 - start) for start in range(0, 8, block_length or 8)]
     assert set(rollout.nfe.tolist()) == {sum(math.ceil(size / k) for size in blocks)}
 
@@ -283,7 +283,7 @@ def test_top_k_takes_a_blocks_length_over_k_calls_rounded_up(k, block_length):
 
 def test_prompt_state_is_the_mean_of_the_prompts_last_hidden_states_at_the_first_call():
     policy = toy_policy()
-    rollout = sample(policy, Decoder("eb", 0.3), 1)
+    rollout = sample(policy, to_the_end("eb", 0.3), 1)
     for row in range(len(PROMPTS)):
         prompt = prompt_of(rollout, row)
         states = policy.denoiser.model(torch.tensor([prompt + [MASK] * 3])).last_hidden_state[0]
@@ -292,7 +292,8 @@ def test_prompt_state_is_the_mean_of_the_prompts_last_hidden_states_at_the_first
 
 
 def test_a_learned_threshold_is_drawn_from_the_heads_distribution_and_its_log_prob_recorded():
-    policy, n = toy_policy(head=True), 1000
+    policy = toy_policy(head=True)
+    n = 1000
     rollout = sample(policy, LEARNED, n)
     distribution = policy.threshold_head(rollout.prompt_state)
     torch.testing.assert_close(rollout.threshold_logp, distribution.log_prob(rollout.threshold))
@@ -308,8 +309,10 @@ def test_every_rows_own_gamma_steers_its_unmasking():
     rollout = sample(policy, LEARNED, 10, length=4)
     used = set()
     for row in range(len(rollout.nfe)):
-        completion, steps = rollout.completion[row].tolist(), rollout.unmask_step[row].tolist()
-        prompt, gamma = prompt_of(rollout, row), rollout.threshold[row].item()
+        completion = rollout.completion[row].tolist()
+        steps = rollout.unmask_step[row].tolist()
+        prompt = prompt_of(rollout, row)
+        gamma = rollout.threshold[row].item()
         for t in range(1, rollout.nfe[row].item() + 1):
             tokens = zip(completion, steps, strict=True)
             state = [token if step < t else MASK for token, step in tokens]
@@ -323,49 +326,53 @@ def test_without_sampling_the_threshold_is_the_median_and_without_learning_the_l
     policy = toy_policy(head=True)
     rollout = sample(policy, LEARNED, sample_threshold=False)
     assert torch.equal(rollout.threshold, policy.threshold_head(rollout.prompt_state).median)
-    fixed = sample(policy, Decoder("eb", 0.25))
+    fixed = sample(policy, to_the_end("eb", 0.25))
     assert set(fixed.threshold.tolist()) == {0.25} and not fixed.threshold_logp.any()
-    assert sample(policy, Decoder("top_k", 1)).threshold.isnan().all()
+    assert sample(policy, to_the_end("top_k", 1)).threshold.isnan().all()
 
 
 def test_a_larger_gamma_never_takes_more_calls_on_average():
     policy = toy_policy()
     nfe = [
-        sample(policy, Decoder("eb", gamma), 100, length=6).nfe.float().mean().item()
+        sample(policy, to_the_end("eb", gamma), 100, length=6).nfe.float().mean().item()
         for gamma in (0.0, 0.3, 0.6, 1.2, 100.0)
     ]
     assert nfe == sorted(nfe, reverse=True) and nfe[0] == 6 and nfe[-1] == 1
 
 
-def test_a_rollout_makes_no_gradient_and_counts_its_calls():
-    policy, calls = toy_policy(), []
-    policy.denoiser.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
-    rollout = policy.rollout(*policy.encode(["a b"]), 6, Decoder("top_k", 2), generator())
-    assert len(calls) == rollout.nfe.item() == 3
+def test_a_rollout_makes_no_gradient_and_counts_the_rows_it_runs():
+    policy = toy_policy()
+    calls = calls_of(policy)
+    prompt_ids, prompt_mask = encode_prompts(policy, ["a b"])
+    rollout = policy.rollout(prompt_ids, prompt_mask, 6, to_the_end("top_k", 2), generator())
+    assert len(calls) == rollout.nfe.item() == policy.rows_run == 3
     assert not rollout.behaviour_logp.requires_grad
+    sample(policy, to_the_end("eb", 0.3), 20, length=6)
+    assert policy.rows_run == sum(rows for rows, _, _ in calls) > 3
 
 
 # ---- what makes rollouts fast must not show: the tokens of a naive loop --------------------------
 
 
 WIDE = [
-    Decoder("eb", 2.0),
-    Decoder("eb", 0.5, 4),
-    Decoder("confidence", 0.3, 4),
-    Decoder("top_k", 2),
-    Decoder("top_k", 3, 4),
+    to_the_end("eb", 2.0),
+    to_the_end("eb", 0.5, 4),
+    to_the_end("confidence", 0.3, 4),
+    to_the_end("top_k", 2),
+    to_the_end("top_k", 3, 4),
 ]
 
 
 @torch.no_grad()
-def naive_rollout(policy, ids, mask, length, decoder, generator):
+def naive_rollout(policy, ids, mask, length, decoder, uniform):
     """Every row at every step, the logits of every position, one row after the other.
     -> (completion, unmask_step, logp), (B, L) each
     """
-    (B, P), V = ids.shape, policy.denoiser.config.vocab_size
-    chance = torch.rand((B, length + 1), generator=generator, dtype=torch.float64)
+    B, P = ids.shape
+    V = policy.denoiser.config.vocab_size
     completion = torch.full((B, length), policy.mask_id)
-    step, logp = torch.zeros(B, length, dtype=torch.long), torch.zeros(B, length)
+    step = torch.zeros(B, length, dtype=torch.long)
+    logp = torch.zeros(B, length)
     attend = torch.cat([mask, torch.ones_like(completion, dtype=torch.bool)], dim=1)
     while (completion == policy.mask_id).any():
         canvas = torch.cat([ids, completion], dim=1)
@@ -384,8 +391,10 @@ def naive_rollout(policy, ids, mask, length, decoder, generator):
             t = int(step[row].max()) + 1
             for i in sorted(chosen):
                 p = (logits[row, i] / decoder.temperature).softmax(-1)
-                token = min(int((p.cumsum(-1) <= chance[row, i]).sum()), V - 1)
-                completion[row, i], step[row, i], logp[row, i] = token, t, p[token].log()
+                token = min(int((p.cumsum(-1) <= uniform[row, i]).sum()), V - 1)
+                completion[row, i] = token
+                step[row, i] = t
+                logp[row, i] = p[token].log()
     return completion, step, logp
 
 
@@ -394,54 +403,108 @@ def naive_rollout(policy, ids, mask, length, decoder, generator):
 def test_tokens_are_a_naive_loops_given_the_same_random_numbers(monkeypatch, decoder, slice_size):
     monkeypatch.setitem(denoiser.SLICE, "cpu", slice_size)
     monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)  # three positions
-    policy, decoder = wide_policy(), replace(decoder, temperature=0.9)
+    policy = wide_policy()
+    decoder = replace(decoder, temperature=0.9)
     ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(6, 6, 5))
-    rollout = policy.rollout(ids, mask, 10, decoder, generator(3), num_generations=2)
-    completion, step, logp = naive_rollout(policy, ids, mask, 10, decoder, generator(3))
+    rollout = policy.rollout(ids, mask, 10, decoder, generator=generator(3))
+    uniform = torch.rand((6, 11), generator=generator(3), dtype=torch.float64)
+    completion, step, logp = naive_rollout(policy, ids, mask, 10, decoder, uniform)
     assert torch.equal(rollout.completion, completion) and torch.equal(rollout.unmask_step, step)
     torch.testing.assert_close(rollout.behaviour_logp, logp, rtol=1e-4, atol=1e-4)
     assert len(set(rollout.nfe.tolist())) > 1 or decoder.rule == "top_k"
+    again = policy.rollout(ids, mask, 10, decoder, uniform=uniform)
+    for row in range(6):
+        assert_row_equals(again, row, rollout, row)
 
 
 # ---- what is saved -------------------------------------------------------------------------------
 
 
-def test_finished_rows_leave_a_groups_first_call_is_shared_and_nothing_padded_means_no_mask():
+def distinct_canvases(rollout, t):
+    """How many different canvases the rows that make a t-th call have before it."""
+    state = latent_at(rollout.completion, rollout.unmask_step, t - 1, MASK)
+    canvas = torch.cat([rollout.prompt_ids, state], dim=1)
+    return len(canvas[rollout.nfe >= t].unique(dim=0))
+
+
+def test_finished_rows_leave_equal_ones_are_run_once_and_nothing_padded_means_no_mask():
     policy = wide_policy()
     ids, mask = random_prompts(6, 6, 6, 6)
-    ids[1], ids[3] = ids[0], ids[2]  # two groups of two
+    ids[1] = ids[0]
+    ids[3] = ids[2]  # two groups of two
     calls = calls_of(policy)
-    rollout = policy.rollout(ids, mask, 10, Decoder("eb", 4.0), generator(2), num_generations=2)
-    unfinished = [int((rollout.nfe >= t).sum()) for t in range(1, int(rollout.nfe.max()) + 1)]
-    assert calls == [(2, 16, False)] + [(rows, 16, False) for rows in unfinished[1:]]
-    assert unfinished[-1] < 4
+    rollout = policy.rollout(ids, mask, 10, to_the_end("eb", 4.0), generator(2))
+    steps = range(1, int(rollout.nfe.max()) + 1)
+    distinct = [distinct_canvases(rollout, t) for t in steps]
+    unfinished = [int((rollout.nfe >= t).sum()) for t in steps]
+    assert calls == [(rows, 16, False) for rows in distinct]
+    assert policy.rows_run == sum(distinct)
+    assert distinct[0] == 2 and distinct[-1] == unfinished[-1] < 4
 
 
-def test_rows_that_are_no_groups_are_refused():
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
-    ids[1] = ids[0]  # the other two differ
-    for size in (2, 3, 4):
-        with pytest.raises(ValueError, match=f"groups of {size}") as error:
-            policy.rollout(ids, mask, 4, Decoder("top_k", 2), num_generations=size)
-        assert "\n" not in str(error.value)
+@pytest.mark.parametrize("lengths", [(6, 6), (6, 5)], ids=["unpadded", "padded"])
+def test_rows_that_are_equal_later_are_shared_too(lengths):
+    policy = toy_policy()  # of three words, so that rows often draw the same
+    ids, mask = random_prompts(*lengths)
+    ids = ((1 + ids % 3) * mask).repeat_interleave(6, dim=0)
+    mask = mask.repeat_interleave(6, dim=0)
+    calls = calls_of(policy)
+    rollout = policy.rollout(ids, mask, 5, to_the_end("top_k", 1), generator(2))
+    distinct = [distinct_canvases(rollout, t) for t in range(1, 6)]
+    assert calls == [(rows, 11, lengths[1] < 6) for rows in distinct]
+    assert distinct[0] == 2 < distinct[1] < distinct[-1] < 12
+
+    calls.clear()
+    greedy = policy.rollout(ids, mask, 5, to_the_end("top_k", 1, temperature=0.0))
+    assert [rows for rows, _, _ in calls] == [2] * 5  # a group's rows stay equal to the end
+    assert len(greedy.completion.unique(dim=0)) <= 2
 
 
-@pytest.mark.parametrize("cache", ["none", "dual"])
-def test_a_shared_first_call_changes_nothing(cache):
-    policy, decoder = wide_policy(), Decoder("eb", 2.0, 5, cache=cache)
+def test_prompts_that_differ_in_their_padding_alone_are_not_shared():
+    policy = wide_policy()
+    ids = random_prompts(6)[0].expand(2, -1)
+    mask = torch.ones((2, 6), dtype=torch.bool)
+    mask[1, 0] = False  # the same ids: only the mask says that row 1 has a token less
+    calls = calls_of(policy)
+    rollout = policy.rollout(ids, mask, 4, to_the_end("top_k", 4), generator(2))
+    assert calls == [(2, 10, True)]
+    assert (rollout.prompt_state[0] - rollout.prompt_state[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_sharing_changes_nothing_each_row_is_as_if_alone(cache):
+    policy = wide_policy()
+    decoder = to_the_end("eb", 2.0, 5, cache=cache)
     ids, mask = (x.repeat_interleave(3, dim=0) for x in random_prompts(5, 6, 20))
-    shared, apart = (
-        policy.rollout(ids, mask, 10, decoder, generator(2), num_generations=size)
-        for size in (3, 1)
-    )
+    uniform = policy.draw_uniform(9, 10, generator(2))
+    together = policy.rollout(ids, mask, 10, decoder, uniform=uniform)
+    policy.rows_run = 0
     for row in range(9):
-        assert_row_equals(shared, row, apart, row)
+        one = slice(row, row + 1)
+        alone = policy.rollout(ids[one], mask[one], 10, decoder, uniform=uniform[one])
+        assert_row_equals(together, row, alone)
+    assert policy.rows_run == together.nfe.sum()
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_block_is_opened_by_distinct_rows_and_its_cache_has_them_all(cache):
+    policy = wide_policy()
+    ids, mask = (x.repeat_interleave(3, dim=0) for x in random_prompts(6, 6))
+    calls = calls_of(policy)
+    decoder = to_the_end("top_k", 2, 4, temperature=0.0, cache=cache)
+    policy.rollout(ids, mask, 8, decoder)
+    # Greedy rows of a group stay equal. From an open block on, each has keys and values of its own.
+    part = {"prefix": (8, 4), "dual": (4, 4)}[cache]
+    whole = (2, 14, False)
+    assert calls == [whole, (6, part[0], False), whole, (6, part[1], False)]
+    assert policy.rows_run == 2 + 6 + 2 + 6
 
 
 def test_prompts_of_unlike_length_go_apart_and_come_back_in_order():
     policy = wide_policy()
     ids, mask = random_prompts(5, 30, 6, 30)
-    calls, decoder = calls_of(policy), Decoder("top_k", 4, temperature=0.0)
+    calls = calls_of(policy)
+    decoder = to_the_end("top_k", 4, temperature=0.0)
     rollout = policy.rollout(ids, mask, 8, decoder, generator(2))
     assert calls == [(2, 38, False)] * 2 + [(2, 14, True)] * 2
     for row in range(4):
@@ -449,54 +512,59 @@ def test_prompts_of_unlike_length_go_apart_and_come_back_in_order():
         assert torch.equal(one.completion[0], rollout.completion[row])
 
 
-def test_buckets_hold_every_row_once_with_little_padding():
+def test_batches_hold_every_row_once_with_little_padding():
     lengths = torch.randint(20, 200, (60,), generator=generator()).tolist()
-    buckets = length_buckets(lengths, 64)
-    assert (
-        sorted(row for rows in buckets for row in rows) == list(range(60)) and 1 < len(buckets) < 20
-    )
-    for rows in buckets:
+    batches = batches_by_length(lengths, 64)
+    assert sorted(sum(batches, [])) == list(range(60)) and 1 < len(batches) < 20
+    for rows in batches:
         longest = max(lengths[row] for row in rows)
         assert lengths[rows[0]] == longest
         assert all(longest - lengths[row] <= (longest + 64) / 8 for row in rows)
-    assert length_buckets([3] * 5, 8) == [[0, 1, 2, 3, 4]]
+    assert batches_by_length([3] * 5, 8) == [[0, 1, 2, 3, 4]]
 
 
 # ---- few rows at once ----------------------------------------------------------------------------
 
 
-def few_at_once(rows, decoder, size=2):
-    """A rollout of 4 groups of `size` equal prompts, `rows` rows at once, and its calls."""
+def few_at_once(rows, decoder):
+    """A rollout of 4 groups of 2 equal prompts, `rows` rows at once, and its calls."""
     policy = wide_policy()
-    ids, mask = (x.repeat_interleave(size, dim=0) for x in random_prompts(6, 20, 6, 7))
-    policy.rows_at_once, calls = rows, calls_of(policy)
-    return policy, policy.rollout(ids, mask, 10, decoder, generator(2), num_generations=size), calls
+    policy.rollout_batch_size = rows
+    ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(6, 20, 6, 7))
+    calls = calls_of(policy)
+    return policy, policy.rollout(ids, mask, 10, decoder, generator(2)), calls
 
 
-def test_buckets_hold_no_more_rows_than_asked():
+def test_batches_hold_no_more_rows_than_asked():
     lengths = torch.randint(20, 200, (20,), generator=generator()).repeat_interleave(2).tolist()
-    buckets = length_buckets(lengths, 64, 6)
-    assert sorted(sum(buckets, [])) == list(range(40)) and max(map(len, buckets)) == 6
-    for rows in buckets:  # the two of a group side by side: 0 and 1, 2 and 3, ...
-        assert rows[1::2] == [row + 1 for row in rows[::2]] and {row % 2 for row in rows[::2]} == {
-            0
-        }
-    assert length_buckets(lengths, 64, 40) == length_buckets(lengths, 64)
+    batches = batches_by_length(lengths, 64, 6)
+    assert sorted(sum(batches, [])) == list(range(40)) and max(map(len, batches)) == 6
+    for rows in batches:  # the two of a group side by side: 0 and 1, 2 and 3, ...
+        assert rows[1::2] == [row + 1 for row in rows[::2]]
+        assert {row % 2 for row in rows[::2]} == {0}
+    assert batches_by_length(lengths, 64, 40) == batches_by_length(lengths, 64)
 
 
 @pytest.mark.parametrize(
-    "rows, groups", [(0, [1, 3]), (1, [1] * 4), (3, [1] * 4), (5, [1, 2, 1]), (99, [1, 3])]
+    "rows, batches",
+    [
+        (0, [(1, 2), (3, 6)]),
+        (1, [(1, 1)] * 8),
+        (3, [(1, 2), (2, 3), (2, 3)]),
+        (5, [(1, 2), (3, 5), (1, 1)]),
+        (99, [(1, 2), (3, 6)]),
+    ],
 )
-def test_groups_stay_whole_however_few_rows_fit(rows, groups):
-    calls = few_at_once(rows, Decoder("top_k", 5))[2]
-    # Each bucket takes two calls: one row of each group, then all of them.
-    assert [n for n, _, _ in calls] == [n for size in groups for n in (size, 2 * size)]
+def test_a_batchs_equal_prompts_are_run_once_however_few_rows_fit(rows, batches):
+    calls = few_at_once(rows, to_the_end("top_k", 5))[2]
+    # Each batch takes two calls: one row of each prompt, then all of them.
+    assert [n for n, _, _ in calls] == [n for batch in batches for n in batch]
 
 
 @pytest.mark.parametrize("cache", ["none", "dual"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_completions_do_not_depend_on_how_many_rows_are_done_at_once(cache, temperature):
-    decoder = Decoder("eb", 4.0, 5, temperature=temperature, cache=cache)
+    decoder = to_the_end("eb", 4.0, 5, temperature=temperature, cache=cache)
     together, apart = (few_at_once(rows, decoder)[1] for rows in (0, 2))
     assert torch.equal(together.completion, apart.completion)
     assert torch.equal(together.unmask_step, apart.unmask_step)
@@ -504,11 +572,11 @@ def test_completions_do_not_depend_on_how_many_rows_are_done_at_once(cache, temp
 
 
 def test_few_rows_at_once_record_the_log_probs_that_they_were_drawn_with():
-    policy, rollout, _ = few_at_once(2, Decoder("eb", 4.0, temperature=0.9))
+    policy, rollout, _ = few_at_once(2, to_the_end("eb", 4.0, temperature=0.9))
     every_step = torch.arange(1, int(rollout.nfe.max()) + 1).expand(8, -1)
     exact = surrogate_logp(policy, rollout, every_step)
     torch.testing.assert_close(rollout.behaviour_logp, exact, rtol=1e-4, atol=1e-4)
-    assert (rollout.completion[::2] != rollout.completion[1::2]).any()  # chance differs in a group
+    assert (rollout.completion[::2] != rollout.completion[1::2]).any()  # a group's rows draw apart
 
 
 # ---- block caches --------------------------------------------------------------------------------
@@ -530,34 +598,46 @@ def test_with_one_layer_a_cache_changes_nothing(cache, decoder):
     torch.testing.assert_close(cached.prompt_state, exact.prompt_state)
 
 
+QUESTIONS = ["what is 3 + 4?", "what is 2 + 9?", "and 10 - 7"]
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
-@pytest.mark.parametrize("decoder", [Decoder("eb", 6.0, 4), Decoder("top_k", 2, 4)], ids=name)
+@pytest.mark.parametrize("decoder", [to_the_end("eb", 6.0, 4), to_the_end("top_k", 2, 4)], ids=name)
 def test_recorded_log_probs_are_those_of_the_stale_states_really_drawn_from(
     tmp_path, family, cache, decoder
 ):
     weights, config = write_checkpoint(tmp_path, family)
-    policy, L, temperature = DiffusionPolicy(*load_denoiser(str(tmp_path))), 10, 0.8
-    ids, mask = policy.encode(QUESTIONS)
+    policy = load_policy(tmp_path)
+    L = 10
+    temperature = 0.8
+    ids, mask = encode_prompts(policy, QUESTIONS)
     decoder = replace(decoder, temperature=temperature, stop_at_eos=True, cache=cache)
     rollout = policy.rollout(ids, mask, L, decoder, generator(4))
     exact = surrogate_logp(policy, rollout, torch.arange(1, L + 1).expand(3, -1))
     stale = 0
     for row in range(3):
-        prompt, kept, block = ids[row][mask[row]], [], -1
+        prompt = ids[row][mask[row]]
         P = len(prompt)
+        keys_and_values = []
+        block = -1
         for t in range(1, int(rollout.nfe[row]) + 1):
-            steps, completion = rollout.unmask_step[row], rollout.completion[row]
+            steps = rollout.unmask_step[row]
+            completion = rollout.completion[row]
             drawn = (steps == t).nonzero().flatten()
             state = completion.masked_fill(steps >= t, policy.mask_id)
             canvas = torch.cat([prompt, state]).unsqueeze(0)
             if drawn[0] // 4 != block:
-                block, kept, part = drawn[0] // 4, [], None
+                keys_and_values = []
+                block = drawn[0] // 4
+                part = None
             else:
                 start = P + int(block) * 4
                 part = slice(start - (family == "dream"), None if cache == "prefix" else start + 4)
                 stale += 1
-            logits = reference_logits(family, weights, config, canvas, cache=kept, part=part)
+            logits = reference_logits(
+                family, weights, config, canvas, cache=keys_and_values, part=part
+            )
             logits = logits[0, P:] / temperature
             logits[:, policy.mask_id] = -torch.inf
             expected = logits.log_softmax(-1)[drawn, completion[drawn]]
@@ -569,130 +649,32 @@ def test_recorded_log_probs_are_those_of_the_stale_states_really_drawn_from(
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_a_cache_runs_the_canvas_once_a_block_and_then_a_part_of_it(cache):
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6)
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6)
     calls = calls_of(policy)
-    policy.rollout(ids, mask, 10, Decoder("top_k", 2, 4, cache=cache), generator(4))
+    policy.rollout(ids, mask, 10, to_the_end("top_k", 2, 4, cache=cache), generator(4))
     parts = {"prefix": [10, 6], "dual": [4, 4]}[cache]
     # the last block is full after one
     assert [positions for _, positions, _ in calls] == [16, parts[0], 16, parts[1], 16]
 
 
 def test_rows_that_finish_a_block_early_wait_for_the_others_and_leave_the_cache():
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 6, 6)
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6, 6, 6)
     calls = calls_of(policy)
-    rollout = policy.rollout(ids, mask, 12, Decoder("eb", 5.0, 4, cache="dual"), generator(4))
+    rollout = policy.rollout(ids, mask, 12, to_the_end("eb", 5.0, 4, cache="dual"), generator(4))
     whole = [rows for rows, positions, _ in calls if positions == 18]
     assert whole == [4, 4, 4] and {rows for rows, positions, _ in calls if positions == 4} > {4}
     for steps, nfe in zip(rollout.unmask_step.tolist(), rollout.nfe.tolist(), strict=True):
         assert set(steps) == set(range(1, nfe + 1))
 
 
-# ---- where a LLaDA's completion ends, and how its prompt begins ----------------------------------
-
-
-QUESTIONS = ["what is 3 + 4?", "what is 2 + 9?", "and 10 - 7"]
-
-
-@pytest.fixture(scope="module")
-def llada(tmp_path_factory):
-    """(policy, weights, config) of a random LLaDA checkpoint in the hub's layout."""
-    folder = tmp_path_factory.mktemp("llada")
-    weights, config = write_checkpoint(folder, "llada")
-    return DiffusionPolicy(*load_denoiser(str(folder))), weights, config
-
-
-def scripted(llada, monkeypatch, *texts, per_step=None, **options):
-    """A rollout that draws these texts, whatever the model thinks."""
-    policy = llada[0]
-    ids = [policy.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    script = torch.tensor(ids)  # (B, L)
-    B, L = script.shape
-    k, drawn = per_step or L, iter(range(0, L, per_step or L))
-    decoder = Decoder("top_k", k, k, **options)  # the blocks, from left to right
-
-    def draw(hidden, temperature, generator=None):
-        start = next(drawn)
-        tokens = script[: len(hidden) // k, start : start + k].flatten()
-        return tokens, torch.full((len(hidden),), -1.0)
-
-    monkeypatch.setattr(policy, "draw", draw)
-    ids, mask = policy.encode(["same length"] * B)
-    return policy, policy.rollout(ids, mask, L, decoder)
-
-
-FLOOD = "<|endoftext|>" * 4
-
-
-def test_a_completion_ends_at_the_first_eot_and_the_flood_behind_it_is_padding(llada, monkeypatch):
-    texts = "hi<|eot_id|>" + FLOOD, "hi<|endoftext|>" + FLOOD, "hey<|eot_id|>" + FLOOD[13:]
-    policy, rollout = scripted(llada, monkeypatch, *texts)
-    assert policy.decode(rollout) == ["hi", "hi", "hey"]
-    assert rollout.token_mask.sum(-1).tolist() == [3, 3, 4]
-    calls = calls_of(policy)
-    logp = surrogate_logp(policy, rollout, draw_boundaries(rollout.nfe, 1))
-    assert torch.equal(logp != 0, rollout.token_mask) and len(calls) == 1
-    weights, advantage = torch.ones_like(logp), torch.tensor([1.0, -1.0, 0.5])
-    loss, _ = diffpo_loss(logp, logp, advantage, weights, rollout.token_mask, 0.2)
-    noise = torch.where(rollout.token_mask, 0.0, torch.randn(logp.shape, generator=generator()))
-    other, _ = diffpo_loss(logp + noise, logp, advantage, weights, rollout.token_mask, 0.2)
-    assert loss == other  # what follows carries no loss
-
-
-def test_a_row_stops_at_eot_as_it_does_at_eos(llada, monkeypatch):
-    texts = "a<|eot_id|>cdef", "a<|endoftext|>cdef"
-    _, rollout = scripted(llada, monkeypatch, *texts, per_step=2, stop_at_eos=True)
-    assert rollout.nfe.tolist() == [1, 1]
-    assert rollout.unmask_step.tolist() == [[1, 1, 2, 2, 2, 2]] * 2
-    assert (rollout.completion[:, 2:] == llada[0].eos_id).all()
-
-
-def test_a_prompt_is_one_user_message_in_the_chat_template_with_its_prefill(llada):
-    policy = DiffusionPolicy(llada[0].denoiser, llada[0].tokenizer, prefill="<reasoning>")
-    ids, mask = policy.encode(["  what is 3 + 4? ", "1"])
-    texts = [policy.tokenizer.decode(row[m]) for row, m in zip(ids, mask, strict=True)]
-    header = (
-        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n<reasoning>"
-    )
-    assert texts == [header.format("what is 3 + 4?"), header.format("1")]
-    assert ids[0][mask[0]].tolist().count(256) == 1
-    assert not mask[1, 0] and ids[1, 0] == policy.tokenizer.pad_token_id
-
-
-def test_decoded_texts_begin_with_the_prefill(llada, monkeypatch):
-    policy, rollout = scripted(llada, monkeypatch, "hi<|eot_id|>x", "<|eot_id|>xyz")
-    policy = DiffusionPolicy(policy.denoiser, policy.tokenizer, prefill="so: ")
-    assert policy.decode(rollout) == ["so: hi", "so: "]
-
-
-def test_a_prompt_that_does_not_fit_is_an_error_that_names_it_and_nothing_is_cut(llada):
-    policy = llada[0]
-    limit = policy.denoiser.config.max_position_embeddings
-    overhead = policy.encode(["x"])[0].shape[1] - 1
-    assert policy.encode(["y" * (limit - overhead - 20)], room=20)[0].shape[1] == limit - 20
-    with pytest.raises(ValueError, match="prompt 2 of 2, with 'zzz.*512") as error:
-        long = "z" * (limit - overhead - 19)
-        policy.encode([f"Work it out: {text}" for text in ("fine", long)], room=20)
-    assert "\n" not in str(error.value)
-
-
-def test_a_tokenizer_without_a_chat_template_is_refused_in_one_line(llada, monkeypatch):
-    monkeypatch.setattr(llada[0].tokenizer, "chat_template", None)
-    with pytest.raises(ValueError, match="chat template") as error:
-        llada[0].encode(["hello"])
-    assert "\n" not in str(error.value)
-
-
-def test_an_empty_prompt_is_refused(llada):
-    with pytest.raises(ValueError, match="empty"):
-        llada[0].encode(["fine", ""])
-
-
-def test_the_learned_threshold_works_on_a_checkpoint_and_with_a_cache(llada):
-    denoiser, tokenizer = llada[0].denoiser, llada[0].tokenizer
-    policy = DiffusionPolicy(denoiser, tokenizer, ThresholdHead(denoiser.config.hidden_size, 1.0))
-    ids, mask = policy.encode(QUESTIONS)
-    rollout = policy.rollout(ids, mask, 12, Decoder("eb", None, 4, cache="dual"), generator(1))
+def test_the_learned_threshold_works_on_a_checkpoint_and_with_a_cache(tmp_path):
+    write_checkpoint(tmp_path, "llada")
+    policy = load_policy(tmp_path)
+    policy.threshold_head = ThresholdHead(policy.denoiser.config.hidden_size, 1.0)
+    ids, mask = encode_prompts(policy, QUESTIONS)
+    rollout = policy.rollout(ids, mask, 12, to_the_end("eb", None, 4, cache="dual"), generator(1))
     assert len(set(rollout.threshold.tolist())) == 3 and (rollout.completion < VOCABULARY).all()
     logp = policy.threshold_head(rollout.prompt_state).log_prob(rollout.threshold)
     torch.testing.assert_close(logp, rollout.threshold_logp)

@@ -7,25 +7,24 @@ import pytest
 import torch
 import torch.distributed as dist
 from checkpoints import VOCABULARY, write_checkpoint
-from toy import metrics_of, wide_policy
+from toy import metrics_of, to_the_end, wide_policy
 
 import train
 from denoiser import Float32Product
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
-from models import make_base, tiny
 from models.loading import load_denoiser
 from models.lora import add_lora
-from sampler import Decoder, ThresholdHead
-from tasks import registry
-from tasks.registry import find_task
+from models.make_base import Recipe, find_demonstrated_task
+from models.pretraining import Training
+from sampler import ThresholdHead
 from training import distributed, run_folder
 
 GPU = torch.cuda.is_available()
 ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ABSENT)])
 RUN = "--task countdown --model tiny --prompts_per_step 4 --eval_problems 4 --frontier false"
-DECODERS = [Decoder("eb", None), Decoder("top_k", 2), Decoder("eb", 0.3, 3, cache="dual")]
+DECODERS = [to_the_end("eb", None), to_the_end("top_k", 2), to_the_end("eb", 0.3, 3, cache="dual")]
 
 
 def policy_on(device, dtype=torch.float32):
@@ -41,8 +40,8 @@ def rollout_on(device, decoder, dtype=torch.float32):
     policy = policy_on(device, dtype)
     ids = torch.tensor([[4, 5, 6], [0, 4, 6], [0, 0, 7]], device=device)
     ids = ids.repeat_interleave(8, dim=0)
-    chance = torch.Generator(device).manual_seed(0)
-    return policy, policy.rollout(ids, ids > 0, 9, decoder, chance, num_generations=8)
+    seeded = torch.Generator(device).manual_seed(0)
+    return policy, policy.rollout(ids, ids > 0, length=9, decoder=decoder, generator=seeded)
 
 
 @DEVICES
@@ -60,19 +59,28 @@ def test_recorded_log_probs_are_the_exact_likelihoods(device, decoder):
 
 @DEVICES
 def test_greedy_tokens_are_the_cpus(device):
-    for decoder in (Decoder("top_k", 2, temperature=0.0), Decoder("eb", 0.3, temperature=0.0)):
-        here, there = (rollout_on(where, decoder)[1] for where in (device, "cpu"))
-        assert torch.equal(here.completion.cpu(), there.completion)
-        assert torch.equal(here.unmask_step.cpu(), there.unmask_step)
+    for decoder in (
+        to_the_end("top_k", 2, temperature=0.0),
+        to_the_end("eb", 0.3, temperature=0.0),
+    ):
+        on_device = rollout_on(device, decoder)[1]
+        on_cpu = rollout_on("cpu", decoder)[1]
+        assert torch.equal(on_device.completion.cpu(), on_cpu.completion)
+        assert torch.equal(on_device.unmask_step.cpu(), on_cpu.unmask_step)
 
 
 @DEVICES
 def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(device):
-    policy, first = rollout_on(device, Decoder("eb", None))
+    policy, first = rollout_on(device, to_the_end("eb", None))
     state = torch.cuda.get_rng_state if device == "cuda" else torch.random.get_rng_state
-    before, chance = state(), torch.Generator(device).manual_seed(0)
-    prompts = first.prompt_ids, first.prompt_mask
-    again = policy.rollout(*prompts, 9, Decoder("eb", None), chance, num_generations=8)
+    before = state()
+    again = policy.rollout(
+        first.prompt_ids,
+        first.prompt_mask,
+        length=9,
+        decoder=to_the_end("eb", None),
+        generator=torch.Generator(device).manual_seed(0),
+    )
     assert torch.equal(first.completion, again.completion)
     assert torch.equal(first.threshold, again.threshold) and torch.equal(state(), before)
 
@@ -81,8 +89,10 @@ def test_the_same_seed_draws_the_same_and_the_global_generator_is_left_alone(dev
 def test_tokens_are_drawn_in_proportion_to_their_probability(device):
     policy = policy_on(device)
     hidden = torch.randn(1, 32, generator=torch.Generator().manual_seed(2)).to(device)
-    chance = torch.rand(20000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    tokens, logp = policy.draw(hidden.expand(20000, -1), 0.5, chance.to(device))
+    uniform = torch.rand(20000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    tokens, logp = policy.sample_tokens(
+        hidden.expand(20000, -1), temperature=0.5, uniform=uniform.to(device)
+    )
     every = torch.arange(3000, device=device)
     p = policy.token_logp(hidden.expand(3000, -1), every, 0.5).exp()
     assert p.sum().item() == pytest.approx(1, abs=1e-4) and p[0] == 0
@@ -95,22 +105,24 @@ def test_tokens_are_drawn_in_proportion_to_their_probability(device):
 
 @DEVICES
 def test_bfloat16_products_of_the_last_layer_are_accumulated_and_kept_in_float32(device):
-    chance = torch.Generator().manual_seed(0)
-    weight, hidden = (torch.randn(n, 256, generator=chance) for n in (500, 40))
+    seeded = torch.Generator().manual_seed(0)
+    weight, hidden = (torch.randn(n, 256, generator=seeded) for n in (500, 40))
     weight, hidden = (x.to(device, torch.bfloat16).requires_grad_() for x in (weight, hidden))
     product = Float32Product.apply(weight, hidden)
     exact = weight.double() @ hidden.double().T
     assert product.dtype == torch.float32 and (product - exact).abs().max() < 1e-3
-    gradient = torch.randn(product.shape, generator=chance).to(device)
+    gradient = torch.randn(product.shape, generator=seeded).to(device)
     product.backward(gradient)
-    theirs = gradient.double() @ hidden.double(), gradient.T.double() @ weight.double()
-    for ours, expected in zip((weight.grad, hidden.grad), theirs, strict=True):
+    for ours, expected in (
+        (weight.grad, gradient.double() @ hidden.double()),
+        (hidden.grad, gradient.T.double() @ weight.double()),
+    ):
         assert (ours - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 @DEVICES
 def test_weights_that_are_1_in_exact_arithmetic_are_near_it_in_bfloat16(device):
-    policy, rollout = rollout_on(device, Decoder("eb", 0.3), torch.bfloat16)
+    policy, rollout = rollout_on(device, to_the_end("eb", 0.3), torch.bfloat16)
     boundaries = draw_boundaries(rollout.nfe, 2, torch.Generator(device).manual_seed(0))
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, boundaries)
@@ -129,8 +141,8 @@ def test_an_adapter_learns_and_its_gradient_is_the_cpus(device, dtype, tmp_path)
         model = add_lora(denoiser, 4, 8)
         for name, p in model.named_parameters():
             if "lora_B" in name:
-                chance = torch.Generator().manual_seed(len(name))
-                p.data.copy_(0.1 * torch.randn(p.shape, generator=chance))
+                seeded = torch.Generator().manual_seed(len(name))
+                p.data.copy_(0.1 * torch.randn(p.shape, generator=seeded))
         model.gradient_checkpointing_enable({"use_reentrant": False})
         policy = DiffusionPolicy(model.train(), tokenizer)
         ids = torch.arange(60, device=where).view(3, 20) * 4 % VOCABULARY
@@ -138,14 +150,13 @@ def test_an_adapter_learns_and_its_gradient_is_the_cpus(device, dtype, tmp_path)
         policy.token_logp(hidden, ids.flatten() // 2, 1.0).sum().backward()
         grads = [p.grad.float().flatten().cpu() for p in model.parameters() if p.requires_grad]
         gradients.append(torch.cat(grads))
-    here, there = gradients
-    cosine = torch.nn.functional.cosine_similarity(here, there, dim=0)
+    cosine = torch.nn.functional.cosine_similarity(gradients[0], gradients[1], dim=0)
     assert cosine > (0.9999 if dtype == torch.float32 else 0.98)
 
 
 @DEVICES
 def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
     if device == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for run, steps in (("whole", 3), ("parts", 1)):
@@ -160,8 +171,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_last_digit(device, tmp_path,
 @DEVICES
 @pytest.mark.parametrize("rank", [0, 4])
 def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatch):
-    """By NCCL on a GPU, whose smallest group has one process; gloo's are in test_processes.py."""
-    monkeypatch.setattr(train, "plot_curves", lambda run_dir: None)
+    """By NCCL on a GPU, whose smallest group has one process; gloo's are in test_distributed.py."""
+    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
     if device == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = [*RUN.split(), "--lora_rank", str(rank), "--steps", "1", "--run_dir"]
@@ -184,10 +195,9 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
 
 
 @DEVICES
-def test_a_base_learns_its_lesson(device, monkeypatch):
-    monkeypatch.setattr(tiny, "DEVICE", device)
-    recipe = make_base.Recipe(steps=16, batch=16)
-    training = make_base.Training([registry.compact_form(find_task("countdown"))], recipe)
+def test_a_base_learns_its_lesson(device):
+    recipe = Recipe(steps=16, batch=16)
+    training = Training([find_demonstrated_task("countdown")], recipe, device=device)
     losses = [training.step() for _ in range(16)]
     assert training.denoiser.device.type == device
     assert sum(losses[:4]) > 1.2 * sum(losses[-4:])

@@ -18,6 +18,7 @@ from toy import (
     prompt_of,
     random_prompts,
     sample,
+    to_the_end,
     toy_policy,
     wide_policy,
 )  # fmt: skip
@@ -25,32 +26,34 @@ from toy import (
 from likelihood import (
     cache_kl,
     draw_boundaries,
-    draw_prompt_mask,
+    draw_masked_prompt,
     latent_at,
     scored_as_drawn,
     surrogate_logp,
-    unique_rows,
+    surrogate_logp_by_definition,
 )
 from sampler import Decoder
 
 DECODERS = {
-    "eb": Decoder("eb", 0.3),
-    "top_k": Decoder("top_k", 1),
-    "blocks": Decoder("confidence", 0.7, 2),
+    "eb": to_the_end("eb", 0.3),
+    "top_k": to_the_end("top_k", 1),
+    "blocks": to_the_end("confidence", 0.7, 2),
 }
 
 
-def by_hand(policy, rollout, boundaries, hidden_prompt=None):
+def by_hand(policy, rollout, boundaries, masked_prompt=None):
     """log pi^S by its definition: for each token the state at the largest of 0 and the boundaries
     that is < t. -> (B, L)
     """
     out = []
     for row, steps in enumerate(rollout.unmask_step.tolist()):
-        completion, is_text = rollout.completion[row].tolist(), rollout.token_mask[row].tolist()
+        completion = rollout.completion[row].tolist()
+        is_text = rollout.token_mask[row].tolist()
         prompt = prompt_of(rollout, row)
-        if hidden_prompt is not None:
-            hide = hidden_prompt[row][rollout.prompt_mask[row]].tolist()
-            prompt = [MASK if h else token for h, token in zip(hide, prompt, strict=True)]
+        if masked_prompt is not None:
+            is_masked = masked_prompt[row][rollout.prompt_mask[row]].tolist()
+            pairs = zip(is_masked, prompt, strict=True)
+            prompt = [MASK if masked else token for masked, token in pairs]
         for i, (token, t) in enumerate(zip(completion, steps, strict=True)):
             start = max(tau for tau in [0, *boundaries[row].tolist()] if tau < t)
             pairs = zip(completion, steps, strict=True)
@@ -75,7 +78,8 @@ def close(actual, expected):
 @pytest.mark.parametrize("stop_at_eos", [False, True])
 def test_latent_at_is_what_was_unmasked_by_then(stop_at_eos):
     rollout = sample(toy_policy(), DECODERS["eb"], length=5, stop_at_eos=stop_at_eos)
-    completion, steps = rollout.completion.tolist(), rollout.unmask_step.tolist()
+    completion = rollout.completion.tolist()
+    steps = rollout.unmask_step.tolist()
     nfe = rollout.nfe.tolist()
     for step in (0, 1, 2, rollout.nfe, rollout.nfe - 1):
         taus = step.tolist() if torch.is_tensor(step) else [step] * len(nfe)
@@ -116,26 +120,26 @@ def test_a_batch_of_single_step_rollouts_has_empty_stages():
     assert draw_boundaries(nfe, 3).tolist() == [[1, 1], [1, 1], [1, 1]]
 
 
-def test_prompt_tokens_are_hidden_as_often_as_asked_and_padding_never():
-    prompt_mask = torch.tensor([[False, True, True], [True, True, True]]).repeat(
-        2000, 1
-    )  # 10000 tokens
-    hidden = draw_prompt_mask(prompt_mask, 1, 0.15, generator(2))
-    assert not (hidden & ~prompt_mask).any()
-    assert abs(hidden.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
-    assert not draw_prompt_mask(prompt_mask, 1, 0.0).any()
-    assert torch.equal(draw_prompt_mask(prompt_mask, 1, 1.0), prompt_mask)
+def test_prompt_tokens_are_masked_as_often_as_asked_and_padding_never():
+    prompt_mask = torch.tensor([[False, True, True], [True, True, True]])
+    prompt_mask = prompt_mask.repeat(2000, 1)  # 10000 tokens
+    masked = draw_masked_prompt(prompt_mask, 1, 0.15, generator(2))
+    assert not (masked & ~prompt_mask).any()
+    assert abs(masked.sum().item() / 10000 - 0.15) < 4 * (0.15 * 0.85 / 10000) ** 0.5
+    assert not draw_masked_prompt(prompt_mask, 1, 0.0).any()
+    assert torch.equal(draw_masked_prompt(prompt_mask, 1, 1.0), prompt_mask)
 
 
-def test_a_group_shares_its_hidden_prompt_tokens_and_other_prompts_have_their_own():
-    G, prompt_mask = 4, torch.arange(40) >= torch.tensor([0, 5, 0]).unsqueeze(1)  # (3, P)
-    hidden = draw_prompt_mask(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
-    groups = hidden.view(3, G, 40)
+def test_a_group_shares_its_masked_prompt_tokens_and_other_prompts_have_their_own():
+    G = 4
+    prompt_mask = torch.arange(40) >= torch.tensor([0, 5, 0]).unsqueeze(1)  # (3, P)
+    prompt_mask = prompt_mask.repeat_interleave(G, dim=0)
+    masked = draw_masked_prompt(prompt_mask, G, 0.5, generator(3))
+    groups = masked.view(3, G, 40)
     assert (groups == groups[:, :1]).all()
     for a, b in combinations(groups[:, 0, 5:], 2):
         assert 0.2 < (a != b).float().mean() < 0.8  # independent: half of them
-    again = draw_prompt_mask(prompt_mask.repeat_interleave(G, dim=0), G, 0.5, generator(3))
-    assert torch.equal(hidden, again)
+    assert torch.equal(masked, draw_masked_prompt(prompt_mask, G, 0.5, generator(3)))
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 4])
@@ -172,6 +176,30 @@ def test_m_stages_are_the_definition_computed_by_hand(
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
     with torch.no_grad():
         close(surrogate_logp(policy, rollout, boundaries), by_hand(policy, rollout, boundaries))
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True], ids=["to-the-end", "stop-at-eos"])
+@pytest.mark.parametrize("decoder", DECODERS.values(), ids=DECODERS)
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 6])
+def test_the_loop_over_stages_and_the_fast_version_agree_in_values_and_gradients(
+    num_stages, decoder, stop_at_eos
+):
+    policy = toy_policy(double=True)  # the same weights
+    # Prompts are left-padded, and rows end early.
+    rollout = sample(toy_policy(), decoder, 4, length=5, temperature=0.7, stop_at_eos=stop_at_eos)
+    rollout = replace(rollout, behaviour_logp=rollout.behaviour_logp.double())
+    assert not rollout.prompt_mask.all() and not rollout.token_mask.all()
+    boundaries = draw_boundaries(rollout.nfe, num_stages, generator(7))
+    # (B, L), so that nothing cancels
+    weights = torch.randn(rollout.completion.shape, generator=generator(8), dtype=torch.double)
+    parameters = list(policy.denoiser.parameters())
+    results = []
+    for score in (surrogate_logp, surrogate_logp_by_definition):
+        logp = score(policy, rollout, boundaries)
+        results.append([logp, *torch.autograd.grad((weights * logp).sum(), parameters)])
+    for fast, loop in zip(*results, strict=True):
+        torch.testing.assert_close(fast, loop, rtol=0, atol=1e-6)
+        assert loop.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -217,21 +245,22 @@ def test_it_is_0_where_there_is_no_token_and_negative_where_there_is_one():
 
 
 @pytest.mark.parametrize("num_stages", [1, 3])
-def test_hidden_prompt_tokens_are_masks_in_the_prompt(num_stages):
+def test_masked_prompt_tokens_are_masks_in_the_prompt(num_stages):
     policy = toy_policy()
     rollout = sample(policy, DECODERS["eb"], 3, length=4)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(4))
-    hidden_prompt = draw_prompt_mask(rollout.prompt_mask, 1, 0.5, generator(5))
+    masked_prompt = draw_masked_prompt(rollout.prompt_mask, 1, 0.5, generator(5))
     with torch.no_grad():
-        logp = surrogate_logp(policy, rollout, boundaries, hidden_prompt)
-        close(logp, by_hand(policy, rollout, boundaries, hidden_prompt))
+        logp = surrogate_logp(policy, rollout, boundaries, masked_prompt)
+        close(logp, by_hand(policy, rollout, boundaries, masked_prompt))
         other = surrogate_logp(policy, rollout, boundaries)
-        close(surrogate_logp(policy, rollout, boundaries, torch.zeros_like(hidden_prompt)), other)
+        close(surrogate_logp(policy, rollout, boundaries, torch.zeros_like(masked_prompt)), other)
     assert (logp - other).abs().max() > 0.1
 
 
 def test_the_denoiser_sees_what_it_saw_in_the_rollout_and_never_a_token_that_was_not_drawn():
-    policy, seen = toy_policy(), []
+    policy = toy_policy()
+    seen = []
 
     def note(_, args, options):
         seen.append(options["input_ids"])
@@ -291,34 +320,31 @@ def test_its_gradient_is_that_of_the_definition(num_stages):
 # ---- what is saved -------------------------------------------------------------------------------
 
 
-def test_unique_rows_give_every_row_back():
-    rows = torch.tensor([[1, 2], [3, 4], [1, 2], [0, 9], [3, 4]])
-    first, copy = unique_rows(rows)
-    assert first.tolist() == [0, 1, 3] or len(first) == 3
-    assert torch.equal(rows[first][copy], rows) and set(first.tolist()) == {0, 1, 3}
-
-
 @pytest.mark.parametrize("stages", [1, 2, 3])
-def test_scoring_runs_what_a_group_shares_once(stages):
-    policy, G = wide_policy(), 5
+def test_scoring_runs_equal_canvases_once_and_so_what_a_group_shares(stages):
+    policy = wide_policy()
+    G = 5
     ids, mask = (x.repeat_interleave(G, dim=0) for x in random_prompts(6, 6))
-    rollout = policy.rollout(ids, mask, 12, Decoder("top_k", 2), generator(2), num_generations=G)
-    boundaries, calls = draw_boundaries(rollout.nfe, stages, generator(0)), calls_of(policy)
+    rollout = policy.rollout(ids, mask, 12, to_the_end("top_k", 2), generator(2))
+    boundaries = draw_boundaries(rollout.nfe, stages, generator(0))
+    calls = calls_of(policy)
+    policy.rows_run = 0
     surrogate_logp(policy, rollout, boundaries)
     states = set()
     for row, taus in enumerate(boundaries.tolist()):
         for low, high in zip([0, *taus], [*taus, 99], strict=True):
-            one, step = rollout.rows(slice(row, row + 1)), rollout.unmask_step[row]
+            one = rollout.rows(slice(row, row + 1))
+            step = rollout.unmask_step[row]
             if ((step > low) & (step <= high) & rollout.token_mask[row]).any():
                 state = latent_at(one.completion, one.unmask_step, low, policy.mask_id)
                 states.add((row // G, *state[0].tolist()))
-    assert calls == [(len(states), 18, False)]
+    assert calls == [(len(states), 18, False)] and policy.rows_run == len(states)
     assert len(states) <= 2 + 2 * G * (stages - 1)  # z_0 once a group
 
 
 def test_scoring_pads_no_further_than_the_rows_at_hand_need():
     policy = wide_policy()
-    rollout = policy.rollout(*random_prompts(30, 6, 6), 12, Decoder("top_k", 2), generator(2))
+    rollout = policy.rollout(*random_prompts(30, 6, 6), 12, to_the_end("top_k", 2), generator(2))
     calls = calls_of(policy)
     surrogate_logp(policy, rollout.rows(slice(1, 3)), draw_boundaries(rollout.nfe[1:], 1))
     assert calls == [(2, 18, False)]
@@ -329,9 +355,12 @@ def test_scoring_pads_no_further_than_the_rows_at_hand_need():
 
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_what_a_cache_costs_is_measured_against_the_exact_policy(cache):
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6, 5)
     exact, cached = (
-        policy.rollout(ids, mask, 12, Decoder("top_k", 2, 6, 0.9, cache=c), generator(4))
+        policy.rollout(
+            ids, mask, 12, to_the_end("top_k", 2, 6, temperature=0.9, cache=c), generator(4)
+        )
         for c in ("none", cache)
     )
     assert abs(cache_kl(policy, exact)) < 1e-4
@@ -344,10 +373,12 @@ def test_what_a_cache_costs_is_measured_against_the_exact_policy(cache):
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
 def test_what_a_cache_costs_does_not_depend_on_how_many_states_are_run_at_once(stop_at_eos):
-    policy, (ids, mask) = wide_policy(), random_prompts(6, 6, 5)
+    policy = wide_policy()
+    (ids, mask) = random_prompts(6, 6, 5)
     decoder = Decoder("eb", 2.0, 6, 0.9, cache="dual", stop_at_eos=stop_at_eos)
     rollout = policy.rollout(ids, mask, 12, decoder, generator(4))
-    T, calls = int(rollout.nfe.max()), calls_of(policy)
+    T = int(rollout.nfe.max())
+    calls = calls_of(policy)
     costs = [cache_kl(policy, rollout, n) for n in (1, 2, 3, T, 64)]
     assert T > 3 and costs == pytest.approx([costs[-1]] * 5, abs=1e-6)
     assert len(calls) == T + -(-T // 2) + -(-T // 3) + 2

@@ -27,7 +27,9 @@ def random_case(seed):
     g = generator(seed)
     score = torch.randint(0, 8, (B, L), generator=g) / 8
     masked = torch.rand((B, L), generator=g) < torch.rand((B, 1), generator=g)
-    masked[0], masked[1], masked[2] = False, True, torch.arange(L) == 4  # nothing, everything, one
+    masked[0] = False
+    masked[1] = True
+    masked[2] = torch.arange(L) == 4  # nothing, everything, one
     score[3] = 0.0
     return score, masked
 
@@ -98,7 +100,8 @@ def test_what_is_selected_was_masked_and_something_is_selected_where_anything_wa
 
 def test_a_larger_gamma_selects_all_that_a_smaller_one_does():
     g = generator(40)
-    entropy, masked = torch.rand((B, L), generator=g), torch.rand((B, L), generator=g) < 0.7
+    entropy = torch.rand((B, L), generator=g)
+    masked = torch.rand((B, L), generator=g) < 0.7
     selections = [entropy_bounded(entropy, masked, gamma) for gamma in torch.linspace(0, 5, 40)]
     for smaller, larger in zip(selections, selections[1:], strict=False):
         assert not (smaller & ~larger).any()
@@ -158,14 +161,16 @@ def test_a_cache_needs_blocks_and_has_to_be_known():
 
 def test_a_decoders_select_is_its_rule_and_a_learned_gamma_replaces_the_level():
     entropy, masked = random_case(60)
-    confidence, gamma = 1 - entropy, torch.rand(B, generator=generator(61))
-    for decoder, more, expected in (
-        (Decoder("top_k", 2.0), (), top_k(confidence, masked, 2)),
-        (Decoder("confidence", 0.5), (), confidence_threshold(confidence, masked, 0.5)),
-        (Decoder("eb", 0.4), (), entropy_bounded(entropy, masked, 0.4)),
-        (Decoder("eb", None), (gamma,), entropy_bounded(entropy, masked, gamma)),
+    confidence = 1 - entropy
+    gamma = torch.rand(B, generator=generator(61))
+    for decoder, learned, expected in (
+        (Decoder("top_k", 2.0), None, top_k(confidence, masked, 2)),
+        (Decoder("confidence", 0.5), None, confidence_threshold(confidence, masked, 0.5)),
+        (Decoder("eb", 0.4), None, entropy_bounded(entropy, masked, 0.4)),
+        (Decoder("eb", None), gamma, entropy_bounded(entropy, masked, gamma)),
     ):
-        assert torch.equal(decoder.select(entropy, confidence, masked, *more), expected)
+        selected = decoder.select(entropy, confidence, masked, gamma=learned)
+        assert torch.equal(selected, expected)
 
 
 # ---- the learned threshold -----------------------------------------------------------------------
@@ -182,8 +187,8 @@ def test_a_new_head_gives_every_prompt_the_median_gamma_0():
     head = ThresholdHead(HIDDEN, initial_threshold=0.37)
     distribution = head(torch.randn((50, HIDDEN), generator=generator(0)))
     torch.testing.assert_close(distribution.median, torch.full((50,), 0.37))
-    chance = torch.rand(20001, generator=generator(1), dtype=torch.float64)
-    draws = head(torch.zeros(20001, HIDDEN)).sample(chance)
+    uniform = torch.rand(20001, generator=generator(1), dtype=torch.float64)
+    draws = head(torch.zeros(20001, HIDDEN)).sample(uniform)
     error = 1.25 * 0.5 / math.sqrt(20001)  # a median's standard error
     assert abs(draws.log().median().item() - math.log(0.37)) < 4 * error
 
@@ -198,10 +203,8 @@ def test_a_head_refuses_a_start_outside_its_bounds(initial_threshold, floor, cei
 
 
 def test_a_heads_median_is_its_linear_layer_on_the_standardised_state():
-    head, state = (
-        random_head(initial_threshold=0.5),
-        torch.randn((9, HIDDEN), generator=generator(2)),
-    )
+    head = random_head(initial_threshold=0.5)
+    state = torch.randn((9, HIDDEN), generator=generator(2))
     weights = head.linear.weight[0].tolist()
     for row, median in zip(state.tolist(), head(state).median.tolist(), strict=True):
         mean = sum(row) / HIDDEN
@@ -213,17 +216,19 @@ def test_a_heads_median_is_its_linear_layer_on_the_standardised_state():
 
 def test_sampled_gammas_stay_within_the_bounds_and_reach_both():
     head = random_head(floor=0.05, ceiling=0.3, sigma=1.0)
-    chance = torch.rand(2000, generator=generator(4), dtype=torch.float64)
-    gamma = head(torch.randn((2000, HIDDEN), generator=generator(3))).sample(chance)
+    uniform = torch.rand(2000, generator=generator(4), dtype=torch.float64)
+    gamma = head(torch.randn((2000, HIDDEN), generator=generator(3))).sample(uniform)
     assert gamma.min().item() == pytest.approx(0.05) and gamma.max().item() == pytest.approx(0.3)
     assert 0.2 < ((gamma > 0.051) & (gamma < 0.299)).float().mean() < 0.8
 
 
 @pytest.mark.parametrize("rate", [1e-3, 1e-2])
 def test_one_step_of_adam_moves_log_gamma_as_far_in_a_wide_model_as_in_a_narrow_one(rate):
-    moves, old_moves = [], []
+    moves = []
+    old_moves = []
     for D in (64, 4096):
-        head, state = ThresholdHead(D), torch.randn((1, D), generator=generator(9))
+        head = ThresholdHead(D)
+        state = torch.randn((1, D), generator=generator(9))
         optimiser = torch.optim.Adam(head.parameters(), lr=rate)
         before = head(state).mean
         before.sum().backward()
@@ -240,7 +245,8 @@ def test_one_step_of_adam_moves_log_gamma_as_far_in_a_wide_model_as_in_a_narrow_
 
 @pytest.mark.parametrize("mean, sigma", [(-2.0, 0.5), (0.3, 1.5), (-8.0, 1.0), (3.0, 0.7)])
 def test_the_density_and_the_two_atoms_sum_to_1(mean, sigma):
-    floor, ceiling = 1e-3, 10.0
+    floor = 1e-3
+    ceiling = 10.0
     distribution = ClampedLogNormal(torch.tensor([mean], dtype=torch.double), sigma, floor, ceiling)
     gamma = torch.linspace(math.log(floor), math.log(ceiling), 20001, dtype=torch.double)[
         1:-1
@@ -255,15 +261,19 @@ def test_the_density_and_the_two_atoms_sum_to_1(mean, sigma):
 def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_between(
     floor, ceiling
 ):
-    n, mean, sigma = 40000, math.log(0.3), 0.8
+    n = 40000
+    mean = math.log(0.3)
+    sigma = 0.8
     distribution = ClampedLogNormal(torch.full((n,), mean), sigma, floor, ceiling)
     gamma = distribution.sample(torch.rand(n, generator=generator(5), dtype=torch.float64))
     p = distribution.log_prob(gamma).exp()
     for bound in (floor, ceiling):
         at_bound = torch.isclose(gamma, torch.tensor(bound))
-        share, atom = at_bound.double().mean().item(), p[at_bound][0].item()
+        share = at_bound.double().mean().item()
+        atom = p[at_bound][0].item()
         assert abs(share - atom) < 4 * math.sqrt(atom * (1 - atom) / n)
-    middle, width = math.sqrt(floor * ceiling), 0.1 * math.sqrt(floor * ceiling)
+    middle = math.sqrt(floor * ceiling)
+    width = 0.1 * math.sqrt(floor * ceiling)
     density = distribution.log_prob(torch.full((n,), middle))[0].exp().item()
     expected = density * width  # a bin's probability, nearly
     share = ((gamma - middle).abs() < width / 2).double().mean().item()
@@ -276,7 +286,8 @@ def test_atoms_are_the_frequencies_of_the_bounds_and_the_density_that_of_a_bin_b
     ids=["between", "both", "at bounds"],
 )
 def test_the_gradient_of_log_prob_is_that_of_finite_differences_at_the_bounds_too(gamma):
-    head, gamma = random_head(initial_threshold=0.5, ceiling=2.0, sigma=1.0), torch.tensor(gamma)
+    head = random_head(initial_threshold=0.5, ceiling=2.0, sigma=1.0)
+    gamma = torch.tensor(gamma)
     state = torch.randn((3, HIDDEN), generator=generator(7))
 
     def total():

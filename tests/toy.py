@@ -15,8 +15,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from diffusion_policy import DiffusionPolicy
+from models.prompting import encode_prompts
 from models.tiny import tiny_denoiser, tiny_tokenizer
-from sampler import ThresholdHead
+from sampler import Decoder, ThresholdHead
 
 MASK, EOS, A, B = range(4)
 HIDDEN = 16
@@ -98,15 +99,24 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def to_the_end(rule, level, block_length=None, **options):
+    """A Decoder that goes on behind [EOS] until no mask is left."""
+    return Decoder(rule, level, block_length, stop_at_eos=False, **options)
+
+
 def sample(policy, decoder, rows=4, length=3, prompts=PROMPTS, seed=0, **options):
     """A rollout of `rows` completions of each prompt, a prompt's own rows adjacent.
 
     `options` are the decoder's, to replace its own.
     """
-    ids, mask = policy.encode(prompts)  # (prompts, P)
-    ids, mask = ids.repeat_interleave(rows, dim=0), mask.repeat_interleave(rows, dim=0)  # (B, P)
-    decoder = replace(decoder, **options)
-    return policy.rollout(ids, mask, length, decoder, generator(seed), num_generations=rows)
+    prompt_ids, prompt_mask = encode_prompts(policy, prompts)  # (prompts, P)
+    return policy.rollout(
+        prompt_ids.repeat_interleave(rows, dim=0),  # (B, P)
+        prompt_mask.repeat_interleave(rows, dim=0),
+        length=length,
+        decoder=replace(decoder, **options),
+        generator=generator(seed),
+    )
 
 
 def prompt_of(rollout, row):
@@ -160,23 +170,27 @@ def trajectories(policy, prompt, length, decoder):
     """Every way from all [MASK] to the end: {(completion, unmask_step): log-probs of its tokens},
     tuples of L each.
     """
-    found = {}
+    ways = {}
 
     def expand(state, steps, logps, t):
         if is_finished(state, policy.eos_id, decoder.stop_at_eos):
             completion = tuple(EOS if token == MASK else token for token in state)
-            found[completion, tuple(step or t for step in steps)] = tuple(logps)
+            ways[completion, tuple(step or t for step in steps)] = tuple(logps)
             return
         positions = next_positions(policy, prompt, state, decoder)
         logp = direct_logp(policy, prompt, state, decoder.temperature).tolist()
         for tokens in product((EOS, A, B), repeat=len(positions)):
-            after = list(state), list(steps), list(logps)
+            next_state = list(state)
+            next_steps = list(steps)
+            next_logps = list(logps)
             for i, token in zip(positions, tokens, strict=True):
-                after[0][i], after[1][i], after[2][i] = token, t, logp[i][token]
-            expand(*after, t + 1)
+                next_state[i] = token
+                next_steps[i] = t
+                next_logps[i] = logp[i][token]
+            expand(next_state, next_steps, next_logps, t + 1)
 
     expand([MASK] * length, [0] * length, [0.0] * length, 1)
-    return found
+    return ways
 
 
 def chi_square_p(counts, expected):
@@ -188,7 +202,8 @@ def chi_square_p(counts, expected):
     if sum(e for _, e in rare) > 0:
         cells.append((sum(n for n, _ in rare), sum(e for _, e in rare)))
     statistic = sum((n - e) ** 2 / e for n, e in cells)
-    half_freedom, half = torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2)
+    half_freedom = torch.tensor((len(cells) - 1) / 2)
+    half = torch.tensor(statistic / 2)
     return torch.special.gammaincc(half_freedom, half).item()
 
 
