@@ -83,7 +83,7 @@ class Decoder:
     block_length: int | None = None
     temperature: float = 1.0
     cache: str = "none"
-    stop_at_eos: bool = False
+    stop_at_eos: bool = True
     sample_threshold: bool = True
 
     def __post_init__(self):
