@@ -20,6 +20,7 @@ Shapes: P prompts a step, G completions each, B = P * G rows, L completion token
 """
 
 import random
+import shlex
 import signal
 import sys
 import time
@@ -492,7 +493,7 @@ def run(config, run_dir, resume, export):
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print("pictures:", *pictures)
-    print(f"look at completions call by call:  python evaluate.py {run_dir} --trace 2")
+    print(f"look at completions: python evaluate.py {shlex.quote(str(run_dir))} --trace 2")
     print(run_dir)
 
 
@@ -533,7 +534,7 @@ def main(arguments=None):
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was kept"
         if run_dir and (run_dir / "config.json").exists():
-            hint = f"; go on with: python train.py --resume --run_dir {run_dir}"
+            hint = f"; go on with: python train.py --resume --run_dir {shlex.quote(str(run_dir))}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:

@@ -5,6 +5,7 @@ hub is ever imported. Whatever is missing, left over or not understood is refuse
 that loads is the model that was trained.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from models.families import FAMILIES, PLAIN, one_line, read_config
 from models.tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
 
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"

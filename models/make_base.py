@@ -36,11 +36,14 @@ class Recipe:
     careless: float = setting(0.6, "The share of careless demonstrations in the second lesson.")
     batch: int = setting(256, "Demonstrations in a step.")
     learning_rate: float = setting(3e-3, "The peak of AdamW's; Muon's is five times as high.")
+    layers: int = setting(6, "The model's transformer layers; one with few needs more calls.")
     seed: int = setting(0, "The seed of everything random.")
 
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1 or self.habit_steps < 0:
             raise ValueError("steps and batch are at least 1, habit_steps at least 0")
+        if not 1 <= self.layers <= 100:
+            raise ValueError(f"layers = {self.layers}: 1 to 100")
         if not 0 <= self.careless <= 1:
             raise ValueError(f"careless = {self.careless}: it is a share of 0 to 1")
         if not 0 < self.learning_rate < math.inf:

@@ -138,7 +138,7 @@ class Training:
         self.device = device
         self.done = 0  # steps
         self.tokenizer = tiny_tokenizer()
-        self.denoiser = tiny_denoiser(self.tokenizer, recipe.seed).to(device)
+        self.denoiser = tiny_denoiser(self.tokenizer, recipe.seed, layers=recipe.layers).to(device)
         matrices = []  # of the layers
         others = []  # embeddings and norms
         for name, p in self.denoiser.named_parameters():
