@@ -63,7 +63,8 @@ class DiffusionPolicy(DenoiserCalls):
                      (models/prompting.py)
     prefill          text that every completion is made to begin with (models/prompting.py)
 
-    `rollout_batch_size` is how many rows a rollout completes at once at most; 0: all.
+    `rollout_batch_size` is how many rows a rollout completes at once at most; 0: all. A group of
+    equal prompts may be split.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class DiffusionPolicy(DenoiserCalls):
         """The reverse process: from all [MASK] to text, for rows of about one prompt length.
 
         What the loop branches on (masks, ends, steps) is kept on the host. A step waits for the GPU
-        once, to read the selection, and with `stop_at_eos` a second time, to read the tokens.
+        to read the selection, with `stop_at_eos` to read the tokens, and, unless a block cache is
+        filled, to find equal canvases.
         """
         B, P = prompt_ids.shape
         L = uniform.shape[1] - 1

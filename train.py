@@ -365,7 +365,7 @@ def training_loop(config, task, run_dir, policy, interrupt):
         except health.NotFinite as error:
             raise health.save_bad_batch(error, run_dir, step + 1) from None
         # Every process has to stop at the same step.
-        stop_signal = distributed.all_reduce_max(interrupt.asked)
+        stop_signal = distributed.all_reduce_max(interrupt.signal_number)
         if is_main:
             log_step(run_dir, step + 1, metrics, samples)
             track(metrics, step + 1)
@@ -393,7 +393,9 @@ def measure(config, policy, task, problems, run_dir, name, step):
     (frontier.json), and the rows of the summary's table (eval.json).
     """
     is_learned = name == "trained" and config.train_target != "policy"
-    gammas = [None] * is_learned + [config.initial_threshold]
+    gammas = [config.initial_threshold]
+    if is_learned:
+        gammas.insert(0, None)  # each prompt's own
     if config.frontier:
         gammas += GAMMAS
     batch_size = config.prompts_per_step * config.num_generations
@@ -413,7 +415,7 @@ def measure(config, policy, task, problems, run_dir, name, step):
     ]
     print(
         f"measuring the {name} model: {len(problems)} held-out problems, "
-        f"{len(decoders)} thresholds",
+        f"{len(decoders)} threshold{'s' * (len(decoders) > 1)}",
         flush=True,
     )
     rows = []

@@ -2,7 +2,8 @@
 
     9 7 4 2 = 31    9 * 4 = 36 36 - 7 = 29 29 + 2 = 31 <answer> ( ( 9 * 4 ) - 7 ) + 2 </answer>
 
-    python -m models.tiny --task experiments/written.py:WrittenCountdown --out bases/written \
+    python -m models.make_base --task experiments/written.py:WrittenCountdown \
+        --out bases/written \
         --steps 5000 --batch 128
     python train.py --task experiments/written.py:WrittenCountdown --model bases/written \
         --block_length 8

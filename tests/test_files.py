@@ -232,7 +232,7 @@ def test_a_second_signal_stops_at_once():
     with pytest.raises(KeyboardInterrupt) as stop, files.GracefulInterrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert interrupt.asked == signal.SIGINT
+        assert interrupt.signal_number == signal.SIGINT
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         pytest.fail("the second Ctrl-C was ignored")

@@ -87,10 +87,13 @@ def test_samples_are_of_different_prompts_and_say_when_each_token_came():
     assert all(row["reward"] == 0.1 and row["threshold"] == 0.1235 for row in rows)
 
 
-def test_ten_lines_of_progress_each_of_its_tenth(tmp_path):
+@pytest.mark.parametrize(
+    ("steps", "expected_lines"), [(300, 10), (25, 10), (20, 10), (10, 10), (3, 3), (1, 1)]
+)
+def test_ten_lines_of_progress_each_of_its_tenth(tmp_path, steps, expected_lines):
     lines = []
-    bar = SimpleNamespace(total=20, write=lines.append)
-    for step in range(1, 21):
+    bar = SimpleNamespace(total=steps, write=lines.append)
+    for step in range(1, steps + 1):
         metrics = {
             "reward_mean": step / 10,
             "solved_mean": 0.5,
@@ -101,7 +104,11 @@ def test_ten_lines_of_progress_each_of_its_tenth(tmp_path):
         }
         logging.log_step(tmp_path, step, metrics, [])
         logging.print_progress(tmp_path, bar, step)
-    assert len(lines) == 10
+    assert len(lines) == expected_lines and max(map(len, lines)) <= 80
+    last_tenth = [step / 10 for step in range(1, steps + 1)][-max(1, steps // 10) :]
+    assert f"reward {sum(last_tenth) / len(last_tenth):.3f}  " in lines[-1]
+    if steps != 20:
+        return
     assert lines[0] == "step  2/20  reward 0.150  solved 50.0%  NFE 3.00  γ 0.100  6 s"
     assert lines[-1] == "step 20/20  reward 1.950  solved 50.0%  NFE 3.00  γ 0.100  60 s"
 

@@ -19,7 +19,7 @@ from models.tiny import tiny_denoiser, tiny_tokenizer
 def small(monkeypatch):
     """The tiny model in miniature: 32 wide, 1 layer."""
 
-    def small_denoiser(tokenizer, seed):
+    def small_denoiser(tokenizer, seed, layers):
         return tiny_denoiser(tokenizer, seed, hidden_size=32, layers=1)
 
     monkeypatch.setattr(pretraining, "tiny_denoiser", small_denoiser)

@@ -407,7 +407,7 @@ def test_a_task_that_the_shipped_base_does_not_know_asks_for_a_base(run, tmp_pat
     code, folder = run("a", task=f"{tmp_path}/mine.py:Mine")
     message = capsys.readouterr().err
     assert code == 2 and message.count("\n") == 1 and not folder.exists()
-    assert f"python -m models.tiny --task {tmp_path}/mine.py:Mine" in message
+    assert f"python -m models.make_base --task {tmp_path}/mine.py:Mine" in message
 
 
 # ---- adapters, caches, real checkpoints ----------------------------------------------------------

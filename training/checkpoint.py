@@ -5,6 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from models.permissions import apply_umask
 from training import distributed, files
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
@@ -50,6 +51,7 @@ def save_checkpoint(run_dir, policy, optimizers, step):
             export_model(denoiser, policy.tokenizer, folder, weights)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
         torch.save({"step": step, "optimizers": optimizer_states}, folder / "state.pt")
+        apply_umask(folder)
         files.write_checksums(folder)
 
 

@@ -189,7 +189,7 @@ def run_lock(folder):
 
 
 class GracefulInterrupt:
-    """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `asked` to its number.
+    """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `signal_number`.
 
     The training loop reads it, ends its step and saves. A second signal stops the program at once;
     not under torchrun, which passes a Ctrl-C to its processes several times.
@@ -198,7 +198,7 @@ class GracefulInterrupt:
     SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
     def __init__(self):
-        self.asked = 0
+        self.signal_number = 0
         self.previous_handlers = {}
 
     def __enter__(self):
@@ -210,13 +210,13 @@ class GracefulInterrupt:
 
     def __exit__(self, error_type, error, traceback):
         self.restore_handlers()
-        if self.asked and error_type is None:  # the signal came after the last step was saved
-            raise KeyboardInterrupt(self.asked)
+        if self.signal_number and error_type is None:  # it came after the last step was saved
+            raise KeyboardInterrupt(self.signal_number)
 
     def handle(self, number, frame):
-        if self.asked:
+        if self.signal_number:
             return
-        self.asked = number
+        self.signal_number = number
         if distributed.is_distributed():
             print("\nending this step, then saving", flush=True)
             return

@@ -202,7 +202,8 @@ def load_task(config):
     if config.model == "tiny" and not set(config.task.split(",")) <= set(shipped_tasks):
         raise ValueError(
             f"the shipped base knows {make_base.SHIPPED_TASKS}; make one for this task by "
-            f"python -m models.tiny --task {config.task} --out bases/my and give --model bases/my"
+            f"python -m models.make_base --task {config.task} --out bases/my and give "
+            "--model bases/my"
         )
     if not config.max_completion_length and compact:
         config.max_completion_length = task.length
