@@ -1,8 +1,10 @@
 """Gradients compared: the estimators against each other where they must agree, the statistics
-against loops and against noise made by hand.
+against loops and against noise made by hand; and the program.
 """
 
+import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from toy import generator, sample, to_the_end, toy_policy
 
 from evaluation import metrics
 from experiments import gradients
+from tasks.registry import TASKS
 
 EXACT = ("exact", "no weights")
 TWO = (gradients.TWO_STEPS, "no weights")
@@ -190,3 +193,46 @@ def test_the_batch_size_from_which_one_is_better_is_where_the_curves_cross(bias,
         side, P = answer.split()[:2]
         assert better(int(P) * 1.1) == (side == "above")
         assert better(int(P) / 1.1) == (side == "below")
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+def test_results_are_printed_written_and_drawn(tmp_path, capsys):
+    flags = ["--task", "countdown", "--batches", "4", "--prompts", "4", "--out", str(tmp_path)]
+    assert gradients.main(["tiny", *flags]) == 0
+    out = capsys.readouterr().out
+    [result] = json.loads((tmp_path / "gradients.json").read_text())
+    assert result["state"]["name"] == "countdown, base"
+    row_of = {(row["stages"], row["weights"]): row for row in result["rows"]}
+    assert len(row_of) == len(gradients.STAGES) * len(gradients.CAPS) + 2
+    assert row_of[EXACT]["cosine"] == pytest.approx(1)
+    assert row_of[1, "no weights"]["cosine"] < 1
+    assert row_of[1, "C = 1"]["batches"] == 4
+    assert (tmp_path / "gradients.png").stat().st_size > 20_000
+    assert f"{row_of[1, 'C = 1']['cosine']:.3f} (" in out
+    assert out.count("m = 2, C = 1: ") >= 2 and "bias" in out
+
+
+def test_a_signal_that_noise_hides_is_not_printed(capsys):
+    estimates = made_up(n=24)
+    for m in gradients.STAGES:
+        for weights in gradients.CAPS:
+            estimates[m, weights] = estimates[1, "no weights"]
+    estimates[TWO] = estimates[EXACT]
+    calls = dict.fromkeys([*gradients.STAGES, "exact", gradients.TWO_STEPS], 1.0)
+    rows, comparisons = gradients.summarise(estimates, calls)
+    for row in rows:  # as if its batches' means were nothing but noise
+        row["noise"] = math.nan
+    state = {"name": "made up", "prompts": 4, "num_generations": 8}
+    gradients.print_table({"state": state, "rows": rows, "comparisons": comparisons})
+    table = capsys.readouterr().out.splitlines()[3 : 3 + len(rows)]
+    assert all(re.search(r" -      -  +no signal", line) for line in table)
+
+
+def test_a_batch_without_a_gradient_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TASKS["countdown"].compact, "reward", lambda *_: 0.0)
+    flags = ["--task", "countdown", "--batches", "4", "--prompts", "1", "--out", str(tmp_path)]
+    assert gradients.main(["tiny", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "all rewards of a batch are equal" in error and error.count("\n") == 1
