@@ -9,8 +9,8 @@
     learning       one step's updates of a LoRA adapter: the old policy's score, mu inner updates
 
 Each row is a process of its own, so its peak memory is its own. Every rollout unmasks equally many
-tokens a step: random weights are never sure, so a threshold would say nothing. What a training run
-takes of a GPU, by arithmetic, is `python -m training.memory`.
+tokens per step: random weights are never sure, so a threshold would say nothing. What a training
+run takes of a GPU, by arithmetic, is `python -m training.memory`.
 
 Shapes: B = P * G rows, L completion tokens, S positions of prompt and completion, V words, D wide.
 """

@@ -139,7 +139,7 @@ def draw_cosines(axis, rows):
     for m in STAGES[:3]:
         place = (row_of[m, "no weights"]["calls"], 1.05)
         axis.annotate(f"m = {m}", place, fontsize=8, ha="center")
-    axis.set(xlim=(0, None), ylim=(0, 1.12), xlabel="denoiser calls a completion, to score it")
+    axis.set(xlim=(0, None), ylim=(0, 1.12), xlabel="denoiser calls per completion, to score it")
 
 
 # How each estimator is drawn, in the lower row.
@@ -196,7 +196,7 @@ ESTIMATOR_STYLES = {
 
 
 def draw_batch_sizes(axis, rows, prompts):
-    """One state's cosines with the true gradient, for an eighth to 256 times `prompts` a step."""
+    """One state's cosines with the true gradient, for an eighth to 256 times `prompts` per step."""
     row_of = by_estimator(rows)
     factors = [2 ** (i / 4) for i in range(-12, 33)]
     for i, (estimator, style) in enumerate(ESTIMATOR_STYLES.items()):
@@ -225,7 +225,7 @@ def draw_batch_sizes(axis, rows, prompts):
     axis.axvline(prompts, color="0.5", linestyle=":", zorder=0)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.set(ylim=(0, 1.04), xlabel="prompts a step (log scale)")
+    axis.set(ylim=(0, 1.04), xlabel="prompts per step (log scale)")
 
 
 # ---- the surrogate -------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def plot_surrogates(results, path):
         column[2].set(xlabel="unmasking step", ylim=(0, 1.04))
         for axis in (column[0], column[2]):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0, 0].set_ylabel("KL(true ‖ surrogate),\nnats a token")
+    axes[0, 0].set_ylabel("KL(true ‖ surrogate),\nnats per token")
     axes[1, 0].set_ylabel("share of tokens (log scale)")
     axes[2, 0].set_ylabel("effective sample, share of tokens")
     for axis in axes[:, -1]:

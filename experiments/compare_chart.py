@@ -52,26 +52,27 @@ def plot_comparison(report, groups, title, path):
         figure.get_layout_engine().set(rect=(0, 0, 1, legend_top - 0.031 * legend_rows - 0.01))
         by_step, by_calls, kl, frontier = figure.subplots(2, 2).flat
         for i, (group, summary) in enumerate(zip(groups, report["groups"], strict=True)):
-            draw_learning(by_step, by_calls, kl, i, group, label=summary["label"])
+            draw_learning(by_step, by_calls, kl, i, group)
             draw_points(frontier, i, summary["frontier"])
             if has_learned_threshold(group):
                 draw_star(frontier, i, summary)
         base = sorted(report["base"]["frontier"], key=lambda row: (row["nfe"], row["solved"]))
-        frontier.plot(
+        [base_line] = frontier.plot(
             [row["nfe"] for row in base],
             [row["solved"] for row in base],
             color="0.6",
             linewidth=2,
             marker=".",
             markersize=8,
-            label="base",
         )
         by_step.set(xlabel="step", ylabel="solved in training (sampled)")
         by_calls.set(
             xlabel="denoiser calls so far, thousands of rows", ylabel="solved in training (sampled)"
         )
         kl.set(xlabel="step", ylabel="KL(true ‖ surrogate), nats")
-        frontier.set(xlabel="NFE: denoiser calls a completion", ylabel="solved, held out (greedy)")
+        frontier.set(
+            xlabel="NFE: denoiser calls per completion", ylabel="solved, held out (greedy)"
+        )
         for axis in figure.axes:
             axis.set(xlim=(0, None), ylim=(0, None))
             axis.grid(alpha=0.3)
@@ -79,19 +80,26 @@ def plot_comparison(report, groups, title, path):
             axis.set_ylim(0, min(1.02, axis.get_ylim()[1]))
             axis.yaxis.set_major_formatter("{x:.0%}")
         figure.suptitle(
-            title, x=0.01, y=0.985, ha="left", fontweight="bold", fontsize=17, in_layout=False
+            title,
+            x=0.01,
+            y=0.985,
+            ha="left",
+            fontweight="bold",
+            fontsize=17,
+            in_layout=False,
+            parse_math=False,
         )
-        group_handles, group_labels = by_step.get_legend_handles_labels()
-        base_handles, base_labels = frontier.get_legend_handles_labels()
+        lines = [*by_step.lines, base_line]
         legend = figure.legend(
-            group_handles + base_handles,
-            group_labels + base_labels,
+            lines,
+            ["-"] * len(lines),
             loc="upper left",
             bbox_to_anchor=(0, legend_top),
             ncols=2,
             handlelength=5,
             frameon=False,
         )
+        plots.set_labels(legend, [group["label"] for group in report["groups"]] + ["base"])
         legend.set_in_layout(False)
         figure.supxlabel(fill(footnote(report, groups), 135), fontsize=10, color="0.3")
         plots.save(figure, path)
@@ -119,7 +127,7 @@ def footnote(report, groups):
     )
 
 
-def draw_learning(by_step, by_calls, kl, i, group, label):
+def draw_learning(by_step, by_calls, kl, i, group):
     """Group i's curves in the first three panels."""
     solved = [running_mean(run.log, "solved_mean") for run in group]
     surrogate_kl = [running_mean(run.log, "surrogate_kl") for run in group]
@@ -135,10 +143,10 @@ def draw_learning(by_step, by_calls, kl, i, group, label):
         numpy.interp(shared_calls, run_calls, run_solved)
         for run_calls, run_solved in zip(calls, solved, strict=True)
     ]
-    draw_curve(by_step, i, steps, solved, label)
-    draw_curve(by_calls, i, shared_calls, solved_by_calls, label)
+    draw_curve(by_step, i, steps, solved)
+    draw_curve(by_calls, i, shared_calls, solved_by_calls)
     if all(surrogate_kl):  # it is unknown where the sampler alone learns
-        draw_curve(kl, i, steps, surrogate_kl, label)
+        draw_curve(kl, i, steps, surrogate_kl)
 
 
 def running_mean(log, metric):
@@ -148,7 +156,7 @@ def running_mean(log, metric):
     return [fmean(values[max(0, t - width) : t]) for t in range(1, len(values) + 1)]
 
 
-def draw_curve(axis, i, x, curves, label):
+def draw_curve(axis, i, x, curves):
     """The mean of group i's curves, one for each run, with a band for its interval."""
     spreads = [spread(values) for values in zip(*curves, strict=True)]
     mean = [at["mean"] for at in spreads]
@@ -159,7 +167,6 @@ def draw_curve(axis, i, x, curves, label):
     axis.plot(
         x,
         mean,
-        label=label,
         markevery=(first_marker, marker_distance),
         clip_on=False,
         **STYLES[i],

@@ -17,7 +17,7 @@ Products of *different* batches have independent noise, so their mean tells E[g]
 
     E[g].E[h] is estimated by the mean of g_b.h_b' over b != b'                    (a U-statistic)
     bias      cos(E[g], G)                                         what P -> infinity would reach
-    noise     r^2 = (E|g|^2 - |E[g]|^2) / |E[g]|^2                 falls as 1/P, P prompts a step
+    noise     r^2 = (E|g|^2 - |E[g]|^2) / |E[g]|^2                 falls as 1/P, P prompts per step
     cosine of a batch of x P prompts with G, about: bias / sqrt(1 + r^2 / x)
 
 Shapes: N batches, D parameters, B rows, L completion tokens, m stages.
@@ -127,7 +127,7 @@ def two_random_steps(rollout, generator):
 def batch_gradients(policy, rollout, advantage, generator):
     """Every estimator's gradient of one batch, and what its scoring costs.
 
-    Returns {(stages, weights): gradient (D,)} and {stages: denoiser calls a completion}, where
+    Returns {(stages, weights): gradient (D,)} and {stages: denoiser calls per completion}, where
     `stages` is a number of STAGES, EXACT or TWO_STEPS.
     """
     gradients = {}
@@ -243,7 +243,7 @@ def summarise(gradients, calls):
     """Statistics of each estimator, and comparisons of the PAIRS, as two lists of dicts for JSON.
 
     gradients  {(stages, weights): (N, D)}
-    calls      {stages: denoiser calls a completion}
+    calls      {stages: denoiser calls per completion}
 
     A row has each statistic as NAME and its interval as NAME_interval. A comparison is the
     difference between two estimators on the same batches. The bootstrap is over batches.
@@ -285,8 +285,8 @@ def summarise(gradients, calls):
 def better_from(row, other, prompts):
     """At which batch sizes the estimator of `row` points closer to the true gradient than `other`.
 
-    Both have their bias and noise at `prompts` a step. Returns "always", "never", or a sentence's
-    end: "above N prompts a step", "below N prompts a step".
+    Both have their bias and noise at `prompts` per step. Returns "always", "never", or a sentence's
+    end: "above N prompts per step", "below N prompts per step".
     """
     bias = row["bias_cosine"] ** 2
     other_bias = other["bias_cosine"] ** 2
@@ -296,7 +296,7 @@ def better_from(row, other, prompts):
         return "always" if bias > other_bias else "never"
     side = "above" if bias > other_bias else "below"
     crossing = prompts * -noise_margin / (bias - other_bias)
-    return f"{side} {crossing:.0f} prompts a step"
+    return f"{side} {crossing:.0f} prompts per step"
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ TASKS = {
 }
 
 # Each row's learning rate. Three were tried for each, the recipe's, twice and half of it (d1 makes
-# 12 updates a step: a quarter of these), on validation problems with one seed; EXPERIMENTS.md has
+# 12 updates per step: a quarter of these), on validation problems with one seed; EXPERIMENTS.md has
 # the scores. Rows marked "as ..." were not tuned and have that row's rate.
 LEARNING_RATES = {
     "countdown": {

@@ -27,7 +27,7 @@ def parse_flags(arguments=None):
         description="""\
 How wrong is the surrogate's likelihood?
 
-For each model: KL(true || surrogate) in nats a token, and the importance
+For each model: KL(true || surrogate) in nats per token, and the importance
 weights, by the step at which a token was unmasked.""",
         epilog="""\
 examples:
@@ -96,7 +96,7 @@ def by_step(step, group, log_weight, stages):
     log_weight   (N,) double: log surrogate minus log true
     stages       m, which only goes into the rows
 
-    Intervals come from a bootstrap over groups. A row has "kl" in nats a token; "ess, NAME", the
+    Intervals come from a bootstrap over groups. A row has "kl" in nats per token; "ess, NAME", the
     effective sample size of the weights under each cap as a share of the tokens; the row of all
     tokens also a histogram of log2 of the weights, and how the KL grows with the step.
     """
@@ -187,8 +187,8 @@ def print_table(result):
         table.append(line)
     print_columns(table)
     print(
-        "KL(true || surrogate), nats a token. ESS: the weights' effective sample size as a share\n"
-        "of the tokens, without a cap and with C = 1."
+        "KL(true || surrogate), nats per token. ESS: the weights' effective sample size\n"
+        "as a share of the tokens, without a cap and with C = 1."
     )
     for row in rows:
         low, high = row.get("slope_interval", [None, None])
@@ -196,7 +196,7 @@ def print_table(result):
             trend = "grows" if low > 0 else "falls" if high < 0 else "neither grows nor falls"
             print(
                 f"m = {row['stages']}: the KL of a token {trend} with its step, by "
-                f"{row['slope']:+.4f} ({low:+.4f} to {high:+.4f}) nats a step"
+                f"{row['slope']:+.4f} ({low:+.4f} to {high:+.4f}) nats per step"
             )
 
 

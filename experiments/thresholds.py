@@ -383,7 +383,7 @@ def draw_frontier(axis, frontier):
         zorder=5,
         clip_on=False,
     )
-    axis.set(xlabel="NFE: denoiser calls a completion", ylabel="solved")
+    axis.set(xlabel="NFE: denoiser calls per completion", ylabel="solved")
     axis.yaxis.set_major_formatter("{x:.1%}")
     axis.margins(x=0.1, y=0.15)
     axis.set_title("all problems together; numbers: the fixed γ", loc="left", size=10)
