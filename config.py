@@ -1,10 +1,12 @@
-"""Every hyperparameter of a training run: its flag, its default, what it means, d1's value.
+"""Every setting of a training run: its flag, its default, what it means, d1's value.
 
     python train.py --help      prints them, in groups
     runs/NAME/config.json       keeps them; a run can be repeated from this file alone
 
 The defaults train the embedded tiny model on countdown. RECIPES holds what other tasks, models and
-GPUs change. Where TRL's GRPOConfig or d1 has a name for a setting, ours is the same.
+GPUs change; train.py applies them, Config alone does not. Where TRL's GRPOConfig or d1 has a name
+for a setting, ours is the same. Constants that are not settings: AdamW's betas (train.py), the
+floor of a group's std (diffpo_loss.py), gamma's bounds and the head's input scale (sampler.py).
 
 Only the standard library is imported here: --help answers before torch is loaded, which takes
 seconds.
@@ -35,12 +37,16 @@ class Config:
     model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
     data: str = setting("", "a file of problems, split 70/10/20; default: the task's own")
     run_dir: str = setting("", "a new folder for this run; default runs/TASK-TARGET-TIME")
-    seed: int = setting(0, "of everything random", minimum=0, maximum=2**63 - 1)
+    seed: int = setting(0, "seed of all random numbers", minimum=0, maximum=2**63 - 1)
     steps: int = setting(120, "RL steps, each on a fresh batch of rollouts", minimum=1)
     train_target: str = setting("joint", "what learns", choices=("policy", "sampler", "joint"))
-    device: str = setting("auto", "auto: the GPU if there is one", choices=("auto", "cpu", "cuda"))
+    device: str = setting(
+        "auto", "where to run; auto is the GPU if there is one", choices=("auto", "cpu", "cuda")
+    )
     report_to: str = setting(
-        "none", "also log to", choices=("none", "tensorboard", "trackio", "wandb")
+        "none",
+        "log metrics to this tracker too",
+        choices=("none", "tensorboard", "trackio", "wandb"),
     )
     # rollout
     prompts_per_step: int = setting(32, "P, prompts in a step", d1=16, minimum=1)
@@ -49,7 +55,7 @@ class Config:
         0, "L, tokens of a completion; 0: the length of the tiny model's task", d1=256, minimum=0
     )
     prefill: str = setting("", "how every completion is made to begin, e.g. <reasoning>")
-    temperature: float = setting(1.0, "of the tokens drawn in rollouts", d1=0.9, minimum=0.01)
+    temperature: float = setting(1.0, "sampling temperature of rollouts", d1=0.9, minimum=0.01)
     block_length: int = setting(
         0, "decode left to right in blocks of this many tokens; 0: one block", d1=32, minimum=0
     )
@@ -82,12 +88,14 @@ class Config:
     beta: float = setting(0.0, "weight of the KL to the base model", d1=0.04, minimum=0)
     # optimiser
     learning_rate: float = setting(
-        2e-3, "AdamW on the denoiser, constant after warm-up", d1=3e-6, minimum=0
+        2e-3, "AdamW's, on the denoiser, constant after warm-up", d1=3e-6, minimum=0
     )
-    warmup_steps: int = setting(10, "steps in which the learning rate rises from 0", minimum=0)
+    warmup_steps: int = setting(
+        10, "steps in which the learning rate rises to its value", minimum=0
+    )
     max_grad_norm: float = setting(1.0, "clip the denoiser's gradient", d1=0.2, minimum=1e-6)
-    weight_decay: float = setting(0.0, "of AdamW on the denoiser", d1=0.1, minimum=0)
-    threshold_learning_rate: float = setting(1e-2, "Adam on the threshold head", minimum=0)
+    weight_decay: float = setting(0.0, "AdamW's, on the denoiser", d1=0.1, minimum=0)
+    threshold_learning_rate: float = setting(1e-2, "Adam's, on the threshold head", minimum=0)
     threshold_sigma: float = setting(
         0.5, "spread of log gamma around the head's mean: exploration", minimum=1e-3
     )
@@ -97,22 +105,30 @@ class Config:
     # memory
     rollout_batch_size: int = setting(0, "rows rolled out at once; 0: all", minimum=0)
     micro_batch_size: int = setting(256, "rows scored at once; changes no gradient", minimum=1)
-    lora_rank: int = setting(16, "of the LoRA adapter; 0: train all weights", d1=128, minimum=0)
+    lora_rank: int = setting(
+        16, "rank of the LoRA adapter; 0 trains all weights", d1=128, minimum=0
+    )
     lora_alpha: float = setting(
         32.0, "the adapter is scaled by lora_alpha / lora_rank", d1=64, minimum=0
     )
     lora_dropout: float = setting(
-        0.0, "on the adapter's inputs; it adds noise to the ratio", d1=0.05, minimum=0, maximum=0.9
+        0.0,
+        "dropout on the adapter's inputs; it adds noise to the ratio",
+        d1=0.05,
+        minimum=0,
+        maximum=0.9,
     )
     gradient_checkpointing: bool = setting(False, "less memory for a third more work")
     shard: bool = setting(False, "split the layers' weights over torchrun's processes (FSDP2)")
     dtype: str = setting(
-        "auto", "of the base model's weights", d1="4bit",
+        "auto", "type of the base model's weights", d1="4bit",
         choices=("auto", "float32", "bfloat16", "4bit"),
     )  # fmt: skip
     # measuring and saving
     eval_problems: int = setting(1000, "held-out problems, before and after", minimum=1)
-    eval_split: str = setting("test", "tune on validation", choices=("test", "validation"))
+    eval_split: str = setting(
+        "test", "held-out split to evaluate on; tune on validation", choices=("test", "validation")
+    )
     frontier: bool = setting(True, "measure base and trained model at five gammas: frontier.png")
     save_every: int = setting(50, "steps between checkpoints", minimum=1)
 
@@ -192,7 +208,8 @@ GROUPS = {
     "eval_problems": "measuring and saving",
 }
 
-# What --resume may change. Nothing else: the run would no longer be the one that config.json tells.
+# What --resume may change. Nothing else: the run would no longer be the one that config.json
+# describes.
 CHANGEABLE_ON_RESUME = (
     "steps",
     "run_dir",
@@ -290,7 +307,7 @@ def help_text(f):
     """A field's line of --help: what it means, its choices, its default, recipes and d1's value."""
     text = f.metadata["help"]
     if f.metadata["choices"]:
-        text += f": one of {', '.join(f.metadata['choices'])}"
+        text += f" ({', '.join(f.metadata['choices'])})"
     values = [str(f.default)] if f.default != "" else []
     values += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
     if f.metadata["d1"] is not None:

@@ -1,4 +1,4 @@
-"""One denoiser call, and how to touch a large vocabulary cheaply.
+"""One denoiser call, and how to handle a large vocabulary in little memory.
 
 A denoiser reads a prompt and a partly masked completion, in both directions, and predicts every
 position. One call is `hidden`: ids (b, S) -> states (b, S, D). What is read off a state (its
@@ -31,15 +31,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits that exist at once where whole distributions are needed: 1,061 or 132 positions of LLaDA's.
+# The most float32 logits in memory at once if whole distributions are needed; of LLaDA's vocabulary
+# that is 1,061 positions (0.5 GiB) on a GPU, 132 on a CPU.
 CHUNK = {"cuda": 2**27, "cpu": 2**24}
-# The same where slices of the vocabulary will do; on a CPU a slice should fit its cache.
+# The same if the vocabulary is processed in slices; on a CPU one slice should fit into the cache.
 SLICE = {"cuda": 2**27, "cpu": 2**19}
 BLOCKED = -1e30  # the logit of [MASK], never drawn nor scored; finite, or 0 * inf would be nan
 
 
 class DenoiserCalls:
-    """A denoiser's call, and what is read off it.
+    """A denoiser's call, and what is computed from its output.
 
     With `adapter` False the LoRA adapter is disabled. `rows_run` counts the rows that all calls so
     far have run: the work that was spent.
@@ -61,7 +62,7 @@ class DenoiserCalls:
         self.rows_run += len(ids)
         config = getattr(self.denoiser, "config", None)
         begin = start
-        if getattr(config, "shift_logits", False):  # a position is read one to its left
+        if getattr(config, "shift_logits", False):  # Dream predicts i from the state at i - 1
             begin = max(start - 1, 0)
         position_ids = None
         if attention_mask is not None:
@@ -142,8 +143,8 @@ class DenoiserCalls:
         """A token for each of N positions and its log-prob: (N,), (N,). Temperature 0: the best.
 
         Drawn by inversion: the first token at which the cumulated probability exceeds `uniform`, a
-        uniform number for each position, (N,) float64 in [0, 1). (Gumbel noise would take V
-        numbers.) Cumulated in float64, or a large vocabulary's tail would be rounded away.
+        uniform number for each position, (N,) float64 in [0, 1). (Gumbel noise would need V numbers
+        per position.) Cumulated in float64, or a large vocabulary's tail would be rounded away.
         """
         size = self.positions_at_once(hidden)
         all_tokens = []

@@ -10,16 +10,17 @@ importance sampling: every token carries a truncated weight.
 
     mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
 
-At the first inner update rho is 1 everywhere. With advantages that sum to 0 the loss is then about
-0, by construction. Its gradient is not: look at reward, ratio and gradient norm, not at the loss.
+At the first inner update rho is 1 everywhere. With advantages that sum to 0 the loss is then near
+0, by construction: only the weights' deviation from 1 is left. Its gradient is not: look at reward,
+ratio and gradient norm, not at the loss.
 
 What n_i is, the setting `normalise_by`:
-    "canvas"  n_i = L for every row. With the exact likelihood and w = 1 the gradient of J is, up to
-              a factor, that of the expected reward, whatever the lengths, if no token behind [EOS]
-              was drawn before one of the text: left to right, or in one step. One that was has
-              changed the text, but carries no loss, and its part is missing.          [OUR CHOICE]
-    "text"    n_i = |o_i|, the row's own tokens up to [EOS]. A token of a short text then pulls
-              harder than one of a long text: another gradient, even then.           [RECONSTRUCTED]
+    "canvas"  n_i = L for every row. With the exact likelihood and w = 1, up to a factor the
+              policy gradient, provided that no token after [EOS] was drawn before one of the text.
+              Otherwise such a token has influenced the text, but its log-prob is not in the loss,
+              and its share of the gradient is missing.                              [OUR CHOICE]
+    "text"    n_i = |o_i|, the row's own tokens up to [EOS]. A token of a short text then has a
+              larger weight than one of a long text: not the policy gradient.      [RECONSTRUCTED]
 
 This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 

@@ -1,13 +1,13 @@
 """The reverse process of a masked-diffusion language model, as a policy.
 
-A completion starts as L times [MASK]. Then, until no mask is left: one denoiser call on prompt and
+A completion starts as L [MASK] tokens. Then, until no mask is left: one denoiser call on prompt and
 completion, a rule selects positions (sampler.py), and their tokens are drawn from the denoiser's
 distribution at each of them. The true policy is
 
     pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
-where z_{t-1} is the partly unmasked completion before step t. Every factor is at hand while
-sampling, so it is recorded then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
+where z_{t-1} is the partly unmasked completion before step t. Every factor is available
+during sampling, so it is recorded then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
 
 `DiffusionPolicy.denoise` is that loop. With sampler.py and denoiser.py beside it this file needs
 torch alone. `python diffusion_policy.py` unmasks one completion step by step.
@@ -161,7 +161,8 @@ class DiffusionPolicy(DenoiserCalls):
         window = BlockWindow(decoder, prompt_length=P, completion_length=L)
 
         while True:
-            # 1. Rows with a mask before their first end token go on. Which positions are open?
+            # 1. A row is unfinished while a mask precedes its first end token. `is_open` marks the
+            #    positions that the rule may select. (rows maps the b running rows to the B rows.)
             is_unfinished = (is_masked & (is_end.cumsum(dim=1) == 0)).any(dim=1)
             rows = is_unfinished.nonzero().squeeze(1)  # (b,)
             if len(rows) == 0:
@@ -177,20 +178,22 @@ class DiffusionPolicy(DenoiserCalls):
                 window=window,
             )  # (b, window.stop - window.start, D)
 
-            # 3. After the first call the threshold head reads the prompt and allots each row gamma.
+            # 3. After the first call the threshold head reads the prompt and sets each row's gamma.
             if threshold is None:
                 prompt_state = mean_prompt_state(hidden, prompt_mask)  # (B, D)
                 threshold, threshold_logp = self.choose_threshold(
                     prompt_state, decoder, uniform=uniform[:, -1]
                 )
 
-            # 4. The rule reads the distributions at the open positions and selects some of them.
-            row, position = (index.to(device) for index in is_open.nonzero(as_tuple=True))  # (N,)
-            states = hidden[row, P + position - window.start]  # (N, D)
+            # 4. The rule reads the distributions at the N open positions and selects some of them.
+            open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each, of the b rows
+            open_row = open_row.to(device)
+            open_position = open_position.to(device)
+            states = hidden[open_row, P + open_position - window.start]  # (N, D)
             entropy = torch.zeros(is_open.shape, device=device)  # (b, L)
             confidence = torch.zeros(is_open.shape, device=device)
-            entropy[row, position], confidence[row, position] = self.entropy_and_confidence(
-                states, decoder.rule
+            entropy[open_row, open_position], confidence[open_row, open_position] = (
+                self.entropy_and_confidence(states, decoder.rule)
             )
             is_selected = decoder.select(
                 entropy, confidence, is_open.to(device), gamma=threshold[rows_on_device]
@@ -200,21 +203,22 @@ class DiffusionPolicy(DenoiserCalls):
 
             # 5. Draw a token at each selected position, and record how likely it was.
             selected = is_selected[is_open].nonzero().squeeze(1).to(device)  # of the N positions
-            row, position = rows_on_device[row[selected]], position[selected]
+            drawn_row = rows_on_device[open_row[selected]]  # of the B rows
+            drawn_position = open_position[selected]
             tokens, logp = self.sample_tokens(
-                states[selected], decoder.temperature, uniform=uniform[row, position]
+                states[selected], decoder.temperature, uniform=uniform[drawn_row, drawn_position]
             )
-            canvas[row, P + position] = tokens
-            behaviour_logp[row, position] = logp
+            canvas[drawn_row, P + drawn_position] = tokens
+            behaviour_logp[drawn_row, drawn_position] = logp
 
             # 6. Note the step on the host.
-            row, position = is_selected.nonzero(as_tuple=True)
-            row = rows[row]
+            host_row, host_position = is_selected.nonzero(as_tuple=True)
+            host_row = rows[host_row]  # of the B rows
             nfe[rows] += 1
-            unmask_step[row, position] = nfe[row]
-            is_masked[row, position] = False
+            unmask_step[host_row, host_position] = nfe[host_row]
+            is_masked[host_row, host_position] = False
             if decoder.stop_at_eos:
-                is_end[row, position] = self.is_end_token(tokens).cpu()
+                is_end[host_row, host_position] = self.is_end_token(tokens).cpu()
 
         # What was never drawn is padding: [EOS], as if unmasked one step after the last.
         is_masked = is_masked.to(device)

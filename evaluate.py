@@ -6,8 +6,9 @@
     python evaluate.py runs/NAME --trace 3                         completions, call by call
     python evaluate.py --help                                      the other flags
 
-NFE is the number of denoiser calls that a completion took. A run is measured as it was trained, on
-problems held out from it, unless flags say otherwise. (Held out: no multiset of numbers, no
+NFE is the number of denoiser calls that a completion took. A run is measured with its
+own task, length, blocks and cache, but greedily and at each prompt's median gamma, on problems held
+out from it, unless flags say otherwise. (Held out: no multiset of numbers, no
 solution grid of training. A grid's twin with relabelled digits may be there.)
 
 Shapes: n problems, L completion tokens.

@@ -12,7 +12,8 @@ is scored from the last boundary before it:
                            that this rollout really visited (DiFFPO). Two calls.           [PAPER]
     a boundary every step  the exact likelihood. T calls.                             [OUR CHOICE]
 
-Only the text counts, up to the first [EOS]. What a rollout drew behind it is padding.
+Only the text is scored: the tokens up to and including the first end token. What a rollout drew
+after it is ignored.
 
 `surrogate_logp_by_definition` is that formula as a loop over stages. `surrogate_logp` computes the
 same with less work, and is what training uses.
@@ -76,9 +77,9 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
     """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1.
 
     One set for each completion, drawn afresh for each optimisation step, the same for old and new
-    policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step 0: a boundary
-    there is an ordinary mean-field draw [OUR CHOICE]. A row with fewer than m-1 inner steps uses
-    every one as a boundary, which is exact. Its spare boundaries are T, and their stages are empty.
+    policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step 0,
+    which would give mean-field [OUR CHOICE]. A row with fewer than m-1 inner steps uses
+    every one as a boundary, which is exact. Unused boundaries are set to T and score no token.
 
     nfe (B,) long. Raises ValueError for less than one stage.
     """
@@ -120,13 +121,13 @@ def scored_as_drawn(unmask_step, boundaries) -> torch.Tensor:
 def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Tensor:
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
-    What the definition wastes: a stage runs only the rows that have a token in it; equal canvases
-    are run once; and logits are made for one position per token, never for (B, L, V).
+    Three savings over the definition: a stage runs only the rows that have a token in it; equal
+    canvases are run once; and logits are made for one position per token, never for (B, L, V).
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
 
-    Returns (B, L), 0 where there is no token (padding behind [EOS]). Differentiable. Raises
+    Returns (B, L), 0 where no token is scored. Differentiable. Raises
     ValueError for a greedy rollout: its probabilities are 0 and 1.
     """
     if rollout.temperature <= 0:

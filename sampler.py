@@ -2,7 +2,7 @@
 
 At every step the denoiser gives each masked position a distribution over tokens. A rule reads these
 distributions and selects the positions to unmask. It never sees the tokens that are then drawn, so
-the probability of a trajectory is a product of token probabilities, and known.
+the probability of a trajectory is a product of token probabilities, which we record.
 
     top_k                 the k most confident positions        LLaDA's rule; k fixes the calls
     confidence_threshold  all with a confidence above tau       Fast-dLLM's rule
@@ -53,8 +53,8 @@ def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
     Sort the masked positions by entropy, lowest first, and take each while the entropies *before*
     it sum to at most gamma. Nothing comes before the first, so one position is always taken.
 
-    Why this sum: tokens that are drawn at once, each from its own distribution, ignore what they
-    would have told each other. That error is at most sum_U H - max_U H, and gamma bounds it.
+    Why this sum: tokens that are drawn at once, each from its own distribution, ignore their
+    dependence on each other. That error is at most sum_U H - max_U H, and gamma bounds it.
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
@@ -119,7 +119,7 @@ class Decoder:
     def select(self, entropy, confidence, masked, gamma=None) -> torch.Tensor:
         """The positions to unmask, of the masked ones: (B, L) three times -> (B, L) bool.
 
-        gamma (B,) is each row's own threshold; None: the level is everyone's.
+        gamma (B,) is each row's own threshold; None: all rows use `level`.
         """
         if self.rule == "eb":
             return entropy_bounded(entropy, masked, self.level if gamma is None else gamma)
@@ -129,10 +129,10 @@ class Decoder:
 
 
 class ThresholdHead(nn.Module):
-    """The learned sampler: it reads the prompt and allots it a threshold gamma(c). [PAPER]
+    """The learned sampler: it reads the prompt and predicts a threshold gamma(c). [PAPER]
 
     What it reads are the denoiser's own last hidden states over the prompt, averaged, at the first
-    denoiser call, so that gamma costs no call of its own. Its weights start at zero: at first every
+    denoiser call, so that gamma needs no extra call. Its weights start at zero: at first every
     prompt has the same threshold. [OUR CHOICE]
 
     hidden_size        D of the denoiser
@@ -158,8 +158,8 @@ class ThresholdHead(nn.Module):
     def forward(self, prompt_state) -> "ClampedLogNormal":
         """prompt_state (B, D) -> the distribution of gamma (B,). No gradient reaches the denoiser.
 
-        Adam moves each of the D weights by about the learning rate, so log gamma moves by the rate
-        times the sum of |state|. Divided by D, that sum is about 8 for every width.
+        The standardised state has a sum of |x| of about 0.8 D. Scaled by 10 / D, one step of Adam
+        moves log gamma by about 8 learning rates at every width.
         """
         state = self.standardise(prompt_state.detach().float()) * (10 / prompt_state.shape[-1])
         mean = self.linear(state).squeeze(-1)
@@ -169,8 +169,8 @@ class ThresholdHead(nn.Module):
 class ClampedLogNormal:
     """log gamma ~ Normal(mean, sigma^2), and gamma clamped into [floor, ceiling]. [OUR CHOICE]
 
-    The clamp gathers each tail's probability at a bound. So at a bound `log_prob` is the log of the
-    tail's mass, between the bounds it is the log of the density.
+    The clamp puts each tail's probability mass on its bound. So at a bound `log_prob` is the log of
+    the tail's mass, between the bounds it is the log of the density.
     """
 
     def __init__(self, mean, sigma, floor, ceiling):

@@ -8,13 +8,13 @@
     torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a     four processes
 
 DiFFPO is GRPO with four changes:
-    1. the policy is a diffusion: each step unmasks several tokens              diffusion_policy.py
+    1. the policy is a diffusion process: each step unmasks several tokens      diffusion_policy.py
     2. its likelihood is a surrogate, scored from two states instead of all     likelihood.py
     3. so learning is off-policy, and tokens carry importance weights           diffpo_loss.py
     4. how much to unmask at once is learned too, by the same rewards           sampler.py
 
-The algorithm is the first half of this file. What serves it (run folder, checkpoints, several
-processes, logs) is in training/, and each call says what it does.
+The algorithm is the first half of this file. Supporting code (run folder, checkpoints, several
+processes, logs) is in training/; each call says what it does.
 
 Shapes: P prompts a step, G completions each, B = P * G rows, L completion tokens, m stages.
 """
@@ -76,6 +76,23 @@ class InnerUpdate:
     dropout_seed: int
 
 
+@dataclass
+class FixedScores:
+    """Log-probs, (B, L) each, that do not change while one inner update runs."""
+
+    old: torch.Tensor | None  #         the old policy's; None: the first update, where new is old
+    for_weight: torch.Tensor | None  #  the weight's numerator; None: it is the old policy's
+    reference: torch.Tensor | None  #   the base model's; None: no KL
+
+    def rows(self, rows):
+        """The same for some rows."""
+
+        def part(logp):
+            return None if logp is None else logp[rows]
+
+        return FixedScores(part(self.old), part(self.for_weight), part(self.reference))
+
+
 def diffpo_step(config, task, policy, reference, optimizers, step):
     """One step of DiFFPO: the README's box, with its numbers.
 
@@ -84,13 +101,13 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     step_began = time.perf_counter()
     policy.rows_run = 0
     G = config.num_generations
-    # Of several tasks each step trains one, with that task's own length.
+    # With several tasks, each step trains on one of them, with that task's own length.
     task, L = mixture.task_for_step(task, step, config.max_completion_length)
     # All randomness is derived from (seed, step), so resuming is deterministic.
     step_seed = random.Random(f"{config.seed} {step}").getrandbits(63)
     generator = torch.Generator(policy.denoiser.device).manual_seed(step_seed)
 
-    # 1. Draw P prompts c, and lay out G rows for each.
+    # 1. Draw P prompts c, and repeat each G times.
     problems = task.problems("train", config.prompts_per_step, f"{config.seed} {step}")
     problems = [problem for problem in problems for _ in range(G)]  # B = P * G
     prompts = [task.prompt(problem) for problem in problems]
@@ -110,8 +127,8 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     texts = decode_completions(policy, rollout)
     rollout_ended = time.perf_counter()
 
-    # 3. Verify. Speed multiplies the reward: what earns nothing gains nothing by being fast. (What
-    #    earns a part gets more of that part the sooner it comes.) [OUR CHOICE]
+    # 3. Verify. Speed multiplies the reward: a wrong answer gains nothing by being fast, and a
+    #    partial reward is scaled in the same way. [OUR CHOICE]
     reward, solved = compute_rewards(task, problems, texts, G, device=prompt_ids.device)  # (B,)
     speed_reward = reward * (1 - config.nfe_penalty * rollout.nfe / L)  # (B,)
 
@@ -211,19 +228,25 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     health.assert_finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
     policy.denoiser.train()  # gradient checkpointing, dropout
 
-    # Before anything moves. At the first update the new policy still is the old one, so its score
-    # serves for both (None below). Weights compare with what was drawn from, so their numerator
-    # masks nothing of the prompt; without masked prompts it is the old score (None).
-    logp_old = [None] + [score_all(policy, update) for update in updates[1:]]
-    logp_for_weight = [None] * len(updates)
-    if config.p_mask_prompt > 0:
-        logp_for_weight = [score_all(policy, update, mask_prompt=False) for update in updates]
-    logp_reference = [None] * len(updates)
-    if reference is not None:
-        logp_reference = [score_all(reference, update) for update in updates]
+    # Scores needed before the weights change. At the first update the new policy still is the old
+    # one, so its score serves for both. The weight compares with what was drawn from, so its
+    # numerator masks nothing of the prompt; if no prompt is masked, it is the old score.
+    all_scores = []
+    for i, update in enumerate(updates):
+        all_scores.append(
+            FixedScores(
+                old=score_all(policy, update) if i > 0 else None,
+                for_weight=(
+                    score_all(policy, update, mask_prompt=False)
+                    if update.masked_prompt is not None
+                    else None
+                ),
+                reference=score_all(reference, update) if reference is not None else None,
+            )
+        )
 
     history = []
-    for i, update in enumerate(updates):
+    for update, scores in zip(updates, all_scores, strict=True):
         optimizer.zero_grad()
         logp_new = []
         for rows in micro_batches:
@@ -233,35 +256,23 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 rollout=rollout.rows(rows),
                 advantage=advantage[rows],
                 logp_new=logp,
-                logp_old=None if logp_old[i] is None else logp_old[i][rows],
-                logp_for_weight=None if logp_for_weight[i] is None else logp_for_weight[i][rows],
-                logp_reference=None if logp_reference[i] is None else logp_reference[i][rows],
+                scores=scores.rows(rows),
             )
-            (loss * len(logp) / B).backward()  # a row counts 1/B, whatever the micro-batch
+            (loss * len(logp) / B).backward()  # each row weighs 1/B
             logp_new.append(logp.detach())
         distributed.all_reduce_gradients(policy.denoiser)
 
-        # The whole batch's metrics, from the scores that the gradient was made of.
+        # Without gradient, for the log only: loss and metrics of the whole batch.
         logp_new = distributed.all_gather_rows(torch.cat(logp_new), local, B)  # (B, L)
-        loss, metrics = objective(
-            config,
-            rollout=rollout,
-            advantage=advantage,
-            logp_new=logp_new,
-            logp_old=logp_old[i],
-            logp_for_weight=logp_for_weight[i],
-            logp_reference=logp_reference[i],
-        )
+        loss, metrics = objective(config, rollout, advantage, logp_new, scores)
         health.assert_finite("the loss", loss, rollout)
         grad_norm = distributed.clip_grad_norm(policy.denoiser, config.max_grad_norm)
         health.assert_finite("the gradient", grad_norm, rollout)
         optimizer.step()
 
-        numerator = next(
-            logp for logp in (logp_for_weight[i], logp_old[i], logp_new) if logp is not None
-        )
+        old = logp_new if scores.old is None else scores.old
         metrics |= weight_metrics(
-            numerator,
+            old if scores.for_weight is None else scores.for_weight,
             rollout.behaviour_logp,
             cap=config.importance_weight_cap,
             token_mask=rollout.token_mask,
@@ -273,17 +284,13 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     return {name: sum(metrics[name] for metrics in history) / len(history) for name in history[0]}
 
 
-def objective(config, rollout, advantage, logp_new, logp_old, logp_for_weight, logp_reference):
+def objective(config, rollout, advantage, logp_new, scores):
     """The loss of some rows: diffpo_loss and, if beta is above 0, the KL to the base model.
 
-    advantage (b,), log-probs (b, L). logp_old None: the first update, where old is new.
-    logp_for_weight None: the weight's numerator is logp_old. logp_reference None: no KL.
-    Returns (loss, metrics).
+    advantage (b,), logp_new (b, L), scores: FixedScores of the same rows. Returns (loss, metrics).
     """
-    if logp_old is None:
-        logp_old = logp_new.detach()
-    if logp_for_weight is None:
-        logp_for_weight = logp_old
+    logp_old = logp_new.detach() if scores.old is None else scores.old
+    logp_for_weight = logp_old if scores.for_weight is None else scores.for_weight
     loss, metrics = diffpo_loss(
         logp_new=logp_new,
         logp_old=logp_old,
@@ -295,8 +302,8 @@ def objective(config, rollout, advantage, logp_new, logp_old, logp_for_weight, l
         epsilon=config.epsilon,
         normalise_by=config.normalise_by,
     )
-    if logp_reference is not None:
-        kl = reference_kl(logp_new, logp_reference, rollout.token_mask, config.normalise_by)
+    if scores.reference is not None:
+        kl = reference_kl(logp_new, scores.reference, rollout.token_mask, config.normalise_by)
         loss = loss + config.beta * kl
         metrics["reference_kl"] = kl.item()
     return loss, metrics
@@ -470,7 +477,7 @@ def measure(config, policy, task, problems, run_dir, name, step):
 
 
 def run(config, run_dir, resume, export):
-    """The base measured, the steps, the trained model measured, and the results printed."""
+    """Measure the base, train, measure the trained model, and print the results."""
     policy, task, problems = run_folder.prepare(config, run_dir, resume, export)
     if distributed.all_reduce_max(not (run_dir / "eval.json").exists()):
         measure(config, policy, task, problems, run_dir, name="base", step=0)
@@ -495,7 +502,7 @@ def run(config, run_dir, resume, export):
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print("pictures:", *pictures)
-    print(f"look at completions: python evaluate.py {shlex.quote(str(run_dir))} --trace 2")
+    print(f"to view completions: python evaluate.py {shlex.quote(str(run_dir))} --trace 2")
     print(run_dir)
 
 
@@ -534,7 +541,7 @@ def main(arguments=None):
             run(config, run_dir, resume, export)
         return 0
     except KeyboardInterrupt as interrupt:
-        hint = " before the first step: nothing was kept"
+        hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
             hint = f"; go on with: python train.py --resume --run_dir {shlex.quote(str(run_dir))}"
         print(f"\nstopped{hint}")

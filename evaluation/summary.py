@@ -62,8 +62,8 @@ def results_table(rows):
         blocks = f", blocks of {row['block_length']}"
     yield from wrap(
         f"{count_problems(row)} in {row['clusters']} clusters, greedy, {lengths} tokens a "
-        f"completion{blocks}. In brackets: the 95% interval, over clusters. NFE: calls a "
-        "completion. tokens: those that a call unmasks.",
+        f"completion{blocks}. In brackets: the 95% interval, over clusters. NFE: calls per "
+        "completion. tokens: unmasked per call.",
         WIDTH,
     )
 
@@ -100,7 +100,7 @@ def describe_results(trained, best_base, has_choice):
     return [
         f"Accuracy: {solved_percent(best_base)}% (base at {at_gamma} {gamma_text(best_base)}) to "
         f"{solved_percent(trained)}% of {count_problems(trained)}, {accuracy}",
-        f"Speed: {nfe_shown(best_base):.2f} (the same base) to {nfe_shown(trained):.2f} calls a "
+        f"Speed: {nfe_shown(best_base):.2f} (the same base) to {nfe_shown(trained):.2f} calls per "
         f"completion, {speed}",
     ]
 

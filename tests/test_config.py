@@ -55,7 +55,7 @@ def test_defaults_and_recipes_are_told(help_text):
         "P, prompts in a step [32; sudoku 16; countdown,sudoku 24; LLaDA 16; small 16; d1 16]"
         in text
     )
-    assert "what learns: one of policy, sampler, joint [joint]" in text
+    assert "what learns (policy, sampler, joint) [joint]" in text
     assert "[]" not in text
 
 

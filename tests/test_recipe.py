@@ -57,5 +57,5 @@ def test_a_run_takes_the_recipe_of_its_model_and_gpu_and_then_its_flags(monkeypa
     config, *_ = run_folder.resolve_config(flags)
     assert config.dtype == "4bit" and config.rollout_batch_size == 12 and config.lora_rank == 128
     out = capsys.readouterr().out
-    assert "model: GSAI-ML/LLaDA-8B-Instruct (as asked)\n8.0 billion parameters; " in out
+    assert "model: GSAI-ML/LLaDA-8B-Instruct (from --model)\n8.0 billion parameters; " in out
     assert "of 23.6 GiB expected (by arithmetic)\n" in out

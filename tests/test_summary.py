@@ -36,7 +36,7 @@ def test_a_better_and_faster_model_in_words():
     assert summary.describe_results(TRAINED, BASE, has_choice=True) == [
         "Accuracy: 13.1% (base at its best γ, 0.1) to 23.6% of 848 held-out problems, "
         "+10.5 points. The 95% intervals do not overlap.",
-        "Speed: 4.93 (the same base) to 3.15 calls a completion, 36% fewer.",
+        "Speed: 4.93 (the same base) to 3.15 calls per completion, 36% fewer.",
     ]
 
 
@@ -44,7 +44,7 @@ def test_a_worse_and_slower_model_in_words():
     trained = row("trained", 0.08, 7.0, tokens=1.4, **LEARNED)
     accuracy, speed = summary.describe_results(trained, BASE, has_choice=True)
     assert "to 8.0%" in accuracy and "-5.1 points" in accuracy and "do not overlap" in accuracy
-    assert "4.93 (the same base) to 7.00 calls a completion, 42% more." in speed
+    assert "4.93 (the same base) to 7.00 calls per completion, 42% more." in speed
 
 
 def test_what_did_not_change_is_called_so():
@@ -77,7 +77,7 @@ def test_accuracy_and_speed_are_against_the_base_at_its_best_gamma():
     best = row("base", 0.15, 3.5, level=1.0)
     accuracy, speed = summary.describe_results(TRAINED, best, has_choice=True)
     assert "15.0% (base at its best γ, 1) to 23.6%" in accuracy and "+8.6 points" in accuracy
-    assert "3.50 (the same base) to 3.15 calls a completion, 10% fewer." in speed
+    assert "3.50 (the same base) to 3.15 calls per completion, 10% fewer." in speed
     accuracy, _ = summary.describe_results(TRAINED, BASE, has_choice=False)
     assert "(base at γ 0.1)" in accuracy
 

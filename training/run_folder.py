@@ -53,7 +53,7 @@ def resolve_config(flags):
         return config, run_dir, resume, export
     if distributed.world_size() > 1 and "run_dir" not in settings:
         raise ValueError("several processes need one --run_dir, a new folder")
-    reason = "as asked"
+    reason = "from --model"
     if not settings.get("model"):
         settings["model"], reason = recipe.default_model()
     name = settings["model"]
@@ -64,7 +64,8 @@ def resolve_config(flags):
             f"train.py --resume --run_dir {name} --export DIR, then --model DIR"
         )
     if reads_compact_prompts(name):
-        config = Config(**RECIPES.get(settings.get("task"), {}) | settings)
+        tasks = sorted(settings.get("task", "").split(","))
+        config = Config(**RECIPES.get(",".join(tasks), {}) | settings)
     else:
         model_config, _ = read_config(loading.model_folder(name), name)
         gpu = recipe.find_gpu()
