@@ -362,7 +362,7 @@ COLUMNS = {
         "reward", lambda run: run.mean_of_last_steps("speed_reward_mean"), scale=1, digits=3
     ),
     "calls": Column(
-        "calls, k",
+        "rows, k",
         lambda run: sum(row["denoiser_rows"] for row in run.log) / 1000,
         scale=1,
         digits=0,
@@ -411,7 +411,7 @@ def print_report(report):
         fill(
             "n: seeds; ± half of the 95% interval over them, none for one. area: mean solved share "
             f"over budgets of 1 to {report['largest_nfe']:.2f} calls. sampled, reward (with "
-            "speed): the last tenth of training. calls: rows through the denoiser in training, "
+            "speed): the last tenth of training. rows: through the denoiser in training, "
             "thousands. The base is the first run's.",
             WIDTH,
         )
@@ -458,7 +458,7 @@ def group_table(report):
 def difference_table(groups):
     """What each later group differs by from the first one: lists of strings."""
     first, *others = groups
-    table = [[f"less {first['label']}", "pairs", "at", "points", "", "NFE"]]
+    table = [[f"minus {first['label']}", "pairs", "at", "points", "", "NFE"]]
     for group in others:
         if not group["differences"]:
             table.append([group["label"], "0", "", "", "no seed in common", ""])

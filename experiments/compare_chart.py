@@ -67,7 +67,7 @@ def plot_comparison(report, groups, title, path):
         )
         by_step.set(xlabel="step", ylabel="solved in training (sampled)")
         by_calls.set(
-            xlabel="denoiser calls so far, thousands of rows", ylabel="solved in training (sampled)"
+            xlabel="denoiser rows so far, thousands", ylabel="solved in training (sampled)"
         )
         kl.set(xlabel="step", ylabel="KL(true ‖ surrogate), nats")
         frontier.set(

@@ -340,7 +340,7 @@ def test_a_planted_difference_is_found_and_none_is_undecided(tmp_path, drawn, ca
         assert {row["verdict"] for row in rows[:-1]} == {verdict}
     assert [x["nfe"]["mean"] for x in better[:-1]] == pytest.approx([0.25] * 6)
     assert 0 < abs(same[0]["mean"]) < same[0]["half"]
-    for text in ("less reference", "above  +0.25 ± 0.00", "below  +0.00", "  undecided  +0.00"):
+    for text in ("minus reference", "above  +0.25 ± 0.00", "below  +0.00", "  undecided  +0.00"):
         assert text in out
     assert "± over seeds and clusters" in out and "written:" in out
 
@@ -358,7 +358,7 @@ def test_the_table_says_what_the_logs_and_rows_say(tmp_path, drawn, capsys):
     base = [dict(nfe=4 - level, solved=bits(0.2).count("1") / N) for level in GAMMAS]
     assert report["base"]["area"] == pytest.approx(area(base, 4 - 0.01))
     out = capsys.readouterr().out
-    assert "less" not in out and "base at its best γ, 1 " in out and "all runs  2" in out
+    assert "minus" not in out and "base at its best γ, 1 " in out and "all runs  2" in out
 
 
 def test_only_the_seeds_that_both_have_are_paired(tmp_path, drawn, capsys):
