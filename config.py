@@ -21,7 +21,13 @@ from dataclasses import dataclass, field, fields
 
 
 def setting(default, help, d1=None, minimum=None, maximum=None, choices=()):
-    """A field of Config. `d1` is the value in d1's (diffu-GRPO's) code, where it differs."""
+    """A field of Config. `d1` is the value in d1's (diffu-GRPO's) code, where it differs.
+
+    A number without a maximum of its own has a million, or 1e12 if it is a float: a mistyped one
+    is refused at once instead of filling the memory or overflowing a float32.
+    """
+    if maximum is None:
+        maximum = 1_000_000 if type(default) is int else 1e12 if type(default) is float else None
     metadata = {"help": help, "d1": d1, "minimum": minimum, "maximum": maximum, "choices": choices}
     return field(default=default, metadata=metadata)
 
@@ -67,7 +73,11 @@ class Config:
     )
     # objective
     num_stages: int = setting(
-        2, "m, stages of the likelihood: 1 mean-field, 2 two-times mean-field", d1=1, minimum=1
+        2,
+        "m, stages of the likelihood: 1 mean-field, 2 two-times mean-field",
+        d1=1,
+        minimum=1,
+        maximum=10_000,
     )
     importance_weight_cap: float = setting(
         1.0, "C, cap of the importance weight; 0: no weights", d1=0, minimum=0
@@ -88,14 +98,16 @@ class Config:
     beta: float = setting(0.0, "weight of the KL to the base model", d1=0.04, minimum=0)
     # optimiser
     learning_rate: float = setting(
-        2e-3, "AdamW's, on the denoiser, constant after warm-up", d1=3e-6, minimum=0
+        2e-3, "AdamW's, on the denoiser, constant after warm-up", d1=3e-6, minimum=0, maximum=1
     )
     warmup_steps: int = setting(
         10, "steps in which the learning rate rises to its value", minimum=0
     )
     max_grad_norm: float = setting(1.0, "clip the denoiser's gradient", d1=0.2, minimum=1e-6)
-    weight_decay: float = setting(0.0, "AdamW's, on the denoiser", d1=0.1, minimum=0)
-    threshold_learning_rate: float = setting(1e-2, "Adam's, on the threshold head", minimum=0)
+    weight_decay: float = setting(0.0, "AdamW's, on the denoiser", d1=0.1, minimum=0, maximum=1)
+    threshold_learning_rate: float = setting(
+        1e-2, "Adam's, on the threshold head", minimum=0, maximum=1
+    )
     threshold_sigma: float = setting(
         0.5, "spread of log gamma around the head's mean: exploration", minimum=1e-3
     )
@@ -106,7 +118,7 @@ class Config:
     rollout_batch_size: int = setting(0, "rows rolled out at once; 0: all", minimum=0)
     micro_batch_size: int = setting(256, "rows scored at once; changes no gradient", minimum=1)
     lora_rank: int = setting(
-        16, "rank of the LoRA adapter; 0 trains all weights", d1=128, minimum=0
+        16, "rank of the LoRA adapter; 0 trains all weights", d1=128, minimum=0, maximum=10_000
     )
     lora_alpha: float = setting(
         32.0, "the adapter is scaled by lora_alpha / lora_rank", d1=64, minimum=0
@@ -146,6 +158,11 @@ class Config:
                 raise ValueError(f"{name} = {value}: it has to be at least {minimum}")
             if maximum is not None and value > maximum:
                 raise ValueError(f"{name} = {value}: it has to be at most {maximum}")
+        if self.prompts_per_step * self.num_generations > 1_000_000:
+            raise ValueError(
+                f"prompts_per_step x num_generations = {self.prompts_per_step} x "
+                f"{self.num_generations}: a step can have at most a million completions"
+            )
 
 
 # What other tasks and models change of the defaults.

@@ -18,12 +18,13 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
+from config import config_from_json
 from evaluation.flags import DEFAULTS, FROM_RUN, parse_flags
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
@@ -187,7 +188,10 @@ def resolve_options(path, flags):
     Raises ValueError for flags that do not fit.
     """
     path = Path(path)
-    saved = read_json(path / "config.json") if find_checkpoint(path) != path else {}
+    saved = {}
+    if find_checkpoint(path) != path:
+        file = path / "config.json"
+        saved = asdict(config_from_json(read_json(file), file))
     from_run = {name: saved[name] for name in FROM_RUN if name in saved}
     from_run["max_completion_length"] = [saved.get("max_completion_length", 0)]
     is_threshold_fixed = saved.get("train_target") == "policy"

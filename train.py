@@ -94,7 +94,7 @@ class FixedScores:
 
 
 def diffpo_step(config, task, policy, reference, optimizers, step):
-    """One step of DiFFPO: the README's box, with its numbers.
+    """One step of DiFFPO: the README's list, with its numbers.
 
     Returns the step's metrics and a few sampled completions, as dicts for JSON.
     """

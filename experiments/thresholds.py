@@ -15,7 +15,7 @@ Shapes: N problems, F fixed gammas, K clusters of problems.
 import sys
 from pathlib import Path
 
-from config import FlagParser
+from config import FlagParser, config_from_json
 from experiments.command_line import existing_folder, exit_status
 
 
@@ -98,14 +98,15 @@ class Measurements:
 def measure(path):
     """The Measurements of a run. Raises ValueError for one without a learned threshold."""
     path = Path(path)
-    saved = read_json(path / "config.json")
-    if saved.get("train_target") == "policy":
+    file = path / "config.json"
+    saved = config_from_json(read_json(file), file)
+    if saved.train_target == "policy":
         raise ValueError(f"{path} learned no threshold: its --train_target was policy")
     if find_checkpoint(path) == path:
         raise ValueError(f"{path} has no checkpoint yet")
     flags = {
-        "problems": saved.get("eval_problems", 1000),
-        "split": saved.get("eval_split", ""),
+        "problems": saved.eval_problems,
+        "split": saved.eval_split,
     }
     options = evaluate.resolve_options(path, flags)
     policy, task, problems, lengths = evaluate.load(options)
@@ -296,7 +297,7 @@ def plot(report, path, title):
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
     figure.supxlabel(
         f"n = {report['problems']} held-out problems in {report['clusters']} clusters, greedy. The "
         f"learned γ against one fixed γ at equal NFE: {100 * report['gain']:+.1f} points solved "

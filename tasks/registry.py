@@ -88,7 +88,5 @@ def load_task(names, compact, data="", length=0):
         raise ValueError(f"--data {data} is for one task, not for {names}")
     mixture = TaskMixture(tasks, compact=compact)
     if compact and length not in (0, mixture.length):
-        raise ValueError(
-            f"length = {length}: {names} have a length each: leave out --max_completion_length"
-        )
+        raise ValueError(f"{names} have a length each: leave out --max_completion_length {length}")
     return mixture

@@ -73,3 +73,25 @@ def test_a_run_from_before_a_setting_came_had_its_default_and_any_other_is_refus
     for other in (saved | {"novelty": 1}, {k: v for k, v in saved.items() if k != "seed"}):
         with pytest.raises(ValueError, match="config.json was written by another version"):
             config.config_from_json(other, "config.json")
+
+
+@pytest.mark.parametrize(
+    "too_large",
+    [
+        {"learning_rate": 1e38},
+        {"threshold_learning_rate": 1e38},
+        {"epsilon": 1e300},
+        {"threshold_epsilon": 1e300},
+        {"threshold_sigma": 1e300},
+        {"temperature": 1e300},
+        {"block_length": 10**20},
+        {"num_generations": 10**12},
+        {"lora_rank": 10**6},
+        {"num_stages": 10**6},
+        {"prompts_per_step": 10**4, "num_generations": 10**4},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_a_value_that_would_fill_the_memory_or_overflow_is_refused(too_large):
+    with pytest.raises(ValueError, match="at most"):
+        config.Config(**too_large)

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 import torch
 from toy import random_tiny
 
 import evaluate
+from config import Config
 from diffusion_policy import DiffusionPolicy
 from evaluation import metrics, tables
 from models import loading, lora
@@ -30,7 +32,7 @@ def policy():
 def run_dir(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
     create_run(folder)
-    write_json(folder / "config.json", {"task": "countdown"})
+    write_json(folder / "config.json", asdict(Config()))
     save_checkpoint(folder, policy, [], 1)
     return folder
 
@@ -190,7 +192,7 @@ def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(
         "task": "countdown",
     }
     create_run(tmp_path / "b")
-    write_json(tmp_path / "b" / "config.json", trained)
+    write_json(tmp_path / "b" / "config.json", asdict(Config(**trained)))
     save_checkpoint(tmp_path / "b", policy, [], 1)
     row = measured(tmp_path / "b", f"--problems 2 {flags}")[0]
     expected = {
@@ -209,7 +211,7 @@ def test_a_run_that_trained_the_policy_alone_has_a_fixed_threshold_and_no_learne
     monkeypatch.setattr(evaluate, "LEVELS", {"eb": (0.1, 3), "top_k": (1,)})
     create_run(tmp_path / "fixed")
     config = {"task": "countdown", "train_target": "policy", "initial_threshold": 0.3}
-    write_json(tmp_path / "fixed" / "config.json", config)
+    write_json(tmp_path / "fixed" / "config.json", asdict(Config(**config)))
     save_checkpoint(tmp_path / "fixed", policy, [], 1)  # it has a head, as it was made
     [row] = measured(tmp_path / "fixed", "--problems 2")
     assert row["level"] == 0.3 and row["threshold_mean"] == pytest.approx(0.3)
@@ -229,7 +231,7 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     rows += [row | {"numbers": row["numbers"][::-1]} for row in rows]  # near-duplicates
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     create_run(tmp_path / "c")
-    write_json(tmp_path / "c" / "config.json", {"task": "countdown", "data": str(path)})
+    write_json(tmp_path / "c" / "config.json", asdict(Config(data=str(path))))
     save_checkpoint(tmp_path / "c", policy, [], 1)
     own, all_, train = (
         measured(tmp_path / "c", f"--level 1 --problems 100 {flags}")[0]
@@ -464,7 +466,7 @@ def test_a_run_of_two_tasks_is_measured_and_traced_each_in_its_own_length(
 ):
     create_run(tmp_path / "both")
     config = {"task": "countdown,sudoku", "max_completion_length": 19, "data": ""}
-    write_json(tmp_path / "both" / "config.json", config)
+    write_json(tmp_path / "both" / "config.json", asdict(Config(**config)))
     save_checkpoint(tmp_path / "both", policy, [], 1)
     row = measured(tmp_path / "both", "--decoder top_k --level 1 --problems 3")[0]
     assert [part["length"] for part in row["tasks"].values()] == [10, 19]
@@ -483,7 +485,7 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
     monkeypatch.setattr(type(TASKS["countdown"]), "solved", right)
     for name, task in (("other", "countdown"), ("third", "sudoku")):
         create_run(tmp_path / name)
-        write_json(tmp_path / name / "config.json", {"task": task})
+        write_json(tmp_path / name / "config.json", asdict(Config(task=task)))
         save_checkpoint(tmp_path / name, policy, [], 1)
     flags = ["--frontier", "--problems", "6"]
     assert evaluate.main([str(run_dir), str(tmp_path / "other"), *flags]) == 0
@@ -511,3 +513,17 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
 
     assert evaluate.main([str(run_dir), str(tmp_path / "third"), "--frontier"]) == 2
     assert "not of countdown and sudoku" in capsys.readouterr().err
+
+
+def test_a_run_written_by_another_version_is_refused_and_not_measured_with_defaults(
+    policy, tmp_path, capsys
+):
+    create_run(tmp_path / "old")
+    old = asdict(Config()) | {"length": 14}
+    del old["max_completion_length"]
+    write_json(tmp_path / "old" / "config.json", old)
+    save_checkpoint(tmp_path / "old", policy, [], 1)
+    with pytest.raises(ValueError, match="was written by another version of train.py"):
+        evaluate.resolve_options(tmp_path / "old", {})
+    assert evaluate.main([str(tmp_path / "old"), "--problems", "2"]) != 0
+    assert "another version" in capsys.readouterr().err

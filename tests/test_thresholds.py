@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import permutations, product
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from toy import random_tiny
 
+from config import Config
 from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from evaluation import summary
@@ -92,9 +94,8 @@ def make_run(policy, tmp_path):
 
     def make(**settings):
         create_run(tmp_path / "a")
-        write_json(
-            tmp_path / "a" / "config.json", {"train_target": "joint", "eval_problems": 9} | settings
-        )
+        config = Config(**{"eval_problems": 9} | settings)
+        write_json(tmp_path / "a" / "config.json", asdict(config))
         save_checkpoint(tmp_path / "a", policy, [], 1)
         return tmp_path / "a"
 

@@ -210,7 +210,7 @@ def load_task(config):
         config.max_completion_length = task.length
     if not config.max_completion_length:
         raise ValueError(
-            "length = 0: this model's completions need one, such as --max_completion_length 256"
+            "this model's completions need a length, such as --max_completion_length 256"
         )
     return task
 
