@@ -26,8 +26,10 @@ def setting(default, help, d1=None, minimum=None, maximum=None, choices=()):
     A number without a maximum of its own has a million, or 1e12 if it is a float: a mistyped one
     is refused at once instead of filling the memory or overflowing a float32.
     """
-    if maximum is None:
-        maximum = 1_000_000 if type(default) is int else 1e12 if type(default) is float else None
+    if maximum is None and type(default) is int:
+        maximum = 1_000_000
+    if maximum is None and type(default) is float:
+        maximum = 1e12
     metadata = {"help": help, "d1": d1, "minimum": minimum, "maximum": maximum, "choices": choices}
     return field(default=default, metadata=metadata)
 

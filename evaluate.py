@@ -6,10 +6,10 @@
     python evaluate.py runs/NAME --trace 3                         completions, call by call
     python evaluate.py --help                                      the other flags
 
-NFE is the number of denoiser calls that a completion took. A run is measured with its
-own task, length, blocks and cache, but greedily and at each prompt's median gamma, on problems held
-out from it, unless flags say otherwise. (Held out: no multiset of numbers, no
-solution grid of training. A grid's twin with relabelled digits may be there.)
+NFE is the number of denoiser calls that a completion took. A run is measured with its own task,
+length, blocks and cache, but greedily and at each prompt's median gamma, on problems held out from
+it, unless flags say otherwise. (Held out: no multiset of numbers, no solution grid of training. A
+grid's twin with relabelled digits may be there.)
 
 Shapes: n problems, L completion tokens.
 """
@@ -18,13 +18,12 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from config import config_from_json
 from evaluation.flags import DEFAULTS, FROM_RUN, parse_flags
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
@@ -46,7 +45,12 @@ from evaluation.tables import (
     print_table,
     shorten_name,
 )
-from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
+from models.checkpoints import (
+    find_checkpoint,
+    load_policy,
+    read_run_config,
+    reads_compact_prompts,
+)
 from models.device import describe_out_of_memory, device_name, pick_device
 from models.loading import DTYPES, dtype_of
 from models.prompting import decode_completions, encode_prompts
@@ -188,18 +192,19 @@ def resolve_options(path, flags):
     Raises ValueError for flags that do not fit.
     """
     path = Path(path)
-    saved = {}
-    if find_checkpoint(path) != path:
-        file = path / "config.json"
-        saved = asdict(config_from_json(read_json(file), file))
-    from_run = {name: saved[name] for name in FROM_RUN if name in saved}
-    from_run["max_completion_length"] = [saved.get("max_completion_length", 0)]
-    is_threshold_fixed = saved.get("train_target") == "policy"
-    if is_threshold_fixed and flags.get("decoder", "eb") == "eb":
-        from_run["level"] = [saved["initial_threshold"]]
+    from_run = {}
+    is_run = find_checkpoint(path) != path
+    is_threshold_fixed = False
+    if is_run:
+        config = read_run_config(path)
+        from_run = {name: getattr(config, name) for name in FROM_RUN}
+        from_run["max_completion_length"] = [config.max_completion_length]
+        is_threshold_fixed = config.train_target == "policy"
+        if is_threshold_fixed and flags.get("decoder", "eb") == "eb":
+            from_run["level"] = [config.initial_threshold]
     options = SimpleNamespace(**DEFAULTS | from_run | flags)
     options.path = path
-    options.folder = path if saved else Path()
+    options.folder = path if is_run else Path()
     options.is_threshold_fixed = is_threshold_fixed
     if not options.task:
         raise ValueError(f"{path} is not a run, which would know its task: give a --task")
@@ -209,7 +214,7 @@ def resolve_options(path, flags):
         raise ValueError("--frontier and --trace take one --max_completion_length at a time")
     is_new_file = options.data and Path(options.data) != Path(from_run.get("data", ""))
     options.split = options.split or ("all" if is_new_file else "test")
-    options.may_overlap = bool(saved and is_new_file and not from_run.get("data"))
+    options.may_overlap = bool(is_run and is_new_file and not from_run.get("data"))
     for level in options.level:  # raises for blocks and caches that do not fit
         make_decoder(options, options.decoder, level)
     return options

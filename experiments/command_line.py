@@ -38,8 +38,11 @@ def run_or_model(path):
     return existing_folder(path)
 
 
-def add_state_flags(parser):
-    """Adds the flags of gradients.py and surrogate.py: the states, and how many rollouts each."""
+def add_state_flags(parser, name):
+    """Adds the flags that gradients.py and surrogate.py share: states, rollouts, where to write.
+
+    name: the program's; its default folder and its files are called the same
+    """
     parser.add_argument(
         "paths",
         nargs="+",
@@ -73,6 +76,12 @@ def add_state_flags(parser):
         default=0,
         metavar="INT",
         help="the seed of problems and rollouts [0]",
+    )
+    parser.add_argument(
+        "--out",
+        default=f"runs/{name}",
+        metavar="DIR",
+        help=f"where {name}.json and {name}.png go [%(default)s]",
     )
 
 

@@ -71,13 +71,13 @@ from textwrap import fill
 
 import torch
 
-from config import Config, config_from_json
+from config import Config
 from evaluation.metrics import area, bootstrap_weights
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, conditions, print_columns
 from experiments.compare_chart import STYLES, plot_comparison
 from experiments.intervals import spread
-from models.checkpoints import read_json, reads_compact_prompts
+from models.checkpoints import read_json, read_run_config, reads_compact_prompts
 from models.families import one_line
 from tasks import registry
 from training import files
@@ -118,8 +118,7 @@ def read_run(path):
     """The Run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path = Path(path)
     with one_line(f"{path} is no run: give folders that train.py made"):
-        file = path / "config.json"
-        settings = asdict(config_from_json(read_json(file), file))
+        settings = asdict(read_run_config(path))
     log = files.read_log(path / "metrics.jsonl")
     evaluations = read_rows(path / "eval.json")
     frontier = read_rows(path / "frontier.json")

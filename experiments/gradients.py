@@ -50,13 +50,7 @@ examples:
   python -m experiments.gradients tiny --task countdown sudoku --batches 48
   python -m experiments.gradients runs/A""",
     )
-    add_state_flags(parser)
-    parser.add_argument(
-        "--out",
-        default="runs/gradients",
-        metavar="DIR",
-        help="where gradients.json and gradients.png go [%(default)s]",
-    )
+    add_state_flags(parser, name="gradients")
     return parser.parse_args(arguments)
 
 

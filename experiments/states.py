@@ -13,16 +13,21 @@ from pathlib import Path
 
 import torch
 
-from config import RECIPES, Config, config_from_json
+from config import RECIPES, Config
 from diffpo_loss import group_advantages
 from diffusion_policy import Rollout
 from evaluate import revision
-from models.checkpoints import find_checkpoint, load_policy, read_json, reads_compact_prompts
+from models.checkpoints import (
+    find_checkpoint,
+    load_policy,
+    read_run_config,
+    reads_compact_prompts,
+)
 from models.device import device_name, pick_device
 from models.prompting import decode_completions, encode_prompts
-from sampler import ThresholdHead
 from tasks import mixture, registry
 from train import rollout_decoder
+from training.run_folder import prepare_threshold_head
 
 # The surrogate likelihoods that are compared at each state: stages m, and caps of the weights.
 STAGES = (1, 2, 4, 8)
@@ -55,8 +60,7 @@ class State:
         self.path = path
         is_compact = reads_compact_prompts(path)
         if is_run(path):
-            file = Path(path) / "config.json"
-            self.config = config_from_json(read_json(file), file)
+            self.config = read_run_config(path)
         else:
             recipe = RECIPES.get(task_name, {}) if is_compact else RECIPES["LLaDA"]
             self.config = replace(Config(**recipe), task=task_name, model=str(path))
@@ -73,11 +77,7 @@ class State:
         if hasattr(self.policy.denoiser, "disable_adapter"):
             self.policy.denoiser = self.policy.denoiser.merge_and_unload()
         self.policy.denoiser.requires_grad_(True)
-        if self.policy.threshold_head is None:
-            hidden_size = self.policy.denoiser.config.hidden_size
-            head = ThresholdHead(hidden_size, self.config.initial_threshold)
-            self.policy.threshold_head = head.to(self.device)
-        self.policy.threshold_head.sigma = self.config.threshold_sigma
+        prepare_threshold_head(self.policy, self.config, self.device)
         self.step = revision(Path(path), self.policy.denoiser) if is_run(path) else 0
         self.name = f"{self.config.task}, {f'after step {self.step}' if self.step else 'base'}"
 
@@ -99,6 +99,7 @@ class State:
         G = self.config.num_generations
         L = self.length
         generator = torch.Generator(self.device).manual_seed(seed)
+        # "claims" is an arbitrary word; another would draw other problems than EXPERIMENTS.md had.
         problems = self.task.problems("train", self.prompts, f"claims {seed}")
         problems = [problem for problem in problems for _ in range(G)]  # B = P * G
         prompts = [self.task.prompt(problem) for problem in problems]

@@ -34,13 +34,7 @@ examples:
   python -m experiments.surrogate tiny --task countdown sudoku
   python -m experiments.surrogate tiny runs/A --task countdown""",
     )
-    add_state_flags(parser)
-    parser.add_argument(
-        "--out",
-        default="runs/surrogate",
-        metavar="DIR",
-        help="where surrogate.json and surrogate.png go [%(default)s]",
-    )
+    add_state_flags(parser, name="surrogate")
     return parser.parse_args(arguments)
 
 

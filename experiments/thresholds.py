@@ -15,7 +15,7 @@ Shapes: N problems, F fixed gammas, K clusters of problems.
 import sys
 from pathlib import Path
 
-from config import FlagParser, config_from_json
+from config import FlagParser
 from experiments.command_line import existing_folder, exit_status
 
 
@@ -60,7 +60,7 @@ import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, print_columns, shorten
-from models.checkpoints import find_checkpoint, read_json
+from models.checkpoints import find_checkpoint, read_run_config
 from tasks import answers, mixture
 from training import files
 
@@ -98,15 +98,14 @@ class Measurements:
 def measure(path):
     """The Measurements of a run. Raises ValueError for one without a learned threshold."""
     path = Path(path)
-    file = path / "config.json"
-    saved = config_from_json(read_json(file), file)
-    if saved.train_target == "policy":
+    config = read_run_config(path)
+    if config.train_target == "policy":
         raise ValueError(f"{path} learned no threshold: its --train_target was policy")
     if find_checkpoint(path) == path:
         raise ValueError(f"{path} has no checkpoint yet")
     flags = {
-        "problems": saved.eval_problems,
-        "split": saved.eval_split,
+        "problems": config.eval_problems,
+        "split": config.eval_split,
     }
     options = evaluate.resolve_options(path, flags)
     policy, task, problems, lengths = evaluate.load(options)

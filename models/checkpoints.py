@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from config import config_from_json
 from diffusion_policy import DiffusionPolicy
 from models.families import one_line
 from models.loading import load_denoiser
@@ -31,6 +32,14 @@ def read_json(path):
     """The value in a JSON file. Raises ValueError if the file is missing or broken."""
     with one_line(f"cannot read {path}"):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_run_config(run_dir):
+    """The Config of a run's folder. Raises ValueError if config.json is missing, or of another
+    version of train.py.
+    """
+    file = Path(run_dir) / "config.json"
+    return config_from_json(read_json(file), file)
 
 
 def checksum(path):

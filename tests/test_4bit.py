@@ -15,12 +15,9 @@ from models.lora import load_lora, lora_layers, save_adapter
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, which is optional, is not installed")
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 IDS = torch.arange(40).view(2, 20) * 6
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
 
 
 @pytest.fixture(scope="module")

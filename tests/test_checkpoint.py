@@ -5,34 +5,21 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import make_small_run
 from toy import metrics_of
 
 import train
 from models.checkpoints import verify_checksums
 from training import files
 
-SMALL_RUN = [
-    *("--task", "countdown"),
-    *("--model", "tiny"),
-    *("--prompts_per_step", "4"),
-    *("--eval_problems", "4"),
-    *("--frontier", "false"),
-]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """The folder of a run of three steps, saved after each."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    flags = ["--steps", "3", "--save_every", "1", "--run_dir", str(folder)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
-        assert train.main([*SMALL_RUN, *flags]) == 0
+    make_small_run(folder, 3, "--save_every", "1")
     return folder
 
 

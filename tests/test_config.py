@@ -67,7 +67,7 @@ def test_an_abbreviated_flag_is_refused(flags, capsys):
     assert stop.value.code == 2 and flags[0] in message and message.count("\n") == 1
 
 
-def test_a_run_from_before_a_setting_came_had_its_default_and_any_other_is_refused():
+def test_the_config_of_a_run_is_read_back_and_one_with_other_fields_is_refused():
     saved = asdict(config.Config(seed=3))
     assert config.config_from_json(saved, "config.json") == config.Config(seed=3)
     for other in (saved | {"novelty": 1}, {k: v for k, v in saved.items() if k != "seed"}):

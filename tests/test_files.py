@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_run import SMALL_RUN, make_small_run
 from toy import metrics_of
 
 import train
@@ -17,14 +18,6 @@ from models.checkpoints import read_json
 from training import files
 
 ROOT = Path(train.__file__).parent
-SMALL_RUN = [
-    *("--task", "countdown"),
-    *("--model", "tiny"),
-    *("--prompts_per_step", "4"),
-    *("--eval_problems", "4"),
-    *("--frontier", "false"),
-    *("--steps", "3"),
-]
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -184,9 +177,7 @@ def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_
 def unbroken(tmp_path_factory):
     """The metrics of a run of three steps that was left alone."""
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
-        assert train.main([*SMALL_RUN, "--run_dir", str(folder)]) == 0
+    make_small_run(folder, 3)
     return metrics_of(folder)
 
 
@@ -210,7 +201,8 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
     with monkeypatch.context() as patch:
         patch.setattr(train, "diffpo_step", interrupted_step)
-        assert train.main([*SMALL_RUN, "--save_every", "3", "--run_dir", str(folder)]) == code
+        flags = ["--steps", "3", "--save_every", "3", "--run_dir", str(folder)]
+        assert train.main([*SMALL_RUN, *flags]) == code
     out = capsys.readouterr().out
     assert "ending this step" in out and f"--resume --run_dir {folder}" in out
     assert signal.getsignal(number) == handler

@@ -7,6 +7,7 @@ from math import inf, nan
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import SMALL_RUN, make_small_run
 from toy import wide_policy
 
 import train
@@ -14,18 +15,7 @@ from diffusion_policy import DiffusionPolicy
 from sampler import Decoder
 from training import distributed, health
 
-SMALL_RUN = [
-    *("--task", "countdown"),
-    *("--model", "tiny"),
-    *("--prompts_per_step", "4"),
-    *("--eval_problems", "4"),
-    *("--frontier", "false"),
-]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # ---- what stops a run ----------------------------------------------------------------------------
@@ -99,10 +89,7 @@ SPOILS = [spoil_logp, spoil_loss, spoil_gradient, spoil_threshold, spoil_weights
 def two_steps(tmp_path_factory):
     """The folder of a run of two steps, saved after each."""
     folder = tmp_path_factory.mktemp("runs") / "a"
-    flags = ["--steps", "2", "--save_every", "1", "--run_dir", str(folder)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
-        assert train.main([*SMALL_RUN, *flags]) == 0
+    make_small_run(folder, 2, "--save_every", "1")
     return folder
 
 

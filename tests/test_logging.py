@@ -6,25 +6,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from small_run import SMALL_RUN
 
 import train
 from config import Config
 from training import logging, run_folder
 from training.files import read_log
 
-FLAGS = [
-    *("--task", "countdown"),
-    *("--model", "tiny"),
-    *("--prompts_per_step", "4"),
-    *("--eval_problems", "4"),
-    *("--frontier", "false"),
-    *("--steps", "2"),
-]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+FLAGS = [*SMALL_RUN, "--steps", "2"]
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 # ---- metrics -------------------------------------------------------------------------------------

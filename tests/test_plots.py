@@ -4,38 +4,11 @@ import warnings
 
 import pytest
 from PIL import Image
+from rows import ROWS, row
 
 from evaluation import plots
 from evaluation.traces import TwoStages
 
-
-def row(name, rule, level, nfe, solved, **others):
-    """A row as evaluate makes it."""
-    return {
-        "name": name,
-        "decoder": rule,
-        "level": level,
-        "nfe": nfe,
-        "solved": solved,
-        "solved_low": solved - 0.02,
-        "solved_high": solved + 0.02,
-        "length": 10,
-        "block_length": 10,
-        "temperature": 0.0,
-        "cache": "none",
-        "problems": 848,
-        "clusters": 65,
-    } | others
-
-
-ROWS = [
-    row("base", "eb", 0.1, 5.0, 0.13),
-    row("base", "eb", 1.0, 3.0, 0.10),
-    row("trained", "eb", 0.1, 2.3, 0.20),
-    row("trained", "eb", "learned", 3.1, 0.24),
-    row("trained", "top_k", 2, 5.0, 0.22),
-    row("trained", "top_k", 1, 10.0, 0.25),
-]
 HOSTILE = "_$x_{$"  # matplotlib would hide a label that begins with _, and fail on this TeX
 
 

@@ -4,18 +4,11 @@ import json
 from dataclasses import asdict
 
 import pytest
+from small_run import SMALL_RUN
 
 import train
 from config import Config
 from training import run_folder
-
-SMALL_RUN = [
-    *("--task", "countdown"),
-    *("--model", "tiny"),
-    *("--prompts_per_step", "4"),
-    *("--eval_problems", "4"),
-    *("--frontier", "false"),
-]
 
 
 def start(folder, *flags):

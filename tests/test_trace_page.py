@@ -4,28 +4,12 @@ import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import pytest
 from PIL import Image
 
 from evaluation import trace_page
-from evaluation.traces import Trace, TwoStages, visible
+from evaluation.traces import TwoStages, visible
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[2J\n", "&lt;"]
-
-
-@pytest.fixture
-def trace():
-    """Two calls, by the entropy-bounded rule."""
-    return Trace(
-        prompt="3 4",
-        tokens=["35", "(", "+", ")"],
-        unmask_step=[1, 1, 2, 1],
-        readings=[[0.5, 0.02, 0.9, 0.05], [None, None, 0.3, None]],
-        rule="eb",
-        level=0.1,
-        text="35",
-        solved=True,
-    )
 
 
 class Page(HTMLParser):

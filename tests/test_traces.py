@@ -66,21 +66,6 @@ def test_a_trace_has_the_rollouts_text_tokens_steps_and_threshold(policy):
     assert trace.level == pytest.approx(rollout.threshold.item())
 
 
-@pytest.fixture
-def trace():
-    """Two calls: gamma 0.1 allows 1, 3 and 0, since 0.02 + 0.05 come before 0. Then 2."""
-    return traces.Trace(
-        prompt="3 4",
-        tokens=["35", "(", "+", ")"],
-        unmask_step=[1, 1, 2, 1],
-        readings=[[0.5, 0.02, 0.9, 0.05], [None, None, 0.3, None]],
-        rule="eb",
-        level=0.1,
-        text="35",
-        solved=True,
-    )
-
-
 def test_the_explanation_is_the_sum_of_the_entropies_before(trace):
     assert trace.nats_before(1) == pytest.approx({1: 0, 3: 0.02, 0: 0.07, 2: 0.57})
     line = "takes 3: 0.070 of 0.100 nats before the last"

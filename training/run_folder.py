@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 import transformers
 
-from config import CHANGEABLE_ON_RESUME, RECIPES, Config, config_from_json
+from config import CHANGEABLE_ON_RESUME, RECIPES, Config
 from models import loading, make_base
 from models.checkpoints import (
     adapter_base,
     find_checkpoint,
     load_policy,
-    read_json,
+    read_run_config,
     reads_compact_prompts,
 )
 from models.device import pick_device
@@ -80,11 +80,12 @@ def resumed_config(settings):
     if "run_dir" not in settings:
         raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
     run_dir = Path(settings["run_dir"])
-    file = run_dir / "config.json"
-    saved = asdict(config_from_json(read_json(file), file))
+    saved = asdict(read_run_config(run_dir))
     for name in sorted(settings.keys() - CHANGEABLE_ON_RESUME):
         if saved[name] != settings[name]:
-            raise ValueError(f"{file} has {name} = {saved[name]}: start a new run to change it")
+            raise ValueError(
+                f"{run_dir}/config.json has {name} = {saved[name]}: start a new run to change it"
+            )
     return Config(**saved | settings), run_dir
 
 
@@ -149,10 +150,9 @@ def check_unused(run_dir):
     names = {file.name for file in run_dir.iterdir()} - from_a_kill_before_the_first_step
     if not names:
         return
-    config_file = run_dir / "config.json"
-    if not config_file.is_file():
+    if not (run_dir / "config.json").is_file():
         raise ValueError(f"{run_dir} is in use, by {min(names)}: give a new --run_dir")
-    config = config_from_json(read_json(config_file), config_file)
+    config = read_run_config(run_dir)
     rows = files.read_log(run_dir / "metrics.jsonl")
     steps_done = rows[-1]["step"] if rows else 0
     if steps_done >= config.steps:
@@ -233,11 +233,16 @@ def load_run_policy(config, run_dir, device):
         print(lora.describe_lora(policy.denoiser), flush=True)
     if config.shard:
         distributed.shard_model(policy.denoiser, device)
+    prepare_threshold_head(policy, config, device)
+    return policy
+
+
+def prepare_threshold_head(policy, config, device):
+    """Gives a policy without a threshold head a new one, and either one the config's sigma."""
     if policy.threshold_head is None:
         hidden_size = policy.denoiser.config.hidden_size
         policy.threshold_head = ThresholdHead(hidden_size, config.initial_threshold).to(device)
     policy.threshold_head.sigma = config.threshold_sigma
-    return policy
 
 
 def training_problems(task, config):

@@ -1,0 +1,21 @@
+"""A run that takes seconds: the flags that several tests start from."""
+
+import pytest
+
+import train
+
+SMALL_RUN = [
+    *("--task", "countdown"),
+    *("--model", "tiny"),
+    *("--prompts_per_step", "4"),
+    *("--eval_problems", "4"),
+    *("--frontier", "false"),
+]
+
+
+def make_small_run(folder, steps, *flags):
+    """Makes a small run in `folder`, without pictures, for a fixture that several tests share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+        arguments = [*SMALL_RUN, "--steps", str(steps), *flags, "--run_dir", str(folder)]
+        assert train.main(arguments) == 0
