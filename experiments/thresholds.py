@@ -61,7 +61,8 @@ from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, print_columns, shorten
 from models.checkpoints import find_checkpoint, read_run_config
-from tasks import answers, mixture
+from tasks import mixture
+from tasks.expressions import solutions
 from training import files
 
 FIXED_GAMMAS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # nats
@@ -73,7 +74,7 @@ def difficulty(problem):
     if "puzzle" in problem:
         return "blanks", problem["puzzle"].count("0")
     if len(problem.get("numbers", ())) == 3 and "target" in problem:
-        expressions = answers.solutions(*sorted(problem["numbers"], reverse=True))
+        expressions = solutions(*sorted(problem["numbers"], reverse=True))
         expression = expressions.get(problem["target"])
         if expression:
             return "inverse", expression.count("-") + expression.count("/")

@@ -19,8 +19,8 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import permutations, product
 
-from tasks.answers import OPERATIONS
 from tasks.countdown import Countdown
+from tasks.expressions import OPERATIONS
 from tasks.splits import split_of
 
 

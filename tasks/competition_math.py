@@ -3,12 +3,14 @@ r"""MATH: competition problems with answers in LaTeX.
 A problem        {"question": "What is $\\frac13 + \\frac16$?", "answer": "\\frac{1}{2}"}
 A right answer   <reasoning>2/6 + 1/6 = 3/6</reasoning><answer>\boxed{0.5}</answer>
 
-Any form of the right value counts (answers.equivalent). The reward follows d1 (Zhao et al. 2025):
+Any form of the right value counts (latex.equivalent). The reward follows d1 (Zhao et al. 2025):
 most of it for the right value, some of it for the form.
 """
 
 from tasks import answers
+from tasks.latex import equivalent
 from tasks.questions import Questions
+from tasks.words import words_of
 
 
 class MATH(Questions):
@@ -22,7 +24,8 @@ class MATH(Questions):
     scoring_threads = 4  # on four CPUs or more, formulas.py has as many worker processes
 
     def solved(self, problem, text):
-        return answers.equivalent(answers.final_answer(text), problem["answer"])
+        answer = answers.final_answer(text)
+        return equivalent(answer, problem["answer"], words_of(problem.get("question", "")))
 
     def reward(self, problem, text):
         """The sum of d1's partial rewards, at most 3, divided by 3.

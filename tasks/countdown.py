@@ -15,6 +15,8 @@ of numbers therefore decides the split: no two splits share one.
 import re
 
 from tasks import answers
+from tasks.expressions import arithmetic, solutions
+from tasks.quantities import read_number
 from tasks.splits import split_of
 from tasks.task import INSTRUCTION, Generated
 
@@ -36,7 +38,7 @@ class Countdown(Generated):
         while True:
             numbers = [rng.randint(1, highest) for _ in range(3)]
             if split_of(self.key({"numbers": numbers})) == split:
-                expressions = answers.solutions(*sorted(numbers, reverse=True))
+                expressions = solutions(*sorted(numbers, reverse=True))
                 target = rng.choice(sorted(expressions))
                 return {"numbers": numbers, "target": target}, expressions[target]
 
@@ -71,9 +73,10 @@ class Countdown(Generated):
             for side in answers.equation_sides(answers.normalise_signs(answer)):
                 if sorted(re.findall("[0-9]+", side)) == given_numbers:
                     has_expression = True
-                    values.add(answers.arithmetic(side, numbers=problem["numbers"]))
+                    values.add(arithmetic(side, numbers=problem["numbers"]))
                 else:
-                    values.add(answers.read_number(side) or answers.arithmetic(side))
+                    value = read_number(side)
+                    values.add(arithmetic(side) if value is None else value)
         except (ValueError, ZeroDivisionError):
             return 0.0
         if not has_expression:

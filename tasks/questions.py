@@ -64,7 +64,7 @@ class Questions(Task):
         question = row["question"] if "question" in row else row["problem"]
         answer = row.get("answer")
         if answer is None:
-            answer = answers.boxed(row["solution"])
+            answer = answers.last_box(row["solution"])
         if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
             raise ValueError("question and answer are texts or numbers")
         question = str(question).strip()

@@ -7,9 +7,9 @@ A right answer         <answer>3 1 4 2 2 4 3 1 4 2 1 3 1 3 2 4</answer>     rewa
 A careless answer      <answer>3 1 4 2 2 4 3 1 1 2 4 3 1 3 2 4</answer>     reward 4/6: it fills
                        each row in ascending order, which is wrong in two of the six blank cells
 
-The reward is the share of blank cells that are right. A whole grid that keeps every given and fills
-at least one blank earns 0.1 or more, so that there is a first step to climb. A changed given earns
-nothing.
+The reward is the share of blank cells that are right times the share of givens that are kept, so
+that every cell counts and overwriting a given never pays. A whole grid that keeps every given and
+fills at least one blank earns 0.1 or more, so that there is a first step to climb.
 
 Every generated puzzle has exactly one solution. There are only 288 finished grids, so many puzzles
 share one. The finished grid therefore decides the split: no two splits share one. (A grid whose
@@ -19,6 +19,7 @@ digits are merely renamed counts as another grid.)
 import collections
 import itertools
 import re
+from functools import lru_cache
 
 from tasks import answers
 from tasks.splits import split_of
@@ -31,10 +32,16 @@ COLUMNS = [range(start, 16, 4) for start in range(4)]
 BOXES = [[corner, corner + 1, corner + 4, corner + 5] for corner in (0, 2, 8, 10)]
 UNITS = [*ROWS, *COLUMNS, *BOXES]
 
-# What may be drawn around the digits of a grid: LaTeX's tables and commands, and these signs.
+# What may be drawn around the digits of a grid: LaTeX's tables and commands, signs, box characters,
+# and the rows' names.
 DECORATION = re.compile(
-    r"\\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?|\\[a-z]+"  # \begin{array}{|c|c|} and \hline
-    r"|[][\s,|(){}&;\\*`$+=-]"
+    r"""
+    \\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?       # \begin{array}{|c|c|}
+    | \\[a-z]+                                    # \hline
+    | \b[Rr](?:ow)?\ ?[1-4]\b                     # Row 1
+    | [][,|(){}&:;\\*`$+='"“”‘’\u2500-\u257f-]
+    """,
+    re.VERBOSE,
 )
 
 
@@ -54,6 +61,38 @@ def all_solution_grids():
     ]
 
 
+SOLUTION_GRIDS = all_solution_grids()
+GRIDS_WITH = collections.defaultdict(set)  # (cell, digit) -> the finished grids with it there
+for solution_grid in SOLUTION_GRIDS:
+    for cell_and_digit in enumerate(solution_grid):
+        GRIDS_WITH[cell_and_digit].add(solution_grid)
+
+
+@lru_cache(maxsize=10_000)  # a puzzle is scored many times
+def solutions_of(puzzle):
+    """Returns the set of finished grids that agree with the givens of a puzzle, a string."""
+    solutions = set(SOLUTION_GRIDS)
+    for cell, digit in enumerate(puzzle):
+        if digit != "0":
+            solutions &= GRIDS_WITH.get((cell, digit), set())
+    return solutions
+
+
+def partial_reward(puzzle, solution, grid):
+    """Returns the share of blank cells that are right times the share of givens that are kept.
+
+    A cell that the answer lacks is wrong. A cell too many counts like one more wrong blank.
+    """
+    num_blanks = puzzle.count("0") + max(len(grid) - 16, 0)
+    num_givens = 16 - puzzle.count("0")
+    cells = list(zip(puzzle, solution, grid, strict=False))
+    num_right = sum(given == "0" and cell == right_cell for given, right_cell, cell in cells)
+    num_kept = sum(given != "0" and cell == given for given, _, cell in cells)
+    share_right = num_right / max(1, num_blanks)
+    share_kept = num_kept / num_givens if num_givens else 1.0
+    return share_right * share_kept
+
+
 class Sudoku(Generated):
     """The task. The compact form has the same puzzles, with shorter prompts."""
 
@@ -64,24 +103,13 @@ class Sudoku(Generated):
 
     def __init__(self, is_compact=False):
         super().__init__(is_compact)
-        self.grids = all_solution_grids()
+        self.grids = SOLUTION_GRIDS
         self.grids_of = collections.defaultdict(list)  # split -> its finished grids
-        self.grids_with = collections.defaultdict(set)  # (cell, digit) -> grids with it there
         for grid in self.grids:
             self.grids_of[split_of(self.key({"solution": grid}))].append(grid)
-            for cell_and_digit in enumerate(grid):
-                self.grids_with[cell_and_digit].add(grid)
 
     def key(self, problem):
         return "sudoku " + problem["solution"]
-
-    def solutions_of(self, puzzle):
-        """Returns the set of finished grids that agree with the puzzle's givens."""
-        solutions = set(self.grids)
-        for cell, digit in enumerate(puzzle):
-            if digit != "0":
-                solutions &= self.grids_with.get((cell, digit), set())
-        return solutions
 
     def draw(self, split, rng):
         """Blanks 6 to 11 cells of a finished grid, in random order, where it stays the only one."""
@@ -90,7 +118,7 @@ class Sudoku(Generated):
         num_blanks = rng.randint(6, 11)
         for cell in rng.sample(range(16), 16):
             puzzle[cell] = "0"
-            if len(self.solutions_of(puzzle)) > 1:
+            if len(solutions_of("".join(puzzle))) > 1:
                 puzzle[cell] = solution[cell]
             elif puzzle.count("0") == num_blanks:
                 break
@@ -119,8 +147,8 @@ class Sudoku(Generated):
 
     def read_grid(self, text):
         """Returns the characters of the answer's grid, in a right answer 16 digits."""
-        answer = answers.without_prose(answers.final_answer(text))
-        return DECORATION.sub("", answer)
+        answer = DECORATION.sub(" ", answers.final_answer(text))
+        return "".join(answers.without_prose(answer).split())
 
     def cells(self, problem, text):
         """d1's score: the share of blank cells that are right, whether givens changed or not."""
@@ -138,22 +166,16 @@ class Sudoku(Generated):
         """Returns 0 to 1, as the head of this file says."""
         puzzle = problem["puzzle"]
         grid = self.read_grid(text)
-        # The cells that the answer has: it may be shorter than 16, or longer.
-        cells = list(zip(puzzle, problem["solution"], grid, strict=False))
-        if any(given not in ("0", cell) for given, _, cell in cells):
-            return 0.0
-        if is_solution_grid(grid):  # a puzzle in a file may have several: any of them will do
+        keeps_givens = all(
+            given in ("0", cell) for given, cell in zip(puzzle, grid.ljust(16), strict=False)
+        )
+        if is_solution_grid(grid) and keeps_givens:
             return 1.0
-
-        num_right = sum(given == "0" and cell == right_cell for given, right_cell, cell in cells)
-        # A surplus cell, or a given that the answer lacks, counts like one more wrong blank.
-        num_surplus = max(len(grid) - 16, 0)
-        num_givens_lacking = sum(given != "0" for given in puzzle[len(grid) :])
-        num_blanks = puzzle.count("0") + num_surplus + num_givens_lacking
-        share_right = num_right / max(1, num_blanks)
-
+        # A puzzle in a file may have several solutions: the one that the answer is nearest to.
+        solutions = solutions_of(puzzle) or {problem["solution"]}
+        reward = max(partial_reward(puzzle, solution, grid) for solution in solutions)
         fills_a_blank = re.fullmatch("[0-4]{16}", grid) and grid != puzzle
-        return max(0.1, share_right) if fills_a_blank else share_right
+        return max(0.1, reward) if keeps_givens and fills_a_blank else reward
 
     def problem_from_row(self, row):
         """Reads our own rows and those of d1's, SPG's and Dream's files, under their own names.
@@ -163,7 +185,7 @@ class Sudoku(Generated):
         puzzles = [row[name] for name in ("puzzle", "Puzzle", "input") if name in row]
         stated = [row[name] for name in ("solution", "Solution", "output") if name in row]
         puzzle = "".join(puzzles[0].split())
-        solutions = self.solutions_of(puzzle)
+        solutions = solutions_of(puzzle)
         solution = "".join(stated[0].split()) if stated else min(solutions, default=None)
         if not re.fullmatch("[0-4]{16}", puzzle) or solution not in solutions:
             raise ValueError("not a puzzle, or not its solution")

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tasks.answers import solutions
+from tasks.expressions import solutions
 from tasks.mixture import (
     TaskMixture,
     batches_by_task,

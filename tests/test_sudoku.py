@@ -1,8 +1,10 @@
 """Sudoku's problems and its verifier, against a solver that tries every digit."""
 
 import itertools
+import json
 import random
 import re
+from pathlib import Path
 
 import pytest
 from task_examples import GRID, OTHER_GRID, SPLITS, answer, sudoku_solutions, write_rows
@@ -11,6 +13,7 @@ from tasks.registry import TASKS
 from tasks.sudoku import is_solution_grid
 
 SUDOKU = TASKS["sudoku"]
+REAL_COMPLETIONS = Path(__file__).parents[2] / "shared" / "data" / "llada_completions.jsonl"
 NINE_BLANKS = {"puzzle": "1030041020000301", "solution": "1234341221434321"}
 
 # ---- problems ------------------------------------------------------------------------------------
@@ -82,14 +85,67 @@ def test_the_solution_is_solved_however_it_is_spaced():
         assert SUDOKU.solved(GRID, answer(text)) is True
 
 
-def test_a_changed_given_earns_nothing():
+def test_a_changed_given_costs_its_share():
+    num_givens = 16 - GRID["puzzle"].count("0")
     for i, given in enumerate(GRID["puzzle"]):
         for cell in set("01234x") - {GRID["solution"][i]}:
             text = answer(GRID["solution"][:i] + cell + GRID["solution"][i + 1 :])
-            assert SUDOKU.reward(GRID, text) == (0.5 if given == "0" else 0.0)
+            expected = 0.5 if given == "0" else (num_givens - 1) / num_givens
+            assert SUDOKU.reward(GRID, text) == pytest.approx(expected)
             assert not SUDOKU.solved(GRID, text)
     assert is_solution_grid(OTHER_GRID)
-    assert SUDOKU.reward(GRID, answer(OTHER_GRID)) == 0.0
+    assert not SUDOKU.solved(GRID, answer(OTHER_GRID))
+
+
+def random_answer(problem, rng):
+    """An answer of random quality: a grid of 12 to 20 characters, some of them right."""
+    length = rng.choice((12, 15, 16, 16, 16, 17, 20))
+    quality = rng.random()
+    solution = problem["solution"].ljust(length, "1")
+    return [solution[i] if rng.random() < quality else rng.choice("01234x") for i in range(length)]
+
+
+def test_no_step_towards_a_solution_lowers_the_reward():
+    rng = random.Random(3)
+    ambiguous = {"puzzle": "1200001200000000", "solution": sudoku_solutions("1200001200000000")[0]}
+    for problem in [*SUDOKU.problems("validation", 40, 0), NINE_BLANKS, GRID, ambiguous]:
+        solution = problem["solution"]
+        for _ in range(10):
+            grid = random_answer(problem, rng)
+            before = SUDOKU.reward(problem, answer("".join(grid)))
+            steps = [grid[:i] + [solution[i]] + grid[i + 1 :] for i in range(min(16, len(grid)))]
+            if len(grid) < 16:
+                steps.append([*grid, solution[len(grid)]])
+            if len(grid) > 16:
+                steps.append(grid[:-1])
+            for step in steps:
+                if problem is not ambiguous or SUDOKU.solved(problem, answer("".join(step))):
+                    assert SUDOKU.reward(problem, answer("".join(step))) >= before
+
+
+def test_overwriting_a_given_never_pays_more_than_keeping_it():
+    rng = random.Random(4)
+    for problem in [*SUDOKU.problems("validation", 40, 1), NINE_BLANKS, GRID]:
+        for _ in range(10):
+            grid = random_answer(problem, rng)
+            for i, given in enumerate(problem["puzzle"][: len(grid)]):
+                if given != "0":
+                    kept = "".join(grid[:i] + [given] + grid[i + 1 :])
+                    best_without = max(
+                        SUDOKU.reward(problem, answer("".join(grid[:i] + [cell] + grid[i + 1 :])))
+                        for cell in set("01234x") - {given}
+                    )
+                    assert SUDOKU.reward(problem, answer(kept)) >= best_without
+
+
+@pytest.mark.skipif(not REAL_COMPLETIONS.exists(), reason="needs the file of real completions")
+def test_real_completions_earn_something_more_often_than_by_whole_grids_alone():
+    rows = [json.loads(line) for line in REAL_COMPLETIONS.read_text().splitlines()]
+    rows = [row for row in rows if row["task"] == "sudoku"]
+    rewards = [SUDOKU.reward(row["problem"], row["text"]) for row in rows]
+    assert len(rewards) == 150
+    assert sum(reward > 0 for reward in rewards) >= 0.39 * len(rewards)
+    assert sum(SUDOKU.solved(row["problem"], row["text"]) for row in rows) == 1
 
 
 def test_a_partial_reward_is_the_share_of_blank_cells_that_are_right():
@@ -105,11 +161,11 @@ def test_a_grid_of_the_wrong_length_is_never_solved_but_what_is_right_of_it_coun
     assert rewards == sorted(rewards)
     assert rewards[0] == 0
     assert rewards[-1] == 1 > rewards[-2]
-    # Three givens are lacking, there is one cell too many, there are 16, one is left unfilled.
-    assert SUDOKU.reward(NINE_BLANKS, answer(solution[:8])) == 4 / (9 + 3)
+    # Three of seven givens are lacking, there is one cell too many, there are 16 too many.
+    assert SUDOKU.reward(NINE_BLANKS, answer(solution[:8])) == pytest.approx(4 / 9 * 4 / 7)
     assert SUDOKU.reward(NINE_BLANKS, answer(solution + "1")) == pytest.approx(9 / 10)
     assert SUDOKU.reward(NINE_BLANKS, answer(solution * 2)) == pytest.approx(9 / 25)
-    assert SUDOKU.reward(NINE_BLANKS, answer("1234 04")) == 2 / (9 + 4)
+    assert SUDOKU.reward(NINE_BLANKS, answer("1234 04")) == pytest.approx(2 / 9 * 3 / 7)
     for text in (solution[:15], solution + "1", solution * 2, solution[0], f"Grid: {solution}"):
         assert not SUDOKU.solved(NINE_BLANKS, answer(text))
     full = {"puzzle": solution, "solution": solution}
@@ -131,6 +187,20 @@ def test_a_grid_may_be_drawn_with_signs():
         f"**{solution}**",
         "\\\\\n".join(rows),
         "\\begin{array}{|c|c|c|c|}\n\\hline " + latex_rows + " \\hline\n\\end{array}",
+        "\\begin{bmatrix} " + latex_rows + " \\end{bmatrix}",
+        "\\begin{pmatrix}" + latex_rows + "\\end{pmatrix}",
+        "$\\boxed{\\begin{bmatrix} " + latex_rows + " \\end{bmatrix}}$",
+        f"'{solution}'",
+        f'"{solution}"',
+        f"“{solution}”",
+        f"‘{' '.join(solution)}’",
+        "\n".join(f"R{i}: {row}" for i, row in enumerate(rows, 1)),
+        "\n".join(f"Row {i}: {' '.join(row)}" for i, row in enumerate(rows, 1)),
+        ", ".join(f"row {i} = {row}" for i, row in enumerate(rows, 1)),
+        "\n".join(f"r{i} | {' | '.join(row)} |" for i, row in enumerate(rows, 1)),
+        "┌───────┐\n" + "\n".join(f"│ {' '.join(row)} │" for row in rows) + "\n└───────┘",
+        "╔══╦══╗\n" + "\n╟──╫──╢\n".join(f"║{row[:2]}║{row[2:]}║" for row in rows) + "\n╚══╩══╝",
+        "+-----+\n" + "\n".join(f"|{row}|" for row in rows) + "\n+-----+",
     ):
         assert SUDOKU.solved(GRID, answer(text)), text
 

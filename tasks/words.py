@@ -1,0 +1,119 @@
+"""The words and names that may stand beside a number without making it another number.
+
+"12 apples" states 12. "12 twelfths", "12 times two" and "12 is incorrect" do not, and no list of
+bad words would ever be complete. So this is a list of good ones: a word that is not on it, and is
+no word of the problem's own question either, makes the answer none.
+"""
+
+import re
+from functools import lru_cache
+
+# What a number may count or measure. The plural in -s or -es need not be listed.
+UNITS = set(
+    """
+    dollar cent euro pound usd penny pennies buck coin
+    second minute hour day week month year sec min hr hrs h s am pm
+    mm cm m km in inch foot feet ft yard yd mile mi meter metre centimeter centimetre millimeter
+    millimetre kilometer kilometre square cubic sq unit
+    ml l L liter litre milliliter millilitre gallon cup ounce oz pint quart tablespoon teaspoon acre
+    mg g kg gram kilogram lb lbs ton tonne
+    degree celsius fahrenheit C F radian percent point mph
+    people person child children kid man men woman women boy girl student teacher friend
+    apple orange egg book page pencil pen ball box bag bottle car ticket toy flower tree fish dog
+    cat animal bird cow chicken marble candy candies cookie cake pizza slice piece card stamp
+    sticker letter word question problem game player step lap trip room house seat table chair
+    shirt shoe sack item number way solution tea
+    of per a an each in the
+    """.split()
+)
+
+# What may stand before a number: "about 12", "the answer is 12".
+LEADING_WORDS = set(
+    """
+    about approximately roughly around exactly the answer is a total of it
+    """.split()
+)
+
+# What may stand on the left of an equals sign, besides a name such as x: "total = 12".
+QUANTITIES = set(
+    """
+    answer result total sum cost price value area perimeter volume length width height distance
+    speed time age profit amount number probability expression solution grid of the
+    """.split()
+)
+
+# Words of a question that still make another number of the one beside them, as in "3 million".
+ALTERING_WORD = re.compile(
+    r"""
+    (?: zero | one | two | three | four | five | six | seven | eight | nine | ten | eleven | twelve
+      | (?: thir | four | fif | six | seven | eigh | nine ) teen (?: th )?
+      | (?: twen | thir | for | fif | six | seven | eigh | nine ) (?: ty | tieth )
+      | hundred | thousand | [mbtr]+illion | dozen | score | pair | couple | half | halve | quarter
+      | first | third
+      | (?: four | fif | six | seven | eigh | nin | ten | eleven | twelf | hundred | thousand
+          | [mbtr]+illion ) th
+      | lakh | crore | grand | gross | mil | mln | bn
+    ) (?: e?s )?
+    | not | no | none? | never | nor | or | and | but | except | than | from | to | by | if | is
+    | isn | are | was | be | wrong | false | incorrect | minus | negative | plus | add | added
+    | less | fewer | under | over | above | below | most | least | between | point | base | root
+    | squared | cubed | twice | double | triple | thrice | factorial | power | reciprocal | inverse
+    | opposite | divided | multiplied | multiple | log | ln | sin | cos | tan | sqrt | pi
+    """,
+    re.VERBOSE,
+)
+
+WORD = re.compile(r"[A-Za-z]+")
+
+
+@lru_cache(maxsize=4096)  # each question is asked several times
+def words_of(question):
+    """Returns the words of a question that may stand beside its answer, in lower case, as a set."""
+    words = {word.lower() for word in WORD.findall(question)}
+    return frozenset(word for word in words if len(word) > 1 and not ALTERING_WORD.fullmatch(word))
+
+
+def are_known(text, known_words, question_words=frozenset()):
+    """Whether every word of a text is in one of the two sets, in singular, plural or capitals."""
+    known_words = known_words | question_words
+    return all(
+        word in known_words or (len(word) > 1 and has_known_form(word.lower(), known_words))
+        for word in WORD.findall(text)
+    )
+
+
+def has_known_form(word, known_words):
+    """Whether a word, its singular or its plural is among the known ones."""
+    singular = word.removesuffix("s")
+    return not known_words.isdisjoint({word, singular, singular.removesuffix("e"), word + "s"})
+
+
+# A name in a formula: x, x_1, x', \theta, f(x), AB, \mathbf{v}, \angle ABC.
+FONT = (
+    r"\\(?:mathbf|mathrm|mathit|mathcal|boldsymbol|bold|vec|hat|overline|overrightarrow)(?![a-z])"
+)
+GREEK = (
+    r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell"
+    r"|Delta|Theta|Omega)(?![a-z])"
+)
+NAME = re.compile(
+    rf"""
+    \s* (?: \\angle\ ? )?
+    (?: [A-Za-z] | [A-Z]{{2,4}} | {GREEK} | {FONT}\ ?(?: \{{\ ?[A-Za-z]{{1,3}}\ ?\}} | [A-Za-z] ) )
+    '? (?: _\ ?(?: \w | \{{\w{{1,5}}\}} ) )? '?
+    (?: \ ?\(\ ?[A-Za-z0-9]{{1,3}}\ ?\) )?
+    \s*
+    """,
+    re.VERBOSE,
+)
+MAX_NAME_LENGTH = 60
+
+
+def is_name(text, question_words=frozenset()):
+    """Whether a text may be a side of an equation besides a value: x, f(x), total cost."""
+    if len(text) > MAX_NAME_LENGTH:
+        return False
+    if NAME.fullmatch(text):
+        return True
+    is_words = re.fullmatch(r"[A-Za-z][A-Za-z ]*", text.strip())
+    return bool(is_words) and are_known(text, QUANTITIES, question_words)
