@@ -50,8 +50,10 @@ def equivalent(answer, gold, question_words=frozenset()):
 
 
 def is_words(gold):
-    r"""Whether a gold answer may be words: \text{(B)}, Tuesday, x."""
-    return re.fullmatch(r"[A-Za-z ,.'()-]+", TEXT_COMMAND.sub(r"\1", gold)) is not None
+    r"""Whether a gold answer is words: \text{(B)}, Tuesday, x. (Not (a,b), and not ab.)"""
+    has_only_words = re.fullmatch(r"[A-Za-z ,.'()-]+", TEXT_COMMAND.sub(r"\1", gold))
+    is_formula = re.fullmatch(r"[^A-Za-z]*[A-Za-z]+[^A-Za-z]+[A-Za-z].*|[A-Za-z]{2}", gold)
+    return bool(has_only_words) and (bool(re.search("[A-Za-z]{3}", gold)) or not is_formula)
 
 
 def same_words(answer, gold):
@@ -228,10 +230,10 @@ def same_one_by_one(answer_parts, gold_parts, question_words):
 
 def without_name(text, question_words):
     r"""Returns (name, value): of `x=3` and `x\in[0,1]` the two sides, else (None, text)."""
-    for sign in ("\\in ", "\\in", "="):
-        name, sign_found, value = text.partition(sign)
-        if sign_found and "=" not in value and is_name(name.strip("⟦⟧"), question_words):
-            return name.strip("⟦⟧ "), value.strip()
+    named = re.match(r"([^=]*?)(?:=|\\in(?![a-z]) ?)([^=]+)$", text)
+    name = named[1].strip("⟦⟧ ") if named else ""
+    if name and is_name(name, question_words):
+        return name, named[2]
     return None, text
 
 
@@ -287,10 +289,12 @@ def same_values(answers, golds, question_words):
         return False
     remaining = list(answers)
     for gold in golds:
-        matching = [one for one in remaining if same_answer(one, gold, question_words)]
-        if not matching:
+        for answer in remaining:
+            if same_answer(answer, gold, question_words):
+                remaining.remove(answer)
+                break
+        else:
             return False
-        remaining.remove(matching[0])
     return True
 
 

@@ -3,6 +3,8 @@
     python tests/fuzz.py [N] [SEED] [TASK ...]    250,000 each: about half an hour of one core;
                                                   EXPERIMENTS.md has the last result
 
+Before these, all wrong answers of verdict_kinds.py are judged, some 70,000.
+
 Each completion is made from parts whose truth is known: a value, what is written around it, noise.
 A wrong completion that counts as solved is printed. A right one that is missed is only counted,
 since what a verifier does not understand earns nothing. The time is the CPU time of this process
@@ -17,6 +19,8 @@ from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import verdict_kinds
 
 from tasks.registry import TASKS
 
@@ -286,11 +290,34 @@ def fuzz_task(name, n, seed):
     return counts[False, True], num_slow
 
 
+def judge_kinds():
+    """Judges all wrong answers of verdict_kinds.py. Returns how many were paid."""
+    num_paid = 0
+    for maker in (
+        verdict_kinds.boxes_in_formulas,
+        verdict_kinds.altered_numbers,
+        verdict_kinds.glued_digits,
+        verdict_kinds.golds_moved_by_one,
+    ):
+        answers = list(maker())
+        paid = [
+            (task, gold, text)
+            for task, gold, text in answers
+            if TASKS[task].solved({"question": "", "answer": gold}, text)
+        ]
+        for task, gold, text in paid:
+            print("PAID WRONGLY", task, repr(gold), repr(text)[:200], flush=True)
+        print(f"{maker.__name__}: solved are {len(paid)} of {len(answers)} wrong ones", flush=True)
+        num_paid += len(paid)
+    return num_paid
+
+
 def main():
+    num_paid_of_kinds = judge_kinds()
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     seed = sys.argv[2] if len(sys.argv) > 2 else "0"
     results = [fuzz_task(name, n // 4, seed) for name in sys.argv[3:] or MAKERS]
-    num_paid_wrongly = sum(paid_wrongly for paid_wrongly, _ in results)
+    num_paid_wrongly = num_paid_of_kinds + sum(paid_wrongly for paid_wrongly, _ in results)
     num_slow = sum(slow for _, slow in results)
     print(
         f"no exception, {num_paid_wrongly} wrong ones paid, "

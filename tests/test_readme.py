@@ -83,6 +83,22 @@ def test_the_symbols_have_the_flags_and_defaults_of_config():
             assert value in (shown, f"{default:g}" if isinstance(default, float) else shown), flag
 
 
+@pytest.mark.parametrize(
+    ("task", "problem"),
+    [
+        ("gsm8k", {"question": "", "answer": "12"}),
+        ("countdown", {"numbers": [3, 4, 5], "target": 35}),
+    ],
+)
+def test_the_table_of_answers_is_true(task, problem):
+    accepted, refused = re.search(rf"^\| {task} \| (.*) \| (.*) \|$", README, re.M).groups()
+    for answers, is_accepted in ((accepted, True), (refused, False)):
+        examples = [text for text in re.findall("`([^`]+)`", answers) if "..." not in text]
+        assert len(examples) >= 3
+        for text in examples:
+            assert TASKS[task].solved(problem, f"<answer>{text}</answer>") is is_accepted, text
+
+
 @pytest.mark.parametrize("task", ["countdown", "sudoku"])
 def test_the_shipped_base_is_the_one_that_the_results_began_with(task):
     weights = (BASE / "model.safetensors").read_bytes()
