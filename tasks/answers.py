@@ -34,8 +34,9 @@ def extract_answer(text):
 TAG = re.compile(r"<[^<>]*>")
 # What may stand directly around a box: math delimiters, Markdown, LaTeX's spaces and sizes.
 WRAPPING = r"""
-    (?: \s | \$ | \\[][(),;:!] | \*\* | `
-      | \\(?:displaystyle|q?quad|large|Large|huge|Huge)(?![a-z]) )*
+    (?: \s | \$ | \\[][(),;:!] | \*\* | ` | & | [∴→⇒✓✅]
+      | \\(?:displaystyle|q?quad|large|Large|huge|Huge|implies|therefore|Rightarrow)(?![a-z])
+      | \\(?:begin|end)\{(?:align|aligned|equation|gather)\*?\} | \\\\ )*
 """
 OPENING = re.compile(WRAPPING + "$", re.VERBOSE)
 # The end of a sentence or of a heading, so that what follows stands alone.
@@ -48,6 +49,7 @@ INTRODUCTION = re.compile(
          | earns? | pays? | spends? | saves? | sells? | uses? | weighs? | so | thus | therefore
          | hence | then | finally | rather | namely | answers? | solutions? | result | expression
          | total | value | given\ by
+         | giving | buys? | total\ of
          | (?: equal | comes | amounts | simplifies | reduces | evaluates ) \ to
        ) [,:]? $
     """,
@@ -57,9 +59,7 @@ NEGATION = re.compile(
     r"(?i)\b(?:not|no|never|cannot|neither|nor|wrong|incorrect|false|unless|except)\b|n['’]t\b"
 )
 # A text command around words, so that it can be replaced by the words.
-TEXT_COMMAND = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox) ?\{([^{}]*)\}"
-)
+TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it|sf)|mbox) ?\{([^{}]*)\}")
 # What may stand behind a box: a unit, which is a part of the answer, and then the end of a clause.
 BEHIND_BOX = re.compile(
     rf"""
@@ -71,6 +71,16 @@ BEHIND_BOX = re.compile(
     )?
     {WRAPPING}
     (?: $ | \n | — | [.?] (?= \s | [$*`\\] | $ ) | [,;:] (?= \s+[A-Za-z]{{2}} | $ ) )
+    """,
+    re.VERBOSE,
+)
+# What a question may ask for, at the beginning of an equation: a + b, 100a + b, |AB|, \gcd(24, 36).
+TERM = r"[0-9]* (?: [a-z] | [A-Z]{1,2} ) (?: \^ \{? 2 \}? )?"
+ASKED_FOR = re.compile(
+    rf"""
+    \s* (?: (?: {TERM} \s* [+-] \s* )+ {TERM}
+          | \|[A-Z]{{2}}\|
+          | \\(?:gcd|lcm|binom|dbinom|max|min|det)\b .* ) \s* $
     """,
     re.VERBOSE,
 )
@@ -104,10 +114,14 @@ def boxed(text):
     line = TAG.sub("\n", before).rpartition("\n")[2]  # a tag ends what stands before it
     clause = OPENING.sub("", CLAUSE_END.split(line)[-1])
     clause = TEXT_COMMAND.sub(r" \1 ", clause).rstrip()
+    phrase = clause.rpartition(", ")[2]
+    if "boxed{" in phrase:  # and this is one of several boxes
+        return ""
     if clause.endswith("="):
-        left = re.split(r"\$|\\[(\[]", clause)[-1].removesuffix("=")
-        return inside if is_name(left) else f"{left}={inside}"
-    is_introduced = INTRODUCTION.search(clause) and not NEGATION.search(clause.rpartition(", ")[2])
+        sides = re.split(r"\$|\\[(\[]|\\\\", clause.replace("&", ""))[-1].split("=")[:-1]
+        stated_sides = [side for side in sides if not is_name(side) and not ASKED_FOR.match(side)]
+        return "=".join([side for side in stated_sides if side.strip()] + [inside])
+    is_introduced = INTRODUCTION.search(clause) and not NEGATION.search(phrase)
     return inside if not clause or is_introduced else ""
 
 
@@ -147,9 +161,11 @@ def final_answer(text):
     That is the box in its answer tags; without a box, all that they hold; without tags, the last
     box in the text.
     """
+    text = text.replace("\\fbox{", "\\boxed{")
     answer = extract_answer(text) or boxed(text)
     if "boxed{" in answer:
         return boxed(answer)
+    answer = answer.removeprefix("####")
     return WRAPPED_ANSWER.fullmatch(answer)["answer"].strip()
 
 
@@ -166,12 +182,12 @@ def without_prose(text):
 
 # Typography's signs and the plain ones: minus and dash, multiplication, division.
 PLAIN_SIGNS = str.maketrans(
-    {"½": r"\frac{1}{2}"}
+    {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "~": " "}
     | dict.fromkeys("−–", "-")
     | dict.fromkeys("×·⋅∙•∗", "*")
     | dict.fromkeys("÷∕⁄", "/")
 )
-THOUSANDS_APART = re.compile(r"(?<![0-9.,])(?<![0-9.,] )([0-9]{1,3}(?: [0-9]{3})+)(?! ?[0-9])")
+THOUSANDS_APART = re.compile(r"(?<![0-9.,])(?<![0-9.,] )([0-9]{1,3}(?: [0-9]{3})+)(?! ?[0-9/])")
 # LaTeX's signs and the plain ones that replace them, in this order.
 LATEX_SIGNS = {
     # \text{5 apples} -> 5 apples
@@ -179,11 +195,15 @@ LATEX_SIGNS = {
     # 1{,}234 and 1\,234 and 1,\!234 -> 1,234
     r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)(?=[0-9]{3}(?![0-9]))": ",",
     # \dfrac, \tfrac -> \frac
-    r"\\[dt]?frac(?![a-z])": r"\\frac",
-    # \frac12 -> \frac{1}{2}
-    r"\\frac ?([0-9]) ?([0-9])": r"\\frac{\1}{\2}",
+    r"\\[dtc]?frac(?![a-z])": r"\\frac",
+    # \frac12 -> \frac{1}{2}, \frac{270}7 -> \frac{270}{7}, \frac\pi4 -> \frac{\pi}{4}
+    r"\\frac ?([0-9]|\\pi(?![a-z])|(?<= )[a-zA-Z]) ?(?=[\\{0-9a-zA-Z])": r"\\frac{\1}",
+    r"(\\frac ?\{[^{}]*\}) ?([0-9a-zA-Z]|\\pi(?![a-z]))": r"\1{\2}",
+    # \sqrt2 -> \sqrt{2}
+    r"\\sqrt ?(\[[0-9]\])? ?([0-9A-Za-z])": r"\\sqrt\1{\2}",
     # no \left, \quad, \( \) \[ \] or LaTeX spaces; of \$ and \% the sign stays
-    r"(?<!\\)\\(?:(?:left|right|displaystyle)(?![a-z])|q?quad(?![a-z])|[()\[\],;:! ])": " ",
+    r"\\(?:left|right|q?quad|displaystyle|textstyle|[lL]arge|huge)(?![a-z])": " ",
+    r"(?<!\\)\\[()\[\],;:! ]": " ",
     r"\\(?=[$%])": "",
     # ^\circ, ^{\circ} -> °
     r" ?\^ ?(?:\\circ|\{\\circ\})": "°",

@@ -14,13 +14,13 @@ MAX_DIGITS = 300
 CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 PARENTHESES = str.maketrans("[]{}", "()()")
 
-OPERATIONS = {"+": add, "-": sub, "*": mul, "x": mul, "/": truediv}
-PRECEDENCE = {"(": 0, ")": 1, "+": 2, "-": 2, "*": 3, "/": 3, "x": 3}
-FRACTION = re.compile(r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
+OPERATIONS = {"+": add, "-": sub, "*": mul, "x": mul, "X": mul, "/": truediv}
+PRECEDENCE = {"(": 0, ")": 1, "+": 2, "-": 2, "*": 3, "/": 3, "x": 3, "X": 3}
+FRACTION = re.compile(r"\\frac ?\{([^{}]+)\} ?\{([^{}]+)\}")
 TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|\S")
 # In a string with n for each number: a number or "(" that does not stand after an operator or "(",
 # or anything else that does not stand after a number or ")", or an unknown sign.
-MISPLACED = re.compile(r"[n)][n(]|[-(+*/x][-)+*/x]|[^-n()+*/x]")
+MISPLACED = re.compile(r"[n)][n(]|[-(+*/xX][-)+*/xX]|[^-n()+*/xX]")
 
 
 def arithmetic(text, numbers=None):

@@ -1,20 +1,20 @@
-r"""Whether two formulas have the same value: parsed by math-verify, compared exactly.
+r"""Whether two formulas have the same value: parsed by math-verify's parser, compared exactly.
 
-math-verify turns LaTeX into a sympy expression. Its own comparison rounds to six places and takes
-numbers below 1e-15 for equal, so expressions are compared here: decimals as exact fractions, to 40
-digits, at a few random values of the variables.
+The parser turns LaTeX into a sympy expression. math-verify's own comparison would round to six
+places, take numbers below 1e-15 for equal, and judge a part of what cannot be read whole. So
+expressions are compared here: rational values exactly, others to a thousand digits, at a few random
+values of the variables.
 
-Parsing and evaluating can take seconds, or for ever, over one hostile answer. math-verify's own
-time limit is an alarm, which works in the main thread alone and does not interrupt arithmetic on
-big integers. So all this runs in worker processes: a comparison that exceeds its limit of CPU time
-counts as "not equal", and its worker is replaced. Nothing else is a verdict: a worker that ends for
-any other reason is asked again, and one that cannot run at all is an error.
+Parsing and evaluating can take seconds, or for ever, over one hostile answer, and an alarm does not
+interrupt arithmetic on big integers. So all this runs in worker processes: a comparison that
+exceeds its limit of CPU time counts as "not equal", and its worker is replaced. Nothing else is a
+verdict: a worker that ends for any other reason is asked again, and one that cannot run at all is
+an error.
 
 This file is both sides: the pool of workers, and, run as a program, the worker itself.
 """
 
 import json
-import logging
 import os
 import queue
 import random
@@ -68,7 +68,7 @@ class Worker:
         if reply != "ready":
             self.stop()
             reason = reply or "its process ends at once"
-            raise VerifierError(f"math-verify, which compares formulas, cannot be run: {reason}")
+            raise VerifierError(f"the parser of formulas cannot be run: {reason}")
 
     @staticmethod
     def _read_replies(process, replies):
@@ -102,9 +102,7 @@ class Worker:
             self.stop()
             if exceeded_limit:
                 return False
-        raise VerifierError(
-            f"math-verify, which compares formulas, ended {MAX_ATTEMPTS} times without a verdict"
-        )
+        raise VerifierError(f"the parser of formulas ended {MAX_ATTEMPTS} times without a verdict")
 
     def has_exceeded_limit(self):
         """Whether the process has ended by the signal of its timer of CPU time."""
@@ -135,27 +133,21 @@ def same_formula(answer, gold, tolerance="0"):
 
 # ---- the worker's process ------------------------------------------------------------------------
 
-DIGITS = 40  # to which values have to agree
+# Digits to which two irrational values have to agree, the second time because exponents may reach a
+# thousand (latex.MAX_EXPONENT): 2^{0.5} is not 2^{0.5} + 10^{-100}.
+DIGITS = (30, 1100)
 NUM_POINTS = 3  # random values of the variables
 
 
-def parse_latex(formula):
-    """Returns the sympy expression of a formula, or None. Decimals are exact, i is imaginary.
+def parse(formula):
+    """Returns the sympy expression of a formula in LaTeX; raises whatever the parser raises.
 
-    Only math-verify's grammar for LaTeX is used: its other extractors lead to eval.
+    Decimals become exact fractions, i the imaginary unit.
     """
     import sympy
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify.parser import latex2sympy
 
-    parsed = parse(
-        f"\\boxed{{{formula}}}",
-        extraction_config=[LatexExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=0,
-    )
-    if not parsed or not isinstance(parsed[0], sympy.Basic | sympy.MatrixBase):
-        return None
-    expression = parsed[0]
+    expression = latex2sympy(formula)
     replacements = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
     replacements[sympy.Symbol("i")] = sympy.I
     return expression.xreplace(replacements)
@@ -163,54 +155,97 @@ def parse_latex(formula):
 
 def equal_formulas(answer, gold, tolerance):
     """Whether two LaTeX formulas have the same value, without a time limit."""
-    from math_verify import verify
-    from sympy import Expr, MatrixBase, Rational
+    from sympy import Expr, Rational
     from sympy.core.relational import Relational
 
-    answer = parse_latex(answer)
-    gold = parse_latex(gold)
-    if answer is None or gold is None:
-        return False
-    if answer == gold:
-        return True
+    answer = parse(answer)
+    gold = parse(gold)
     if isinstance(answer, Expr) and isinstance(gold, Expr):
         return equal_expressions(answer, gold, Rational(tolerance))
-    if isinstance(answer, MatrixBase) and isinstance(gold, MatrixBase):
-        return answer.shape == gold.shape and all(
-            equal_expressions(*pair, Rational(tolerance)) for pair in zip(answer, gold, strict=True)
-        )
     if isinstance(answer, Relational) and isinstance(gold, Relational):
-        return verify(gold, answer, timeout_seconds=0)
+        return equal_relations(answer, gold)
     return False
 
 
 def equal_expressions(answer, gold, tolerance):
     """Whether two sympy expressions have the same value wherever they are tried."""
+    return all(
+        close(answer_value, gold_value, tolerance, digits)
+        for digits in DIGITS
+        for answer_value, gold_value in values_at_random_points(answer, gold, digits=digits)
+    )
+
+
+def equal_relations(answer, gold):
+    """Whether two equations or inequalities say the same: their differences are proportional.
+
+    So x + y = 2 is 2y = 4 - 2x, and x + y < 2 is 2 > x + y.
+    """
+    from sympy import Eq, Ge, Gt, Ne
+
+    mirrored = (Gt, Ge)
+    answer = answer.reversed if isinstance(answer, mirrored) else answer
+    gold = gold.reversed if isinstance(gold, mirrored) else gold
+    if type(answer) is not type(gold):
+        return False
+    pairs = list(
+        values_at_random_points(
+            answer.lhs - answer.rhs,
+            gold.lhs - gold.rhs,
+            digits=DIGITS[-1],
+        )
+    )
+    first_answer, first_gold = pairs[0]
+    if first_gold == 0 or len(pairs) < NUM_POINTS:
+        return answer == gold
+    factor = first_answer / first_gold
+    has_direction = not isinstance(answer, Eq | Ne)
+    if factor == 0 or (has_direction and not factor > 0):
+        return False
+    return all(
+        close(answer_value, factor * gold_value, 0, DIGITS[-1])
+        for answer_value, gold_value in pairs
+    )
+
+
+def values_at_random_points(*expressions, digits):
+    """Yields the values of expressions, each time with other values of their variables.
+
+    A value is exact if it is rational, else it has some more digits than asked for. Variables are
+    real, but for z and w, which stand for complex numbers.
+    """
     import sympy
 
-    variables = sorted(answer.free_symbols | gold.free_symbols, key=str)
+    variables = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
     rng = random.Random(0)
-    num_comparisons = 0
     for _ in range(NUM_POINTS if variables else 1):
-        point = {variable: sympy.Rational(rng.randint(-999, 999), 100) for variable in variables}
-        answer_value = sympy.N(answer.subs(point), DIGITS + 20)
-        gold_value = sympy.N(gold.subs(point), DIGITS + 20)
-        if not (answer_value.is_number and gold_value.is_number):
-            return False
-        if not (answer_value.is_finite and gold_value.is_finite):
-            if answer_value != gold_value:
-                return False
-            continue
-        num_comparisons += 1
-        allowed = tolerance + abs(gold_value) * sympy.Rational(1, 10**DIGITS)
-        if abs(answer_value - gold_value) > allowed:
-            return False
-    return num_comparisons > 0 or not variables
+        point = {}
+        for variable in variables:
+            point[variable] = sympy.Rational(rng.randint(-999, 999), 100)
+            if str(variable) in ("z", "w"):
+                point[variable] += sympy.I * sympy.Rational(rng.randint(1, 999), 100)
+        values = []
+        for expression in expressions:
+            value = expression.subs(point).doit()
+            values.append(value if value.is_Rational else sympy.N(value, digits + 20))
+        yield values
+
+
+def close(value, other, tolerance, digits):
+    """Whether two sympy numbers are equal: exactly, to so many digits, or up to a tolerance."""
+    import sympy
+
+    if value == other:
+        return value is not sympy.nan
+    if not (value.is_number and other.is_number and value.is_finite and other.is_finite):
+        return False
+    if tolerance == 0 and value.is_Rational and other.is_Rational:
+        return False
+    return bool(abs(value - other) <= tolerance + abs(other) * sympy.Rational(1, 10**digits))
 
 
 def serve():
     """Reads requests from stdin, one JSON list per line, and prints a verdict for each."""
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     try:
         equal_formulas(r"\frac{1}{2}", "0.5", "0")  # the first comparison is slow
     except Exception as error:  # anything may be wrong with an installation
@@ -224,7 +259,7 @@ def serve():
             equal = equal_formulas(answer, gold, tolerance)
         except (MemoryError, ImportError):  # no verdict: this process ends, and another is asked
             raise
-        except Exception:  # math-verify and sympy raise anything over what they cannot read
+        except Exception:  # the parser and sympy raise anything over what they cannot read
             equal = False
         print("equal" if equal else "unequal", flush=True)
 

@@ -21,7 +21,8 @@ import re
 from functools import lru_cache
 from math import prod
 
-from tasks.answers import TEXT_COMMAND, closing_brace, normalise_signs
+from tasks.answers import TEXT_COMMAND, normalise_signs
+from tasks.expressions import is_balanced
 from tasks.formulas import same_formula
 from tasks.quantities import plain_number
 from tasks.words import FONT, GREEK, LEADING_WORDS, UNITS, are_known, is_name
@@ -50,39 +51,56 @@ def equivalent(answer, gold, question_words=frozenset()):
 
 
 def is_words(gold):
-    r"""Whether a gold answer is words: \text{(B)}, Tuesday, x. (Not (a,b), and not ab.)"""
-    has_only_words = re.fullmatch(r"[A-Za-z ,.'()-]+", TEXT_COMMAND.sub(r"\1", gold))
-    is_formula = re.fullmatch(r"[^A-Za-z]*[A-Za-z]+[^A-Za-z]+[A-Za-z].*|[A-Za-z]{2}", gold)
-    return bool(has_only_words) and (bool(re.search("[A-Za-z]{3}", gold)) or not is_formula)
+    r"""Whether a gold answer is words: \text{(B)}, Tuesday, x. (Not (a,b), -x or ab.)"""
+    has_text_command = TEXT_COMMAND.search(gold) is not None
+    words = TEXT_COMMAND.sub(r"\1", gold).strip(" .")
+    if not re.fullmatch(r"[A-Za-z(][A-Za-z ,.'()-]*", words):
+        return False
+    return has_text_command or re.fullmatch(r"[A-Za-z]|\([A-Z]\)|[A-Za-z -]{3,}", words) is not None
+
+
+OPTIONS = re.compile(r"\(?[A-Z]\)?(?:(?:, ?| and |, and )\(?[A-Z]\)?)+")
 
 
 def same_words(answer, gold):
-    """Whether two texts have the same letters; single letters outside of a text the same case."""
+    """Whether two texts have the same words, a single letter outside of a text in the same case."""
     is_variable = len(gold) == 1
-    answer = letters_only(TEXT_COMMAND.sub(r"\1", answer))
-    gold = letters_only(TEXT_COMMAND.sub(r"\1", gold))
-    return answer == gold or (not is_variable and answer.lower() == gold.lower())
+    answer = plain_words(answer)
+    gold = plain_words(gold)
+    if OPTIONS.fullmatch(answer) and OPTIONS.fullmatch(gold):  # (A), (C), (D)
+        return sorted(re.findall("[A-Z]", answer)) == sorted(re.findall("[A-Z]", gold))
+    return answer == gold if is_variable else answer.lower() == gold.lower()
 
 
-def letters_only(text):
-    """Returns a text without spaces and punctuation."""
-    return re.sub(r"[ ,.'()$]", "", text)
+def plain_words(text):
+    r"""Returns the words of a text without wrapping: of \textbf{(B)}. it is B."""
+    words = TEXT_COMMAND.sub(r"\1", text).replace("$", "").strip(" .")
+    words = re.sub(r"^([\"'])(.*)\1$", r"\2", words)
+    words = re.sub(r"^(?:an?|the|option|choice) (?=.)", "", words, flags=re.IGNORECASE)
+    return re.sub(r"^\((\w+)\)$", r"\1", words.strip())
 
 
 # ---- one way to write a formula ------------------------------------------------------------------
 
 # \mathbf{v} -> v, but words stay words
-LETTER_IN_A_FONT = re.compile(rf"{FONT} ?(?:\{{ ?([A-Za-z]) ?\}}|([A-Za-z])(?![A-Za-z]))")
-# Words at the end without a text command: 12 units, 5 cm. Four letters, or a known unit.
-WORDS_AT_THE_END = re.compile(
-    r"(?<=[0-9)}⟧]) ?([A-Za-z]{2,}(?: [A-Za-z]+)*)(?=(?: ?\^ ?\{?[23]\}?)?$)"
+LETTER_IN_A_FONT = re.compile(
+    rf"{FONT} ?(?:\{{ ?([A-Za-z]|[0-9.]+) ?\}}|([A-Za-z0-9])(?![A-Za-z0-9]))"
 )
+# Words beside a number without a text command: 12 units, 15 cm^2, about 12.
+WORDS_AT_THE_END = re.compile(r"(?<=[0-9)}⟧]) ([A-Za-z]{2,}[A-Za-z /.]*)(?=(?: ?\^ ?\{?[23]\}?)?$)")
 WORDS_AT_THE_START = re.compile(r"^([A-Za-z]{2,}(?: [A-Za-z]+)*) (?=[-0-9\\])")
+WORDS = re.compile(r"(?<![\\A-Za-z⟦])[A-Za-z](?:[A-Za-z .'()/-]*[A-Za-z.)])?")
+AND_OR = re.compile(r"(?<![A-Za-z\\⟦])(?:and/or|and|or)(?![A-Za-z])")
 THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
+REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar) ?(?:\{([0-9]+)\}|([0-9]))")
+TIME_OF_DAY = re.compile(r"\b([AaPp])\.? ?[Mm]\b\.?")
+ROOT = re.compile("√ ?([0-9]+)")
 PLAIN_COMMANDS = str.maketrans(
     {
         "≤": r"\le ",
+        "⩽": r"\le ",
         "≥": r"\ge ",
+        "⩾": r"\ge ",
         "≠": r"\ne ",
         "≈": r"\approx ",
         "±": r"\pm ",
@@ -91,49 +109,101 @@ PLAIN_COMMANDS = str.maketrans(
         "√": r"\sqrt ",
         "∪": r"\cup ",
         "∈": r"\in ",
-        "⟦": "",
-        "⟧": "",
+        "∅": r"\emptyset ",
+        "ℝ": r"\mathbb{R}",
+        "²": "^2",
+        "³": "^3",
+        "£": "⟦pound⟧",
+        "€": "⟦euro⟧",
+        "¢": "⟦cent⟧",
     }
 )
 SAME_COMMANDS = {
     r"\\(?:bigg?|Bigg?)[lr]?(?![a-z])": "",
+    r"\\(?:text)?color\{[a-z]*\}": "",
     r"\\(?:leq|leqslant|le)(?![a-z]) ?": r"\\le ",
     r"\\(?:geq|geqslant|ge)(?![a-z]) ?": r"\\ge ",
+    r"(?:\\(?:neq|ne)(?![a-z])|\\not ?=) ?": r"\\ne ",
     r"\\lt(?![a-z])": "<",
     r"\\gt(?![a-z])": ">",
     r"\\(?:simeq|sim|cong|doteq|approx)(?![a-z]) ?": r"\\approx ",
+    r"\\[lr]?vert(?![a-z]) ?": "|",
+    r"\\lbrace(?![a-z])": r"\\{",
+    r"\\rbrace(?![a-z])": r"\\}",
+    r"\\bigcup(?![a-z])": r"\\cup",
+    r"\\varnothing(?![a-z])": r"\\emptyset",
+    r"\\[dt]binom(?![a-z])": r"\\binom",
+    r"\\degree(?![a-z])": "°",
+    r"\\lor(?![a-z])|\\vee(?![a-z])": "⟦or⟧",
+    r"\\&": "⟦and⟧",
+    # 2516_{8} and (2516)_8 -> 2516_8
+    r"(?<=[0-9A-Za-z)])_ ?\{ ?(\w+) ?\}": r"_\1",
+    r"^\(([0-9A-F]+)\)_": r"\1_",
     # \log_2 8 -> \log_{2}8, so that 2 and 8 are not side by side
     r"\\log ?_ ?([0-9a-z]) ?": r"\\log_{\1}",
+    # a matrix, however it is written
+    r"\(? ?\\begin\{(?:[pb]?matrix|array)\}(?:\{[clr|]*\})? ?": r"\\begin{pmatrix}",
+    r" ?(?:\\\\ ?)?\\end\{(?:[pb]?matrix|array)\} ?\)?": r"\\end{pmatrix}",
+    r"\\\\ ?\[[0-9a-z]*\]": r"\\\\",
 }
 SAME_COMMAND_PATTERNS = {re.compile(pattern): sign for pattern, sign in SAME_COMMANDS.items()}
-AND_OR = re.compile(r"(?<![A-Za-z\\⟦])(and|or)(?![A-Za-z])")
+# Braces that only group, as in {5} or {90}^\circ.
+IDLE_BRACES = re.compile(r"(?<![A-Za-z_^}\]\\])\{([^{}\\]*)\}(?!\{)")
 # Only spaces that keep two letters, or two numbers, apart are left.
 IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) +| +(?![A-Za-z0-9.])|(?<=[0-9]) +(?=[A-Za-z])")
+# Degrees that are an argument: \sin 30°, but not 30°.
+FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
+DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)°")
 
 
 @lru_cache(maxsize=10_000)  # each answer is read for its reward and for `solved`
 def tidy(text, question_words):
     """Returns a formula with each thing written in one way, and words between ⟦ and ⟧."""
-    text = text.translate(PLAIN_COMMANDS)
+    text = text.replace("⟦", "").replace("⟧", "")
+    text = TIME_OF_DAY.sub(r"\1m", text)
+    text = ROOT.sub(r"\\sqrt{\1}", text).translate(PLAIN_COMMANDS)
     if "\\" in text:
         text = LETTER_IN_A_FONT.sub(r" \1\2 ", text)
         text = TEXT_COMMAND.sub(lambda match: mark_words(match[1]), text)
         text = text.replace(r"\$", "⟦dollar⟧")
-    text = normalise_signs(text)
-    text = AND_OR.sub(r"⟦\1⟧", text)
-    text = WORDS_AT_THE_START.sub(r"⟦\1⟧", text)
-    words_at_the_end = WORDS_AT_THE_END.search(text)
-    if words_at_the_end and (
-        re.search("[A-Za-z]{4}", words_at_the_end[1])
-        or are_known(words_at_the_end[1], UNITS, question_words)
-    ):
-        text = WORDS_AT_THE_END.sub(r"⟦\1⟧", text)
+    text = REPEATING.sub(repeating_decimal, text)
+    text = IDLE_BRACES.sub(r" \1 ", normalise_signs(text))
+    text = AND_OR.sub(mark_and_or, text)
+    for pattern in (WORDS_AT_THE_START, WORDS_AT_THE_END):
+        words = pattern.search(text)
+        if words and are_known(words[1], UNITS | LEADING_WORDS, question_words):
+            text = pattern.sub(r"⟦\1⟧", text)
     if "," in text:
         text = join_thousands(text)
-    if "\\" in text:
+    if "\\" in text or "_" in text:
         for pattern, sign in SAME_COMMAND_PATTERNS.items():
             text = pattern.sub(sign, text)
-    return IDLE_SPACE.sub("", text).strip()
+    if FUNCTION.search(text):
+        text = DEGREES.sub(r"(\1\\frac{\\pi}{180})", text)
+    return IDLE_SPACE.sub("", " ".join(text.split()))
+
+
+def mark_and_or(words):
+    return "⟦and⟧" if words[0] == "and" else "⟦or⟧"
+
+
+def mark_words(text):
+    """Returns what a text command holds, with its words marked; numbers belong to the formula."""
+    text = WORDS.sub(mark_unless_a_letter, AND_OR.sub(mark_and_or, text))
+    return f" {text} "
+
+
+def mark_unless_a_letter(words):
+    words = words[0].strip()
+    return f"⟦{words}⟧" if len(words) > 1 else f" {words} "
+
+
+def repeating_decimal(number):
+    r"""Returns the fraction that a match of REPEATING stands for: of 0.1\overline{6}, 15/90."""
+    whole, fixed, period = number[1] or "0", number[2], number[3] or number[4]
+    numerator = int(whole + fixed + period) - int(whole + fixed)
+    denominator = 10 ** len(fixed) * (10 ** len(period) - 1)
+    return f"\\frac{{{numerator}}}{{{denominator}}}"
 
 
 def join_thousands(text):
@@ -144,29 +214,29 @@ def join_thousands(text):
     )
 
 
-def mark_words(text):
-    """Returns what a text command holds, with its words marked; numbers belong to the formula."""
-    return re.sub(
-        r"[A-Za-z](?:[A-Za-z ,.'()/-]*[A-Za-z.)])?",
-        lambda match: f"⟦{match[0].strip()}⟧",
-        f" {text} ",
-    )
-
-
 # ---- taking an answer apart ----------------------------------------------------------------------
 
-SEPARATOR = re.compile(r"⟦(?:and|or|,? ?and|,? ?or)⟧|[,;]")
-MATRIX = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-RELATION = re.compile(r"\\(?:le|ge|neq?)(?![a-z]) ?|[<>≠]")
+SEPARATOR = re.compile(r"[,;]? ?⟦(?:and|or)⟧|[,;]")
+MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
+RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z]) ?|[<>]")
 REVERSED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
-def same_answer(answer, gold, question_words):
-    """Whether two tidy answers are the same, as the head of this file says."""
-    answer_name, answer = without_name(answer, question_words)
-    gold_name, gold = without_name(gold, question_words)
+def same_answer(answer, gold, question_words, is_part=False):
+    """Whether two tidy answers are the same, as the head of this file says.
+
+    is_part: whether they are parts of a list, a tuple or a matrix, where no unit is added.
+    """
+    answer_name, answer_value = without_name(answer, question_words)
+    gold_name, gold_value = without_name(gold, question_words)
+    if gold_name and not answer_name and "=" in answer:  # 2x + y = 5 for y = 5 - 2x
+        return same_value(answer, gold)
+    if answer_name and not gold_name and "=" in gold and has_variables(gold):
+        return same_value(answer, gold)
     if answer_name and gold_name and answer_name != gold_name:
         return False
+    answer = answer_value
+    gold = gold_value
     if answer == gold:
         return True
 
@@ -176,16 +246,17 @@ def same_answer(answer, gold, question_words):
         return answer_kind == gold_kind and same_values(answer_values, gold_values, question_words)
 
     if "=" in gold:
-        gold_sides = gold.split("=")
-        if re.search("[A-Za-z]", gold):  # an equation between variables
+        if has_variables(gold):
             return same_value(answer, gold)
-        return any(same_answer(answer, side, question_words) for side in gold_sides)
+        return any(same_answer(answer, side, question_words) for side in gold.split("="))
     if "=" in answer:
         sides = [side for side in answer.split("=") if not is_name(side, question_words)]
-        return 0 < len(sides) < 5 and all(same_answer(s, gold, question_words) for s in sides)
+        return 0 < len(sides) < 5 and all(
+            same_answer(side, gold, question_words, is_part) for side in sides
+        )
     if "\\approx" in answer and "\\approx" not in gold:
         value, *approximations = answer.split("\\approx")
-        return same_answer(value, gold, question_words) and all(
+        return same_answer(value, gold, question_words, is_part) and all(
             rounds_to(gold, approximation) for approximation in approximations
         )
 
@@ -210,22 +281,26 @@ def same_answer(answer, gold, question_words):
     answer_matrix = MATRIX.fullmatch(answer)
     gold_matrix = MATRIX.fullmatch(gold)
     if answer_matrix and gold_matrix:
-        answer_rows = answer_matrix[2].split("\\\\")
-        gold_rows = gold_matrix[2].split("\\\\")
+        answer_rows = answer_matrix[1].split("\\\\")
+        gold_rows = gold_matrix[1].split("\\\\")
         return len(answer_rows) == len(gold_rows) and all(
             same_one_by_one(answer_row.split("&"), gold_row.split("&"), question_words)
             for answer_row, gold_row in zip(answer_rows, gold_rows, strict=True)
         )
     if answer_parts or gold_parts or answer_matrix or gold_matrix:
         return False
-    return same_quantity(answer, gold, question_words)
+    return same_quantity(answer, gold, question_words, is_part)
 
 
 def same_one_by_one(answer_parts, gold_parts, question_words):
     return len(answer_parts) == len(gold_parts) and all(
-        same_answer(answer, gold, question_words)
+        same_answer(answer, gold, question_words, is_part=True)
         for answer, gold in zip(answer_parts, gold_parts, strict=True)
     )
+
+
+def has_variables(text):
+    return re.search("[A-Za-z]", COMMAND.sub("", text)) is not None
 
 
 def without_name(text, question_words):
@@ -260,7 +335,7 @@ def several_values(text, question_words):
         return "union", parts
     is_set = re.fullmatch(r"\\\{.*\\\}", text) is not None
     inside = text[2:-2] if is_set else text
-    values = [value for value in split_outside(SEPARATOR, inside) if value]
+    values = split_outside(SEPARATOR, inside)
     values = [value for listed in values for value in both_signs(listed)]
     if is_set and len(values) < 2:
         return "list", [text]
@@ -283,14 +358,18 @@ def same_values(answers, golds, question_words):
         return False
     answer_names = {without_name(answer, question_words)[0] for answer in answers} - {None}
     gold_names = {without_name(gold, question_words)[0] for gold in golds} - {None}
-    if len(gold_names) > 1 and answer_names != gold_names:
-        return False
-    if len(gold_names) < 2 and len(answer_names | gold_names) > 1:
-        return False
+    if len(gold_names) > 1:
+        if answer_names != gold_names:
+            return False
+    else:  # x_1 and x_2 are two values of x
+        names = {re.sub(r"_[0-9]$", "", name) for name in answer_names | gold_names}
+        if len(names) > 1 or 1 < len(answer_names) < len(answers):
+            return False
+        answers = [without_name(answer, question_words)[1] for answer in answers]
     remaining = list(answers)
     for gold in golds:
         for answer in remaining:
-            if same_answer(answer, gold, question_words):
+            if same_answer(answer, gold, question_words, is_part=True):
                 remaining.remove(answer)
                 break
         else:
@@ -338,8 +417,9 @@ def bracketed(text):
         return None
     inside = text[1:-1]
     parts = split_outside(re.compile(","), inside)
-    closes_early = min(depths(inside)) < 0
-    return parts if len(parts) > 1 and not closes_early else None
+    depth = depths(inside)
+    is_balanced = min(depth) >= 0 and depth[-1] == 0
+    return parts if len(parts) > 1 and is_balanced else None
 
 
 def depths(text):
@@ -353,29 +433,60 @@ def depths(text):
 # ---- a value with a unit -------------------------------------------------------------------------
 
 QUANTITY = re.compile(
-    r"(?P<leading>(?:⟦[^⟧]*⟧)*)(?P<value>[^⟦⟧%°]*)(?P<unit>(?:⟦[^⟧]*⟧|%|°)*(?:\^\{?[23]\}?|[²³])?)"
+    r"(?P<leading>(?:⟦[^⟧]*⟧)*)(?P<value>[^⟦⟧%°]*)(?P<unit>(?:⟦[^⟧]*⟧|%|°)*(?:\^\{?[23]\}?)?)"
 )
-SAME_UNIT = {"°": "degree", "degrees": "degree", "%": "percent", "dollars": "dollar"}
+SAME_UNIT = {
+    "°": "degree",
+    "%": "percent",
+    "feet": "foot",
+    "ft": "foot",
+    "in": "inch",
+    "centimeter": "cm",
+    "centimetre": "cm",
+    "meter": "m",
+    "metre": "m",
+    "kilometer": "km",
+    "kilometre": "km",
+    "hr": "hour",
+    "hrs": "hour",
+    "lbs": "lb",
+    "h": "hour",
+    "min": "minute",
+    "sec": "second",
+    "s": "second",
+    "usd": "dollar",
+    "rad": "radian",
+    "sq": "square",
+}
 
 
-def same_quantity(answer, gold, question_words):
+def same_quantity(answer, gold, question_words, is_part):
     """Whether two values with units are the same. If only one has a unit, it does not count."""
     answer_quantity = QUANTITY.fullmatch(answer)
     gold_quantity = QUANTITY.fullmatch(gold)
     if not answer_quantity or not gold_quantity or not answer_quantity["value"]:
         return False
+    if "⟦dollar⟧" in answer_quantity["leading"] and set("%°") & set(answer_quantity["unit"]):
+        return False
     answer_unit = unit_of(answer_quantity)
     gold_unit = unit_of(gold_quantity)
-    if answer_unit and gold_unit and answer_unit != gold_unit:
-        return False
-    if answer_unit != gold_unit and not are_known(answer_quantity["unit"], UNITS, question_words):
-        return False
-    leading_words = LEADING_WORDS | set(gold_quantity["leading"].split()) | {"dollar"}
-    if not are_known(answer_quantity["leading"], leading_words):
+    if answer_unit and answer_unit != gold_unit:
+        is_added = not gold_unit and not is_part
+        if not (is_added and are_known(answer_quantity["unit"], UNITS, question_words)):
+            return False
+    # Words before the value: the gold's own, or such as do not change it.
+    answer_leading = answer_quantity["leading"].replace("⟦dollar⟧", "")
+    gold_leading = gold_quantity["leading"].replace("⟦dollar⟧", "")
+    if answer_leading != gold_leading and not are_known(
+        answer_leading + gold_leading, LEADING_WORDS
+    ):
         return False
 
     answer = answer_quantity["value"]
     gold = gold_quantity["value"]
+    is_scale = answer_unit in ("percent", "degree")
+    if answer_unit != gold_unit and is_scale and plain_number(answer) is None:
+        return False
     if answer_unit == "percent" != gold_unit:  # 50% is 1/2, and is 50 where percents are asked for
         is_asked_in_percent = re.fullmatch(r"[1-9][0-9]*(\.[0-9]+)?", gold)
         return same_value(f"\\frac{{{answer}}}{{100}}", gold) or (
@@ -387,13 +498,24 @@ def same_quantity(answer, gold, question_words):
 
 
 def unit_of(quantity):
-    """Returns the unit of a quantity in one spelling, "" if it has none. Words before it may be."""
-    leading = [word for word in re.findall("⟦([^⟧]*)⟧", quantity["leading"])]
-    words = re.sub("[⟦⟧. ()]|\\^|[{}]", "", quantity["unit"])
-    if "dollar" in leading:
-        words = f"{words}dollar" if words not in ("dollar", "dollars") else words
-    words = SAME_UNIT.get(words, words)
-    return words
+    """Returns the unit of a quantity in one spelling, "" if it has none: of 3 sq ft, foot^2."""
+    words = re.findall(r"[a-z]+|[°%]|\^\{?[23]\}?", quantity["unit"].lower().replace(".", ""))
+    if "⟦dollar⟧" in quantity["leading"] and not {"dollar", "dollars"} & set(words):
+        words.insert(0, "dollar")
+    unit = []
+    power = ""
+    for word in words:
+        word = SAME_UNIT.get(word, word)
+        singular = word if word in UNITS else word.removesuffix("s")
+        singular = singular if singular in UNITS else word.removesuffix("es")
+        singular = SAME_UNIT.get(singular, singular)
+        if singular in ("square", "cubic") and len(words) > 1:
+            power = "^2" if singular == "square" else "^3"
+        elif singular[0] == "^":
+            power = singular.replace("{", "").replace("}", "")
+        elif singular not in ("old", "left", "more"):
+            unit.append(singular)
+    return " ".join(unit) + power
 
 
 def rounds_to(gold, approximation):
@@ -411,24 +533,24 @@ def rounds_to(gold, approximation):
 COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 KNOWN_COMMANDS = re.compile(
     rf"""
-    \\(?: frac | sqrt | pi | infty | sin | cos | tan | cot | sec | csc | arcsin | arccos | arctan
-        | log | ln | exp | le | ge | lfloor | rfloor | lceil | rceil | [{{}}] ) (?![a-z])
+    \\(?: frac | sqrt | pi | sin | cos | tan | cot | sec | csc | arcsin | arccos | arctan
+        | log | ln | exp | binom | le | ge | ne | lfloor | rfloor | lceil | rceil | [{{}}]
+      ) (?![a-z])
     | {GREEK}
     """,
     re.VERBOSE,
 )
-KNOWN_SIGNS = re.compile(r"[A-Za-z0-9.+*/^_(){}\[\]|<>=, -]*")
-# Two numbers side by side are no number: 1 2.
-SIDE_BY_SIDE = re.compile(r"[0-9.] +[0-9.]")
+KNOWN_SIGNS = re.compile(r"[A-Za-z0-9.+*/^_(){}\[\]|<>=!, -]*")
+# Two numbers side by side, two signs, nothing between braces, arithmetic with a number base.
+MEANINGLESS = re.compile(r"[0-9.] +[0-9.]|[}!] ?[0-9.]|[-+] ?[-+]|\{ *\}|[0-9)] ?_|[-+*/^_] *$|!!")
 SUBSCRIPT_OR_LETTER = re.compile(r"_ ?\{?(\w+)|([A-Za-z])")
-
-
 LOGARITHM_BASE = re.compile(r"\\log ?_ ?(\w|\{\w+\})")
+SMALL_FACTORIAL = re.compile(r"(?<![0-9.])[0-9]{1,2}!")
 
 
 def same_value(answer, gold):
     """Whether two formulas without words have the same value."""
-    if answer == gold:
+    if answer.removeprefix("+") == gold:
         return True
     answer_number = plain_number(answer)
     gold_number = plain_number(gold)
@@ -448,38 +570,38 @@ def details(text):
     That is: variables in their case, number bases and other subscripts; whether there is a
     relation; square brackets and braces.
     """
-    text = LOGARITHM_BASE.sub("", text)  # which is a part of the value
+    text = LOGARITHM_BASE.sub(" ", text)  # which is a part of the value
     commands = COMMAND.findall(text)
     letters = COMMAND.sub(" ", text)
     return (
-        set(SUBSCRIPT_OR_LETTER.findall(letters)),
+        set(SUBSCRIPT_OR_LETTER.findall(letters)) - {("", "e"), ("", "i")},  # which are numbers
         {command for command in commands if re.fullmatch(GREEK, command)},
         re.search("[<>=]", letters) is None and not {"\\le", "\\ge"} & set(commands),
         [sign for sign in re.findall(r"\\[{}]|[][]", re.sub(r"\\sqrt\[[^]]*\]", "", text))],
     )
 
 
-# Forty digits in a row.
-EXPENSIVE = re.compile(r"[0-9]{40}")
+EXPENSIVE = re.compile(r"[0-9]{40}|binom\{[0-9]{4}")
 # An exponent in braces, a digit or a letter, with no further exponent behind it.
-EXPONENT = re.compile(r"\^ ?(\d|[A-Za-z]|\{[^{}^]*(?:\{[^{}^]*\}[^{}^]*)*\})(?! ?\^)")
-MAX_EXPONENT = 1000  # of all exponents' numbers, multiplied
+EXPONENT = re.compile(r"\^ ?(\d+|[A-Za-z]|\{[^{}^]*(?:\{[^{}^]*\}[^{}^]*)*\})(?! ?\^)")
+MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied
 
 
 def is_safe(text):
     """Whether a formula has known commands and signs alone, and is quick to compute.
 
-    sympy's big integers do not react to a time limit, so large powers are never computed. A formula
-    must not break out of the box that it is put into either.
+    sympy's big integers do not react to a time limit, so large powers are never computed.
     """
     exponents = EXPONENT.findall(text)
     exponent_numbers = re.findall("[0-9]+", " ".join(exponents))
     total_exponent = prod(max(1, int(number)) for number in exponent_numbers)
     return (
         KNOWN_SIGNS.fullmatch(KNOWN_COMMANDS.sub(" ", text)) is not None
-        and SIDE_BY_SIDE.search(text) is None
+        and MEANINGLESS.search(LOGARITHM_BASE.sub(" ", text)) is None
+        and "!" not in SMALL_FACTORIAL.sub("", text)
+        and text.count("|") % 2 == 0
+        and is_balanced(text.replace("\\{", "").replace("\\}", ""))
         and EXPENSIVE.search(text) is None
         and total_exponent <= MAX_EXPONENT
         and len(exponents) == text.count("^")
-        and closing_brace(text + "}") == len(text)
     )

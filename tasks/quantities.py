@@ -28,7 +28,7 @@ NUMBER = r"""
 ONLY_NUMBER = re.compile(rf"\ * {NUMBER} \ *", re.VERBOSE)
 NUMBER_WITH_WORDS = re.compile(
     rf"""
-    (?P<leading> [A-Za-z ]* )                           # about
+    (?P<leading> [A-Za-z ,:]* )                         # about; Total:
     {NUMBER} \ *
     (?P<unit>                                           # apples, %, km/h, cm^2, (apples)
         /? [A-Za-z%°(] [A-Za-z%°./,'()\ -]* (?: [²³] | \^\ ?\{{?[23]\}}? )?
@@ -72,6 +72,8 @@ def read_number(text, question_words=frozenset()):
         text = boxed(text)
     text = FRACTION.sub(r" \1/\2 ", normalise_signs(text))
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)  # 5 p.m. -> 5 pm
+    text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator: 3 + 4 = <<3+4=7>>7
+    text = re.sub(r"^\((-?[0-9.]+)\)$", r"\1", text)  # (-3)
     states_a_number = False
     values = set()
     try:

@@ -32,6 +32,7 @@ COLUMNS = [range(start, 16, 4) for start in range(4)]
 BOXES = [[corner, corner + 1, corner + 4, corner + 5] for corner in (0, 2, 8, 10)]
 UNITS = [*ROWS, *COLUMNS, *BOXES]
 
+DIGITS_ALONE = re.compile(r"[0-9\s]+")
 # What may be drawn around the digits of a grid: LaTeX's tables and commands, signs, box characters,
 # and the rows' names.
 DECORATION = re.compile(
@@ -39,9 +40,10 @@ DECORATION = re.compile(
     \\(?:begin|end)\{[a-z]*\}(?:\{[c|]*\})?       # \begin{array}{|c|c|}
     | \\[a-z]+                                    # \hline
     | \b[Rr](?:ow)?\ ?[1-4]\b                     # Row 1
-    | [][,|(){}&:;\\*`$+='"“”‘’\u2500-\u257f-]
+    | ^[ \t]*[1-4][.:)]\s                           # 1.
+    | [][,|(){}&:;/\\*`$+='"“”‘’\u2500-\u257f-]
     """,
-    re.VERBOSE,
+    re.VERBOSE | re.MULTILINE,
 )
 
 
@@ -147,8 +149,10 @@ class Sudoku(Generated):
 
     def read_grid(self, text):
         """Returns the characters of the answer's grid, in a right answer 16 digits."""
-        answer = DECORATION.sub(" ", answers.final_answer(text))
-        return "".join(answers.without_prose(answer).split())
+        answer = answers.final_answer(text)
+        if not DIGITS_ALONE.fullmatch(answer):
+            answer = answers.without_prose(DECORATION.sub(" ", answer))
+        return "".join(answer.split())
 
     def cells(self, problem, text):
         """d1's score: the share of blank cells that are right, whether givens changed or not."""
@@ -166,10 +170,10 @@ class Sudoku(Generated):
         """Returns 0 to 1, as the head of this file says."""
         puzzle = problem["puzzle"]
         grid = self.read_grid(text)
-        keeps_givens = all(
-            given in ("0", cell) for given, cell in zip(puzzle, grid.ljust(16), strict=False)
+        keeps_givens = len(grid) >= 16 and all(
+            given in ("0", cell) for given, cell in zip(puzzle, grid, strict=False)
         )
-        if is_solution_grid(grid) and keeps_givens:
+        if keeps_givens and is_solution_grid(grid):
             return 1.0
         # A puzzle in a file may have several solutions: the one that the answer is nearest to.
         solutions = solutions_of(puzzle) or {problem["solution"]}

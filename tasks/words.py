@@ -23,6 +23,8 @@ UNITS = set(
     cat animal bird cow chicken marble candy candies cookie cake pizza slice piece card stamp
     sticker letter word question problem game player step lap trip room house seat table chair
     shirt shoe sack item number way solution tea
+    integer digit root triangle arrangement permutation combination
+    left more remaining total altogether such possible different old ways usd rad
     of per a an each in the
     """.split()
 )
@@ -30,7 +32,8 @@ UNITS = set(
 # What may stand before a number: "about 12", "the answer is 12".
 LEADING_WORDS = set(
     """
-    about approximately roughly around exactly the answer is a total of it
+    about approximately roughly around exactly so therefore thus the final answer result is a total
+    of it he she they there are has have costs cost earns makes needs pays spends gets takes
     """.split()
 )
 
@@ -38,7 +41,8 @@ LEADING_WORDS = set(
 QUANTITIES = set(
     """
     answer result total sum cost price value area perimeter volume length width height distance
-    speed time age profit amount number probability expression solution grid of the
+    speed time age profit amount number probability expression solution grid triangle circle
+    rectangle region of the
     """.split()
 )
 
@@ -57,19 +61,24 @@ ALTERING_WORD = re.compile(
     | not | no | none? | never | nor | or | and | but | except | than | from | to | by | if | is
     | isn | are | was | be | wrong | false | incorrect | minus | negative | plus | add | added
     | less | fewer | under | over | above | below | most | least | between | point | base | root
-    | squared | cubed | twice | double | triple | thrice | factorial | power | reciprocal | inverse
-    | opposite | divided | multiplied | multiple | log | ln | sin | cos | tan | sqrt | pi
+    | squared | cubed | doubled? | tripled? | halved | increased? | decreased? | reduced | twice
+    | thrice | factorial | power | reciprocal | inverse | opposite | divided | multiplied
+    | multiple | log | ln | sin | cos | tan | sqrt | pi
     """,
     re.VERBOSE,
 )
 
 WORD = re.compile(r"[A-Za-z]+")
+FORMULA = re.compile(
+    r"\$(?![^$]*[a-z]{3} [a-z]{2})[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|[A-Z]{2,}", re.DOTALL
+)
 
 
 @lru_cache(maxsize=4096)  # each question is asked several times
 def words_of(question):
     """Returns the words of a question that may stand beside its answer, in lower case, as a set."""
-    words = {word.lower() for word in WORD.findall(question)}
+    prose = FORMULA.sub(" ", question)
+    words = {word.lower() for word in WORD.findall(prose)}
     return frozenset(word for word in words if len(word) > 1 and not ALTERING_WORD.fullmatch(word))
 
 
@@ -88,23 +97,22 @@ def has_known_form(word, known_words):
     return not known_words.isdisjoint({word, singular, singular.removesuffix("e"), word + "s"})
 
 
-# A name in a formula: x, x_1, x', \theta, f(x), AB, \mathbf{v}, \angle ABC.
-FONT = (
-    r"\\(?:mathbf|mathrm|mathit|mathcal|boldsymbol|bold|vec|hat|overline|overrightarrow)(?![a-z])"
-)
+# Names in a formula: x, x_1, x', \theta, f(x), f^{-1}(x), AB, \mathbf{v}, \angle ABC, (x,y).
+FONT = r"\\(?:mathbf|mathrm|mathit|mathcal|boldsymbol|bold|bf|vec)(?![a-z])"
 GREEK = (
     r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell"
     r"|Delta|Theta|Omega)(?![a-z])"
 )
+NAME_PATTERN = rf"""
+    (?: (?: m\ ?)? \\(?:measured)?angle\ ? \{{?\ ? )?
+    (?: [A-Za-z] | [A-Z]{{2,4}} | {GREEK}
+      | (?: {FONT} | \\(?:hat|overline|overrightarrow)(?![a-z]) )\ ?
+        (?: \{{\ ?[A-Za-z]{{1,3}}\ ?\}} | [A-Za-z] ) )
+    '? (?: _\ ?(?: \w | \{{\w{{1,5}}\}} ) )? '? \}}?
+    (?: (?: \^\{{-1\}} )? \ ?\(\ ?[A-Za-z0-9]{{1,3}}\ ?\) )?
+"""
 NAME = re.compile(
-    rf"""
-    \s* (?: \\angle\ ? )?
-    (?: [A-Za-z] | [A-Z]{{2,4}} | {GREEK} | {FONT}\ ?(?: \{{\ ?[A-Za-z]{{1,3}}\ ?\}} | [A-Za-z] ) )
-    '? (?: _\ ?(?: \w | \{{\w{{1,5}}\}} ) )? '?
-    (?: \ ?\(\ ?[A-Za-z0-9]{{1,3}}\ ?\) )?
-    \s*
-    """,
-    re.VERBOSE,
+    rf"\s* (?: {NAME_PATTERN} | \( {NAME_PATTERN} (?: ,\s? {NAME_PATTERN} )+ \) ) \s*", re.VERBOSE
 )
 MAX_NAME_LENGTH = 60
 

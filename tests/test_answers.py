@@ -493,6 +493,8 @@ def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box
     assert final_answer("so it is \\boxed{3} and no other") == "3 and no other"
     assert boxed("\\boxed{never {closed}") == "never {closed}"
     assert boxed("\\boxed{}") == ""
+    assert final_answer("<answer>\\fbox{3}</answer>") == "3"
+    assert final_answer("<answer>#### 3</answer>").strip() == "3"
 
 
 HOSTILE = [
