@@ -18,13 +18,16 @@ import json
 import os
 import queue
 import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 
 CPU_SECONDS_LIMIT = 0.5  # for one comparison
+MEMORY_LIMIT = 4 * 2**30  # bytes of a worker, on systems that have such a limit
 WALL_SECONDS_LIMIT = 20  # after which a worker is taken to be stopped, and another one is asked
 STARTUP_SECONDS_LIMIT = 60  # for a worker's imports
 MAX_ATTEMPTS = 5
@@ -82,9 +85,10 @@ class Worker:
         self.process = None
 
     def compare(self, answer, gold, tolerance):
-        """Whether two LaTeX formulas are equal, up to a tolerance; False beyond the CPU's limit.
+        """Whether two LaTeX formulas are equal, up to a tolerance; False beyond a limit.
 
-        Raises VerifierError if several processes in a row end or stop without a verdict.
+        A formula that ends several processes in a row is not equal either, if they can compare a
+        plain one. Raises VerifierError if they cannot.
         """
         request = json.dumps([answer, gold, tolerance]) + "\n"
         for _ in range(MAX_ATTEMPTS):
@@ -251,13 +255,15 @@ def serve():
     except Exception as error:  # anything may be wrong with an installation
         print(" ".join(f"{type(error).__name__}: {error}".split()), flush=True)
         return
+    with suppress(ValueError, OSError):  # not every system has this limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     print("ready", flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_LIMIT)  # no handler: it ends this process
         answer, gold, tolerance = json.loads(line)
         try:
             equal = equal_formulas(answer, gold, tolerance)
-        except (MemoryError, ImportError):  # no verdict: this process ends, and another is asked
+        except ImportError:  # no verdict: this process ends, and another one is asked
             raise
         except Exception:  # the parser and sympy raise anything over what they cannot read
             equal = False

@@ -129,6 +129,24 @@ def test_workers_that_never_give_a_verdict_are_an_error_which_is_not_cached(tmp_
     worker.stop()
 
 
+ENDS_OVER_TWOS = """
+import json, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    if "2" in json.loads(line)[0]:
+        sys.exit(1)
+    print("equal", flush=True)
+"""
+
+
+def test_a_formula_that_ends_every_worker_is_not_equal_if_others_are_compared():
+    worker = Worker()
+    worker.command = (sys.executable, "-c", ENDS_OVER_TWOS)
+    assert not worker.compare("2", "2", "0")
+    assert worker.compare("3", "3", "0")
+    worker.stop()
+
+
 def test_math_verify_that_cannot_be_imported_is_an_error_of_one_line(tmp_path, monkeypatch):
     (tmp_path / "math_verify.py").write_text("raise ImportError('a broken\\ninstallation')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
