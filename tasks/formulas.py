@@ -106,6 +106,9 @@ class Worker:
             self.stop()
             if exceeded_limit:
                 return False
+        is_plain = (answer, gold) == ("1", "1")
+        if not is_plain and self.compare("1", "1", "0"):
+            return False
         raise VerifierError(f"the parser of formulas ended {MAX_ATTEMPTS} times without a verdict")
 
     def has_exceeded_limit(self):
