@@ -3,7 +3,8 @@
     python tests/fuzz.py [N] [SEED] [TASK ...]    250,000 each: about half an hour of one core;
                                                   EXPERIMENTS.md has the last result
 
-Before these, all wrong answers of verdict_kinds.py are judged, some 70,000.
+Before these, all wrong answers of verdict_kinds.py are judged, some 70,000, and single signs,
+repeated to 80,000 characters.
 
 Each completion is made from parts whose truth is known: a value, what is written around it, noise.
 A wrong completion that counts as solved is printed. A right one that is missed is only counted,
@@ -11,6 +12,7 @@ since what a verifier does not understand earns nothing. The time is the CPU tim
 alone: math-verify has processes of its own, and a limit of its own.
 """
 
+import itertools
 import random
 import sys
 import time
@@ -312,13 +314,75 @@ def judge_kinds():
     return num_paid
 
 
+REPEATED = (
+    *"{}()[]$^`' \n1aX|&=-",
+    "\\boxed{",
+    "<answer>",
+    "</answer>",
+    "<a>",
+    "1,",
+    "a ",
+    "1 ",
+    "x=",
+    "=1",
+    "0.",
+    ". ",
+    "**",
+    "\\",
+    "\\ ",
+    "\\text{",
+    "\\frac{",
+    "\\quad ",
+    "\\cup",
+    "\\frac{1}{2}",
+    "\\text{1}",
+    "1\n",
+    "Row 1",
+    "is ",
+    "not ",
+)
+FRAMES = (
+    "{}",
+    "<answer>{}</answer>",
+    "<answer>a{}!</answer>",
+    "<answer>\\boxed{{{}}}</answer>",
+    "{0}\\boxed{{12}}{0}",
+    "<answer>1{}",
+)
+
+
+def judge_lengths(name, problem):
+    """Judges one sign repeated to 10, 20, 40 and 80 thousand characters. Returns the slow ones.
+
+    Slow is what takes more than a tenth of a second at 80 thousand characters, and more than three
+    times as long as at 40 thousand.
+    """
+    slow = []
+    longest = 0.0
+    for sign, frame in itertools.product(REPEATED, FRAMES):
+        seconds = []
+        for length in (10_000, 20_000, 40_000, 80_000):
+            text = frame.format(sign * (length // len(sign)))
+            seconds.append(min(score(name, problem, text)[1] for _ in range(2)))
+        longest = max(longest, seconds[-1])
+        if seconds[-1] > 0.1 and seconds[-1] > 3 * seconds[-2]:
+            slow.append((sign, frame, seconds))
+            print("NOT LINEAR", name, repr(sign), repr(frame), seconds, flush=True)
+    print(f"{name}: 80,000 characters take at most {1000 * longest:.0f} ms", flush=True)
+    return slow
+
+
 def main():
     num_paid_of_kinds = judge_kinds()
+    num_slow_lengths = 0
+    for name in sys.argv[3:] or MAKERS:
+        problem, _, _ = MAKERS[name](random.Random(0))
+        num_slow_lengths += len(judge_lengths(name, problem))
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     seed = sys.argv[2] if len(sys.argv) > 2 else "0"
     results = [fuzz_task(name, n // 4, seed) for name in sys.argv[3:] or MAKERS]
     num_paid_wrongly = num_paid_of_kinds + sum(paid_wrongly for paid_wrongly, _ in results)
-    num_slow = sum(slow for _, slow in results)
+    num_slow = num_slow_lengths + sum(slow for _, slow in results)
     print(
         f"no exception, {num_paid_wrongly} wrong ones paid, "
         f"{num_slow} slower than {1000 * CPU_SECONDS_LIMIT:.0f} ms"
