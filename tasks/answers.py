@@ -12,7 +12,7 @@ The readers of answers: expressions.py (countdown), quantities.py (GSM8K), latex
 
 import re
 
-from tasks.words import is_name
+from tasks.words import EQUATION_WORDS, INTRODUCTION_WORDS, are_known, is_name
 
 # ---- which part of a completion is the answer ----------------------------------------------------
 
@@ -31,7 +31,7 @@ def extract_answer(text):
     return unclosed[-1].strip() if unclosed else ""
 
 
-TAG = re.compile(r"<[^<>]*>")
+TAG = re.compile(r"</?[a-z_]{2,}>|<\|[^<>]*\|>|<>")
 # What may stand directly around a box: math delimiters, Markdown, LaTeX's spaces and sizes.
 WRAPPING = r"""
     (?: \s | \$ | \\[][(),;:!] | \*\* | ` | & | [∴→⇒✓✅]
@@ -46,15 +46,17 @@ INTRODUCTION = re.compile(
     r"""
     \b (?: is | are | be | was | were | becomes? | equals? | gives? | yields? | gets? | got | has
          | have | obtain(?:ed)? | finds? | found | that | makes? | costs? | needs? | takes?
-         | earns? | pays? | spends? | saves? | sells? | uses? | weighs? | so | thus | therefore
-         | hence | then | finally | rather | namely | answers? | solutions? | result | expression
-         | total | value | given\ by
-         | giving | buys? | total\ of
+         | earns? | pays? | spends? | saves? | sells? | buys? | uses? | weighs? | so | thus
+         | therefore | hence | then | finally | rather | namely | giving | given\ by
          | (?: equal | comes | amounts | simplifies | reduces | evaluates ) \ to
        ) [,:]? $
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# A line that goes on in the next one: it ends in an operator or in a LaTeX command.
+GOES_ON = re.compile(r"(?:[-+*/=<>^_({,&≠×÷·]|\\[a-zA-Z]+|\\\\) *$")
+# A line that continues a formula from the line before.
+CONTINUES = re.compile(r"\s*(?:[*/^×÷·]|[-+=<>] ?[\\0-9a-z]|\\(?:times|cdot|div|pm|le|ge|ne)\b)")
 NEGATION = re.compile(
     r"(?i)\b(?:not|no|never|cannot|neither|nor|wrong|incorrect|false|unless|except)\b|n['’]t\b"
 )
@@ -70,7 +72,8 @@ BEHIND_BOX = re.compile(
         (?: [²³] | [ ]?\^[ ]?\{{?[23]\}}? )?
     )?
     {WRAPPING}
-    (?: $ | \n | — | [.?] (?= \s | [$*`\\] | $ ) | [,;:] (?= \s+[A-Za-z]{{2}} | $ ) )
+    (?: $ | \n | —\s[A-Za-z] | [.?] (?= \s | [$*`\\] | $ ) 
+      | [,;:] (?= \s+ (?!(?:or|and|but|not)\b) [A-Za-z]{{2}} | $ ) )
     """,
     re.VERBOSE,
 )
@@ -85,7 +88,7 @@ ASKED_FOR = re.compile(
     re.VERBOSE,
 )
 IS_THE_ANSWER = re.compile(
-    r" (?:is|as) (?:the|our|my)(?: final| correct)* (?:answer|solution|result)"
+    r"^ *(?:is|as) (?:the|our|my)(?: final| correct)* (?:answer|solution|result)"
 )
 
 
@@ -102,7 +105,10 @@ def boxed(text):
     end = closing_brace(after)
     inside = after[:end].strip()
 
-    behind = TAG.sub("\n", after[end + 1 : end + 80]).partition("\n")[0]
+    behind = TAG.sub("\n\n", after[end + 1 :].lstrip(" ")[:80])
+    behind, _, next_line = behind.partition("\n")
+    if CONTINUES.match(next_line) and not re.search(r"\$|\\[)\]]", behind):
+        return ""
     behind = IS_THE_ANSWER.sub("", behind, count=1)
     behind_box = BEHIND_BOX.match(behind)
     if not behind_box:
@@ -110,19 +116,41 @@ def boxed(text):
     if behind_box["unit"]:
         inside = f"{inside} {behind_box['unit']}"
 
-    before = before[-300:].removesuffix("\\")
-    line = TAG.sub("\n", before).rpartition("\n")[2]  # a tag ends what stands before it
-    clause = OPENING.sub("", CLAUSE_END.split(line)[-1])
-    clause = TEXT_COMMAND.sub(r" \1 ", clause).rstrip()
+    clause = clause_before(before)
     phrase = clause.rpartition(", ")[2]
     if "boxed{" in phrase:  # and this is one of several boxes
         return ""
     if clause.endswith("="):
-        sides = re.split(r"\$|\\[(\[]|\\\\", clause.replace("&", ""))[-1].split("=")[:-1]
+        first_side, *other_sides = clause.split("=")[:-1]
+        sides = [without_introduction(first_side), *other_sides]
         stated_sides = [side for side in sides if not is_name(side) and not ASKED_FOR.match(side)]
         return "=".join([side for side in stated_sides if side.strip()] + [inside])
-    is_introduced = INTRODUCTION.search(clause) and not NEGATION.search(phrase)
+    has_verb = INTRODUCTION.search(clause) is not None
+    is_heading = are_known(phrase, INTRODUCTION_WORDS) and re.fullmatch("[A-Za-z ,:]*", phrase)
+    negated = phrase if len(phrase.split()) > 2 else clause
+    is_introduced = (has_verb or is_heading) and not NEGATION.search(negated)
     return inside if not clause or is_introduced else ""
+
+
+def clause_before(text):
+    """Returns the clause at the end of a text, without what wraps a formula."""
+    text = TAG.sub("\n", text[-300:].removesuffix("\\"))  # a tag ends what stands before it
+    *lines, clause = text.split("\n")
+    while lines and (GOES_ON.search(lines[-1]) or re.match(r"\s*&?\s*=", clause)):
+        clause = f"{lines.pop()} {clause}"
+    clause = OPENING.sub("", CLAUSE_END.split(clause)[-1])
+    clause = re.sub(
+        r"\\(?:begin|end)\{[a-z]+\*?\}|\$|\\[()\[\]]|\\\\|&", " ", TEXT_COMMAND.sub(r" \1 ", clause)
+    )
+    return " ".join(clause.split())
+
+
+def without_introduction(text):
+    """Returns the first side of an equation without the words before it: of "so we get x", x."""
+    words = text.split()
+    while len(words) > 1 and words[0].strip(",:").lower() in EQUATION_WORDS:
+        words.pop(0)
+    return " ".join(words)
 
 
 def last_box(text):
@@ -192,8 +220,8 @@ THOUSANDS_APART = re.compile(r"(?<![0-9.,])(?<![0-9.,] )([0-9]{1,3}(?: [0-9]{3})
 LATEX_SIGNS = {
     # \text{5 apples} -> 5 apples
     TEXT_COMMAND.pattern: r" \1 ",
-    # 1{,}234 and 1\,234 and 1,\!234 -> 1,234
-    r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)(?=[0-9]{3}(?![0-9]))": ",",
+    # 1{,}234 and 1\,234 and 1,\!234 -> 1234
+    r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)(?=[0-9]{3}(?![0-9]))": "",
     # \dfrac, \tfrac -> \frac
     r"\\[dtc]?frac(?![a-z])": r"\\frac",
     # \frac12 -> \frac{1}{2}, \frac{270}7 -> \frac{270}{7}, \frac\pi4 -> \frac{\pi}{4}

@@ -140,10 +140,10 @@ def same_formula(answer, gold, tolerance="0"):
 
 # ---- the worker's process ------------------------------------------------------------------------
 
-# Digits to which two irrational values have to agree, the second time because exponents may reach a
-# thousand (latex.MAX_EXPONENT): 2^{0.5} is not 2^{0.5} + 10^{-100}.
-DIGITS = (30, 1100)
-NUM_POINTS = 3  # random values of the variables
+# Random values of the variables, and digits to which irrational values have to agree there: first
+# many values of several sizes, so that |x - 10| is not 10 - x; then more digits than exponents may
+# have (latex.MAX_EXPONENT), so that the root of 2 is not the root of 2 plus 10^{-100}.
+POINTS_AND_DIGITS = ((8, 30), (1, 2600))
 
 
 def parse(formula):
@@ -178,8 +178,10 @@ def equal_expressions(answer, gold, tolerance):
     """Whether two sympy expressions have the same value wherever they are tried."""
     return all(
         close(answer_value, gold_value, tolerance, digits)
-        for digits in DIGITS
-        for answer_value, gold_value in values_at_random_points(answer, gold, digits=digits)
+        for num_points, digits in POINTS_AND_DIGITS
+        for answer_value, gold_value in values_at_random_points(
+            answer, gold, num_points=num_points, digits=digits
+        )
     )
 
 
@@ -195,40 +197,45 @@ def equal_relations(answer, gold):
     gold = gold.reversed if isinstance(gold, mirrored) else gold
     if type(answer) is not type(gold):
         return False
+    num_points = POINTS_AND_DIGITS[0][0]
+    digits = POINTS_AND_DIGITS[-1][1]
     pairs = list(
         values_at_random_points(
             answer.lhs - answer.rhs,
             gold.lhs - gold.rhs,
-            digits=DIGITS[-1],
+            num_points=num_points,
+            digits=digits,
         )
     )
     first_answer, first_gold = pairs[0]
-    if first_gold == 0 or len(pairs) < NUM_POINTS:
+    if first_gold == 0 or len(pairs) < num_points:
         return answer == gold
     factor = first_answer / first_gold
     has_direction = not isinstance(answer, Eq | Ne)
     if factor == 0 or (has_direction and not factor > 0):
         return False
     return all(
-        close(answer_value, factor * gold_value, 0, DIGITS[-1])
+        close(answer_value, factor * gold_value, 0, digits - 20)
         for answer_value, gold_value in pairs
     )
 
 
-def values_at_random_points(*expressions, digits):
+def values_at_random_points(*expressions, num_points, digits):
     """Yields the values of expressions, each time with other values of their variables.
 
     A value is exact if it is rational, else it has some more digits than asked for. Variables are
-    real, but for z and w, which stand for complex numbers.
+    of different sizes, some are whole, and all are real, but for z and w, which stand for complex
+    numbers.
     """
     import sympy
 
     variables = sorted(set().union(*(e.free_symbols for e in expressions)), key=str)
     rng = random.Random(0)
-    for _ in range(NUM_POINTS if variables else 1):
+    for i in range(num_points if variables else 1):
+        size = 10 ** (i % 4)
         point = {}
         for variable in variables:
-            point[variable] = sympy.Rational(rng.randint(-999, 999), 100)
+            point[variable] = sympy.Rational(size * rng.randint(-999, 999), 100)
             if str(variable) in ("z", "w"):
                 point[variable] += sympy.I * sympy.Rational(rng.randint(1, 999), 100)
         values = []

@@ -21,7 +21,7 @@ import re
 from functools import lru_cache
 from math import prod
 
-from tasks.answers import TEXT_COMMAND, normalise_signs
+from tasks.answers import TEXT_COMMAND, closing_brace, normalise_signs
 from tasks.expressions import is_balanced
 from tasks.formulas import same_formula
 from tasks.quantities import plain_number
@@ -42,8 +42,10 @@ def equivalent(answer, gold, question_words=frozenset()):
         return False
     if is_words(gold) and same_words(answer, gold):
         return True
-    answer = tidy(answer, question_words)
-    gold = tidy(gold, question_words)
+    # 100,200 is a number, unless 100, 200 in the other text says that there is a list.
+    has_list = re.search("[0-9], +[0-9]", f"{answer} {gold}") is not None
+    answer = tidy(answer, question_words, joins_thousands=not has_list)
+    gold = tidy(gold, question_words, joins_thousands=not has_list)
     return answer == gold or same_answer(answer, gold, question_words)
 
 
@@ -76,7 +78,7 @@ def plain_words(text):
     r"""Returns the words of a text without wrapping: of \textbf{(B)}. it is B."""
     words = TEXT_COMMAND.sub(r"\1", text).replace("$", "").strip(" .")
     words = re.sub(r"^([\"'])(.*)\1$", r"\2", words)
-    words = re.sub(r"^(?:an?|the|option|choice) (?=.)", "", words, flags=re.IGNORECASE)
+    words = re.sub(r"^(?:an?|the|[Oo]ption|[Cc]hoice) (?=.)", "", words)
     return re.sub(r"^\((\w+)\)$", r"\1", words.strip())
 
 
@@ -86,14 +88,19 @@ def plain_words(text):
 LETTER_IN_A_FONT = re.compile(
     rf"{FONT} ?(?:\{{ ?([A-Za-z]|[0-9.]+) ?\}}|([A-Za-z0-9])(?![A-Za-z0-9]))"
 )
+UNIT_OF_ONE_LETTER = re.compile(
+    r"(?<=[0-9)}])(?:\\[,;: ]|[ ~])*\\(?:text|mathrm|mbox) ?\{[~ ]*([mgLshCF]) *\}"
+)
 # Words beside a number without a text command: 12 units, 15 cm^2, about 12.
 WORDS_AT_THE_END = re.compile(r"(?<=[0-9)}⟧]) ([A-Za-z]{2,}[A-Za-z /.]*)(?=(?: ?\^ ?\{?[23]\}?)?$)")
 WORDS_AT_THE_START = re.compile(r"^([A-Za-z]{2,}(?: [A-Za-z]+)*) (?=[-0-9\\])")
 WORDS = re.compile(r"(?<![\\A-Za-z⟦])[A-Za-z](?:[A-Za-z .'()/-]*[A-Za-z.)])?")
 AND_OR = re.compile(r"(?<![A-Za-z\\⟦])(?:and/or|and|or)(?![A-Za-z])")
 THOUSANDS = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
-REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar) ?(?:\{([0-9]+)\}|([0-9]))")
-TIME_OF_DAY = re.compile(r"\b([AaPp])\.? ?[Mm]\b\.?")
+REPEATING = re.compile(
+    r"(?<![0-9!.])(?<![0-9!] )([0-9]*)\.([0-9]*)\\(?:overline|bar) ?(?:\{([0-9]+)\}|([0-9]))"
+)
+TIME_OF_DAY = re.compile(r"\b([AaPp])(?:\. ?)?[Mm]\b\.?")
 ROOT = re.compile("√ ?([0-9]+)")
 PLAIN_COMMANDS = str.maketrans(
     {
@@ -137,13 +144,19 @@ SAME_COMMANDS = {
     r"\\lor(?![a-z])|\\vee(?![a-z])": "⟦or⟧",
     r"\\&": "⟦and⟧",
     # 2516_{8} and (2516)_8 -> 2516_8
-    r"(?<=[0-9A-Za-z)])_ ?\{ ?(\w+) ?\}": r"_\1",
+    r"(?<=[0-9A-Za-z)])(?<!\\log)_ ?\{ ?(\w+) ?\}": r"_\1",
     r"^\(([0-9A-F]+)\)_": r"\1_",
     # \log_2 8 -> \log_{2}8, so that 2 and 8 are not side by side
     r"\\log ?_ ?([0-9a-z]) ?": r"\\log_{\1}",
     # a matrix, however it is written
-    r"\(? ?\\begin\{(?:[pb]?matrix|array)\}(?:\{[clr|]*\})? ?": r"\\begin{pmatrix}",
-    r" ?(?:\\\\ ?)?\\end\{(?:[pb]?matrix|array)\} ?\)?": r"\\end{pmatrix}",
+    r"\( ?\\begin\{(?:matrix|array)\}(?:\{[clr|]*\})?(.*?)\\end\{(?:matrix|array)\} ?\)": (
+        r"\\begin{pmatrix}\1\\end{pmatrix}"
+    ),
+    r"\[ ?\\begin\{(?:matrix|array)\}(?:\{[clr|]*\})?(.*?)\\end\{(?:matrix|array)\} ?\]": (
+        r"\\begin{pmatrix}\1\\end{pmatrix}"
+    ),
+    r"\\begin\{[pb]matrix\} ?": r"\\begin{pmatrix}",
+    r" ?(?:\\\\ ?)?\\end\{[pb]matrix\}": r"\\end{pmatrix}",
     r"\\\\ ?\[[0-9a-z]*\]": r"\\\\",
 }
 SAME_COMMAND_PATTERNS = {re.compile(pattern): sign for pattern, sign in SAME_COMMANDS.items()}
@@ -157,12 +170,13 @@ DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)°")
 
 
 @lru_cache(maxsize=10_000)  # each answer is read for its reward and for `solved`
-def tidy(text, question_words):
+def tidy(text, question_words, joins_thousands=True):
     """Returns a formula with each thing written in one way, and words between ⟦ and ⟧."""
-    text = text.replace("⟦", "").replace("⟧", "")
+    text = without_outer_braces(text.replace("⟦", "").replace("⟧", "").strip())
     text = TIME_OF_DAY.sub(r"\1m", text)
     text = ROOT.sub(r"\\sqrt{\1}", text).translate(PLAIN_COMMANDS)
     if "\\" in text:
+        text = UNIT_OF_ONE_LETTER.sub(r"⟦\1⟧", text)
         text = LETTER_IN_A_FONT.sub(r" \1\2 ", text)
         text = TEXT_COMMAND.sub(lambda match: mark_words(match[1]), text)
         text = text.replace(r"\$", "⟦dollar⟧")
@@ -173,7 +187,7 @@ def tidy(text, question_words):
         words = pattern.search(text)
         if words and are_known(words[1], UNITS | LEADING_WORDS, question_words):
             text = pattern.sub(r"⟦\1⟧", text)
-    if "," in text:
+    if "," in text and joins_thousands:
         text = join_thousands(text)
     if "\\" in text or "_" in text:
         for pattern, sign in SAME_COMMAND_PATTERNS.items():
@@ -181,6 +195,13 @@ def tidy(text, question_words):
     if FUNCTION.search(text):
         text = DEGREES.sub(r"(\1\\frac{\\pi}{180})", text)
     return IDLE_SPACE.sub("", " ".join(text.split()))
+
+
+def without_outer_braces(text):
+    """Returns a text without braces around all of it."""
+    while text.startswith("{") and closing_brace(text[1:]) == len(text) - 2:
+        text = text[1:-1].strip()
+    return text
 
 
 def mark_and_or(words):
@@ -250,7 +271,11 @@ def same_answer(answer, gold, question_words, is_part=False):
             return same_value(answer, gold)
         return any(same_answer(answer, side, question_words) for side in gold.split("="))
     if "=" in answer:
-        sides = [side for side in answer.split("=") if not is_name(side, question_words)]
+        sides = [
+            side
+            for side in answer.split("=")
+            if side.startswith("(") or not is_name(side, question_words)
+        ]
         return 0 < len(sides) < 5 and all(
             same_answer(side, gold, question_words, is_part) for side in sides
         )
@@ -305,11 +330,18 @@ def has_variables(text):
 
 def without_name(text, question_words):
     r"""Returns (name, value): of `x=3` and `x\in[0,1]` the two sides, else (None, text)."""
-    named = re.match(r"([^=]*?)(?:=|\\in(?![a-z]) ?)([^=]+)$", text)
+    named = re.match(r"([^=]*?)(=|\\in(?![a-z]) ?)([^=]+)$", text)
     name = named[1].strip("⟦⟧ ") if named else ""
-    if name and is_name(name, question_words):
-        return name, named[2]
-    return None, text
+    if not name or not is_name(name, question_words):
+        return None, text
+    value = named[3]
+    if named[2] != "=" and not value.startswith(("(", "[", "\\{", "\\mathbb")):
+        return None, text
+    if name.startswith("("):  # (x,y)=(1,2), but not (y,x), and not (x,y)=3
+        letters = [letter for letter in name[1:-1].split(",") if letter.isalpha()]
+        if letters != sorted(letters) or not value.startswith("("):
+            return None, text
+    return name, value
 
 
 def split_outside(pattern, text):
@@ -341,7 +373,8 @@ def several_values(text, question_words):
         return "list", [text]
     are_relations = len(values) > 1 and all(RELATION.search(value) for value in values)
     if are_relations and "⟦and⟧" not in text:
-        return "union", [as_interval(value, question_words)[1] or value for value in values]
+        names = {as_interval(value, question_words)[0] for value in values}
+        return ("union" if len(names) == 1 else "list"), values
     return "list", values
 
 
@@ -433,7 +466,7 @@ def depths(text):
 # ---- a value with a unit -------------------------------------------------------------------------
 
 QUANTITY = re.compile(
-    r"(?P<leading>(?:⟦[^⟧]*⟧)*)(?P<value>[^⟦⟧%°]*)(?P<unit>(?:⟦[^⟧]*⟧|%|°)*(?:\^\{?[23]\}?)?)"
+    r"(?P<leading>(?:⟦[^⟧]*⟧)*)(?P<value>[^⟦⟧%°]*)(?P<unit>[%°]?(?:⟦[^⟧]*⟧)*(?:(?<=⟧)\^\{?[23]\}?)?)"
 )
 SAME_UNIT = {
     "°": "degree",
@@ -457,7 +490,10 @@ SAME_UNIT = {
     "usd": "dollar",
     "rad": "radian",
     "sq": "square",
+    "percentage": "percent",
 }
+# Units that are a scale, so that no other unit may stand beside them: 5 cents, but not $5 cents.
+SCALES = {"percent", "degree", "cent", "dollar", "pound", "euro"}
 
 
 def same_quantity(answer, gold, question_words, is_part):
@@ -466,12 +502,12 @@ def same_quantity(answer, gold, question_words, is_part):
     gold_quantity = QUANTITY.fullmatch(gold)
     if not answer_quantity or not gold_quantity or not answer_quantity["value"]:
         return False
-    if "⟦dollar⟧" in answer_quantity["leading"] and set("%°") & set(answer_quantity["unit"]):
-        return False
     answer_unit = unit_of(answer_quantity)
     gold_unit = unit_of(gold_quantity)
     if answer_unit and answer_unit != gold_unit:
-        is_added = not gold_unit and not is_part
+        words = set(answer_unit.split())
+        is_scale_of_another = len(words) > 1 and words & SCALES
+        is_added = not gold_unit and not is_part and not is_scale_of_another
         if not (is_added and are_known(answer_quantity["unit"], UNITS, question_words)):
             return False
     # Words before the value: the gold's own, or such as do not change it.
@@ -510,9 +546,9 @@ def unit_of(quantity):
         singular = singular if singular in UNITS else word.removesuffix("es")
         singular = SAME_UNIT.get(singular, singular)
         if singular in ("square", "cubic") and len(words) > 1:
-            power = "^2" if singular == "square" else "^3"
+            power += "^2" if singular == "square" else "^3"
         elif singular[0] == "^":
-            power = singular.replace("{", "").replace("}", "")
+            power += singular.replace("{", "").replace("}", "")
         elif singular not in ("old", "left", "more"):
             unit.append(singular)
     return " ".join(unit) + power
@@ -520,8 +556,8 @@ def unit_of(quantity):
 
 def rounds_to(gold, approximation):
     """Whether a decimal number is a value rounded to the digits that it has."""
-    number = re.fullmatch(r"(-?[0-9]+(?:\.([0-9]+))?)(?:⟦[^⟧]*⟧|%|°)*", approximation.strip())
-    if not number:
+    number = re.fullmatch(r"(-?[0-9]+(?:\.([0-9]+))?)((?:⟦[^⟧]*⟧)*)", approximation.strip())
+    if not number or not are_known(number[3], UNITS):
         return False
     tolerance = f"5e-{len(number[2] or '') + 1}"
     gold_quantity = QUANTITY.fullmatch(gold)
@@ -534,7 +570,7 @@ COMMAND = re.compile(r"\\[A-Za-z]+|\\.")
 KNOWN_COMMANDS = re.compile(
     rf"""
     \\(?: frac | sqrt | pi | sin | cos | tan | cot | sec | csc | arcsin | arccos | arctan
-        | log | ln | exp | binom | le | ge | ne | lfloor | rfloor | lceil | rceil | [{{}}]
+        | log | ln | binom | le | ge | ne | lfloor | rfloor | lceil | rceil | [{{}}]
       ) (?![a-z])
     | {GREEK}
     """,
@@ -542,7 +578,9 @@ KNOWN_COMMANDS = re.compile(
 )
 KNOWN_SIGNS = re.compile(r"[A-Za-z0-9.+*/^_(){}\[\]|<>=!, -]*")
 # Two numbers side by side, two signs, nothing between braces, arithmetic with a number base.
-MEANINGLESS = re.compile(r"[0-9.] +[0-9.]|[}!] ?[0-9.]|[-+] ?[-+]|\{ *\}|[0-9)] ?_|[-+*/^_] *$|!!")
+MEANINGLESS = re.compile(
+    r"[0-9.] +[0-9.]|\.[0-9]*\.|[}!] ?[0-9.]|[-+] ?[-+]|\{ *\}|[0-9)] ?_|[-+*/^_] *$|!!"
+)
 SUBSCRIPT_OR_LETTER = re.compile(r"_ ?\{?(\w+)|([A-Za-z])")
 LOGARITHM_BASE = re.compile(r"\\log ?_ ?(\w|\{\w+\})")
 SMALL_FACTORIAL = re.compile(r"(?<![0-9.])[0-9]{1,2}!")
@@ -603,5 +641,7 @@ def is_safe(text):
         and is_balanced(text.replace("\\{", "").replace("\\}", ""))
         and EXPENSIVE.search(text) is None
         and total_exponent <= MAX_EXPONENT
+        and not re.search(r"!|binom|\.0", " ".join(exponents))
+        and text.count("}{") == len(re.findall(r"\\(?:frac|binom)(?![a-z])", text))
         and len(exponents) == text.count("^")
     )

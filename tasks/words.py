@@ -46,6 +46,19 @@ QUANTITIES = set(
     """.split()
 )
 
+# The words of an introduction that has no verb at its end: "final answer:", "for a total of".
+INTRODUCTION_WORDS = (
+    QUANTITIES | LEADING_WORDS | {"our", "my", "we", "get", "giving", "for", "final"}
+)
+
+# The words before an equation: "so we get x = ", "the answer is 3 + 4 = ".
+EQUATION_WORDS = set(
+    """
+    so thus therefore hence then we get have obtain find finally now and that this gives is the
+    answer final which means it follows since because
+    """.split()
+)
+
 # Words of a question that still make another number of the one beside them, as in "3 million".
 ALTERING_WORD = re.compile(
     r"""
@@ -63,7 +76,7 @@ ALTERING_WORD = re.compile(
     | less | fewer | under | over | above | below | most | least | between | point | base | root
     | squared | cubed | doubled? | tripled? | halved | increased? | decreased? | reduced | twice
     | thrice | factorial | power | reciprocal | inverse | opposite | divided | multiplied
-    | multiple | log | ln | sin | cos | tan | sqrt | pi
+    | multiple | without | off | log | ln | sin | cos | tan | sqrt | pi
     """,
     re.VERBOSE,
 )

@@ -346,13 +346,29 @@ def glued_digits():
 
 
 def hand_written():
-    """Yields (task, gold, completion, whether it is right), from verdicts.toml."""
+    """Yields (task, gold, completion, whether it is right), from verdicts.toml.
+
+    Under "math" and "gsm8k" it has answers; under "whole" whole completions, for both tasks; under
+    "lines" such of several lines, with | for a line end.
+    """
+    for section, row in written_rows():
+        for is_right, texts in ((True, row.get("right", [])), (False, row.get("wrong", []))):
+            for text in texts:
+                if section in ("math", "gsm8k"):
+                    yield section, row["gold"], f"<answer>{text}</answer>", is_right
+                    yield section, row["gold"], f"<answer>\\boxed{{{text}}}</answer>", is_right
+                else:
+                    text = text.replace("|", "\n") if section == "lines" else text
+                    for task, tags in itertools.product(("math", "gsm8k"), TAGS):
+                        yield task, row["gold"], tags.format(text), is_right
+
+
+def written_rows():
+    """Yields (section, row) of verdicts.toml."""
     verdicts = tomllib.loads(Path(__file__).with_name("verdicts.toml").read_text("utf-8"))
-    for task, rows in verdicts.items():
+    for section, rows in verdicts.items():
         for row in rows:
-            for is_right, answers in ((True, row.get("right", [])), (False, row.get("wrong", []))):
-                for text, dress in itertools.product(answers, ("{}", "\\boxed{{{}}}")):
-                    yield task, row["gold"], f"<answer>{dress.format(text)}</answer>", is_right
+            yield section, row
 
 
 def moved_by_one(gold):
@@ -366,8 +382,7 @@ def moved_by_one(gold):
 
 def golds_moved_by_one():
     """Yields (task, gold, completion): golds of verdicts.toml, one number of each moved by one."""
-    verdicts = tomllib.loads(Path(__file__).with_name("verdicts.toml").read_text("utf-8"))
-    for task, rows in verdicts.items():
-        for gold in [row["gold"] for row in rows]:
-            for moved in moved_by_one(gold):
-                yield task, gold, f"<answer>\\boxed{{{moved}}}</answer>"
+    for section, row in written_rows():
+        if section in ("math", "gsm8k"):
+            for moved in moved_by_one(row["gold"]):
+                yield section, row["gold"], f"<answer>\\boxed{{{moved}}}</answer>"
