@@ -146,42 +146,108 @@ class DenoiserCalls:
         uniform number for each position, (N,) float64 in [0, 1). (Gumbel noise would need V numbers
         per position.) Cumulated in float64, or a large vocabulary's tail would be rounded away.
         """
+
+        def sample(states, point):  # a function, so that a chunk's tensors end with it
+            logits = self.logits(states).contiguous()  # (n, V), row by row: cumsum is fast so
+            if temperature == 0:
+                token = logits.argmax(dim=-1)  # (n,)
+                return token, torch.zeros(len(token), device=token.device)
+            # In place, for it is large: a logit takes 4 bytes here and 8 in float64.
+            weight = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
+            cumulated = weight.double().cumsum_(dim=-1)
+            total = cumulated[:, -1:]
+            token = torch.searchsorted(cumulated, point.unsqueeze(-1) * total, right=True)
+            token = token.clamp(max=logits.shape[1] - 1)  # (n, 1)
+            logp = (weight.gather(-1, token) / total).log().float()
+            return token.squeeze(-1), logp.squeeze(-1)
+
         size = self.positions_at_once(hidden)
         all_tokens = []
         all_logps = []
         for states, point in zip(hidden.split(size), uniform.split(size), strict=True):
-            logits = self.logits(states).contiguous()  # (n, V), row by row: cumsum is fast so
-            if temperature == 0:
-                token = logits.argmax(dim=-1, keepdim=True)  # (n, 1)
-                logp = torch.zeros_like(token, dtype=torch.float)
-            else:  # in place, for it is large
-                weight = logits.sub_(logits.amax(dim=-1, keepdim=True)).div_(temperature).exp_()
-                cumulated = weight.cumsum(dim=-1, dtype=torch.float64)
-                total = cumulated[:, -1:]
-                token = torch.searchsorted(cumulated, point.unsqueeze(-1) * total, right=True)
-                token = token.clamp(max=logits.shape[1] - 1)
-                logp = (weight.gather(-1, token) / total).log().float()
-            all_tokens.append(token.squeeze(-1))
-            all_logps.append(logp.squeeze(-1))
+            tokens, logps = sample(states, point)
+            all_tokens.append(tokens)
+            all_logps.append(logps)
         return torch.cat(all_tokens), torch.cat(all_logps)
 
-    def token_logp(self, hidden, tokens, temperature) -> torch.Tensor:
-        """Log-probs (N,) of N tokens at N states (N, D). Differentiable.
+    def token_logp(self, hidden, tokens, temperature, state=None) -> torch.Tensor:
+        """Log-probs (N,) of N tokens, each at one of M states (M, D). Differentiable.
 
-        Even then no (N, V) is kept: a chunk's logits are made again when its gradient is due.
+        state   (N,) long, the state that each token is at; None: M = N, one each. However many
+                tokens a state has, its logits are made once.
+
+        No (M, V) is kept for the backward pass. Where the last layer is frozen, as under LoRA, the
+        gradient is computed along with the log-probs (FrozenLayerLogp). Where it learns, a chunk's
+        logits are made again when its gradient is due.
         """
-
-        def score(hidden, tokens):
-            logits = self.logits(hidden) / temperature  # (n, V)
-            return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-
+        if state is None:
+            state = torch.arange(len(tokens), device=tokens.device)
+        head = self.denoiser.get_output_embeddings()
+        is_frozen = head is not None and not any(p.requires_grad for p in head.parameters())
         size = self.positions_at_once(hidden)
-        chunks = list(zip(hidden.split(size), tokens.split(size), strict=True))
-        if len(chunks) == 1 or not torch.is_grad_enabled():
-            return torch.cat([score(states, chunk) for states, chunk in chunks])
-        return torch.cat(
-            [checkpoint(score, states, chunk, use_reentrant=False) for states, chunk in chunks]
-        )
+
+        def score(states, tokens, state):
+            logits = self.logits(states) / temperature  # (m, V)
+            return logits[state, tokens] - logits.logsumexp(dim=-1)[state]
+
+        logps = []
+        places = []  # of each chunk's tokens among the N
+        for first in range(0, len(hidden), size):
+            states = hidden[first : first + size]
+            place = ((state >= first) & (state < first + size)).nonzero().squeeze(1)
+            here = tokens[place]
+            state_here = state[place] - first
+            if is_frozen:
+                logp = FrozenLayerLogp.apply(states, here, state_here, temperature, self)
+            elif torch.is_grad_enabled() and len(hidden) > size:
+                logp = checkpoint(score, states, here, state_here, use_reentrant=False)
+            else:
+                logp = score(states, here, state_here)
+            logps.append(logp)
+            places.append(place)
+        return torch.cat(logps)[torch.cat(places).argsort()]
+
+
+class FrozenLayerLogp(torch.autograd.Function):
+    """Log-probs (N,) of tokens at M states (M, D), where the last layer's weight W is frozen.
+
+    With p the softmax of the logits (W h + bias) / temperature, the gradient of a token's log-prob
+
+        d log p(o) / dh = (W[o] - sum_v p(v) W[v]) / temperature
+
+    has D numbers. The sum is computed while p is there, before the loss is known: all that the loss
+    adds is a factor for each token. So the backward pass needs neither p nor the logits, as in
+    fused cross-entropies (Liger Kernel, arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(context, hidden, tokens, state, temperature, calls):
+        weight = calls.denoiser.get_output_embeddings().weight  # (V, D)
+        logits = calls.logits(hidden)  # (M, V), and from here on in place, for it is large
+        highest, best = logits.max(dim=-1)  # (M,)
+        logits.sub_(highest.unsqueeze(-1)).div_(temperature)
+        token_logit = logits[state, tokens]  # (N,)
+        # Of the total the best token has e^0 = 1, and all others together have `others`.
+        p = logits.exp_()
+        each = torch.arange(len(hidden), device=hidden.device)
+        p[each, best] = 0
+        others = p.sum(dim=-1)  # (M,)
+        if context.needs_input_grad[0]:
+            # W[best] is added apart: a p(best) near 1 would be rounded to 1 in bfloat16.
+            p[each, best] = -others
+            rest = (p.to(weight.dtype) @ weight) / (1 + others.unsqueeze(-1))  # (M, D)
+            context.save_for_backward(weight[best] + rest, weight, tokens, state)
+            context.temperature = temperature
+        return token_logit - others.log1p()[state]
+
+    @staticmethod
+    def backward(context, gradient):  # (N,)
+        mean, weight, tokens, state = context.saved_tensors
+        factor = (gradient / context.temperature).unsqueeze(-1)  # (N, 1)
+        direction = (weight[tokens] - mean[state]) * factor  # (N, D)
+        # Unlike index_add_, this sums in the same order each time on a GPU too.
+        total = torch.zeros_like(mean).index_put_((state,), direction, accumulate=True)  # (M, D)
+        return total, None, None, None, None
 
 
 class LogitsModel(nn.Module):

@@ -21,7 +21,8 @@ same with less work, and is what training uses.
 This file needs torch alone. It asks three things of a policy:
     policy.mask_id                                   the id of [MASK]
     policy.hidden(ids, mask) -> (b, S, D)            one denoiser call; mask None: nothing is padded
-    policy.token_logp(hidden, tokens, temperature)   log-probs (N,) of N tokens at states (N, D)
+    policy.token_logp(hidden, tokens, temperature)   log-probs (N,) of N tokens at states (N, D);
+    policy.token_logp(..., state)                    of M states (M, D), token n at the state[n]-th
 and of a rollout, any dataclass with them: the fields prompt_ids, prompt_mask, completion,
 unmask_step, behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each
 is). `python likelihood.py` shows which token is scored from which state.
@@ -122,7 +123,7 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
     Three savings over the definition: a stage runs only the rows that have a token in it; equal
-    canvases are run once; and logits are made for one position per token, never for (B, L, V).
+    canvases are run once; and logits are made only where a token is scored, once for each state.
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
@@ -159,9 +160,12 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     distinct_mask = None if prompt_mask.all() else distinct[:, S:].bool()
     hidden = policy.hidden(distinct[:, :S], distinct_mask)[:, P:]  # (U, L, D)
 
+    # So tokens at one position of equal canvases share a state, and their logits are made once.
     pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
+    L = hidden.shape[1]
+    place, state = torch.unique(copy[pair] * L + position, return_inverse=True)  # (M,), (N,)
     tokens = rollout.completion[row[pair], position]
-    logp = policy.token_logp(hidden[copy[pair], position], tokens, rollout.temperature)
+    logp = policy.token_logp(hidden[place // L, place % L], tokens, rollout.temperature, state)
     return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), logp)
 
 
@@ -206,7 +210,7 @@ def example():
     p_drawn = (3 + unmask_step) / 10
     policy = SimpleNamespace(mask_id=0)  # a toy: the more tokens it sees, the surer it is
     policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)
-    policy.token_logp = lambda hidden, tokens, temperature: (hidden[:, 0] / 10).log()
+    policy.token_logp = lambda hidden, tokens, temperature, state: (hidden[state, 0] / 10).log()
     values = {
         "prompt_ids": prompt_ids,
         "prompt_mask": prompt_ids > 0,

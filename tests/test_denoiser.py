@@ -4,6 +4,7 @@ calls on everything; both ways in, with models of other kinds of positions.
 
 import math
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from checkpoints import write_checkpoint
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from toy import generator, random_prompts, to_the_end, toy_policy, toy_tokenizer, wide_policy
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
@@ -128,9 +130,11 @@ def test_no_tensor_of_batch_by_length_by_vocabulary_is_made_in_rollout_or_learni
     assert learning.size <= max(2**14, 32 * V) < 4 * 16 * V
 
 
-def test_a_chunks_logits_are_not_kept_for_the_backward_pass(monkeypatch):
+@pytest.mark.parametrize("learns", [True, False], ids=["learns", "frozen"])
+def test_a_chunks_logits_are_not_kept_for_the_backward_pass(monkeypatch, learns):
     monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)
     policy = wide_policy()
+    policy.denoiser.lm_head.requires_grad_(learns)
     hidden = torch.randn(40, 32, generator=generator()).requires_grad_()
     tokens = torch.arange(1, 41)
     sizes = []  # of the tensors that autograd saves
@@ -162,6 +166,96 @@ def test_a_chunked_score_has_the_gradient_of_a_whole_one(monkeypatch):
         results.append([logp.detach()] + [p.grad.clone() for p in policy.denoiser.parameters()])
     for whole, chunked in zip(*results, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-4)
+
+
+# ---- log-probs and their gradient ----------------------------------------------------------------
+
+
+def logp_of_the_whole_softmax(policy, hidden, tokens, temperature, state):
+    """The definition: all logits of every token's own state, in float32, and autograd."""
+    head = policy.denoiser.get_output_embeddings()
+    logits = hidden[state].float() @ head.weight.float().T  # (N, V)
+    if head.bias is not None:
+        logits = logits + head.bias.float()
+    blocked = torch.arange(logits.shape[1]) == policy.mask_id
+    logits = logits.masked_fill(blocked, -torch.inf) / temperature
+    return logits.log_softmax(dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+def policy_with_last_layer(kind, learns, dtype):
+    """A random policy whose last layer is "plain", "biased" or "tied" to the embedding."""
+    policy = wide_policy()
+    model = policy.denoiser
+    if kind == "biased":
+        model.lm_head.bias = nn.Parameter(torch.linspace(-2, 2, 3000))
+    if kind == "tied":
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.to(dtype)
+    model.lm_head.requires_grad_(learns)
+    return policy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("learns", [True, False], ids=["learns", "frozen"])
+@pytest.mark.parametrize("kind", ["plain", "biased", "tied"])
+@pytest.mark.parametrize("chunk", [2**24, 9000], ids=["one-chunk", "chunks"])
+def test_log_probs_and_gradients_are_those_of_the_whole_softmax(
+    monkeypatch, dtype, learns, kind, chunk
+):
+    monkeypatch.setitem(denoiser.CHUNK, "cpu", chunk)
+    policy = policy_with_last_layer(kind, learns, dtype)
+    ids = torch.randint(2, 3000, (2, 10), generator=generator())
+    state = torch.randint(0, 20, (50,), generator=generator(1))  # some have no token, some several
+    tokens = torch.randint(1, 3000, (50,), generator=generator(2))
+    factor = torch.randn(50, generator=generator(3))  # what the loss makes of each log-prob
+    parameters = [p for p in policy.denoiser.parameters() if p.requires_grad]
+    logps = []
+    gradients = []
+    for score in (policy.token_logp, partial(logp_of_the_whole_softmax, policy)):
+        hidden = policy.hidden(ids).flatten(0, 1)  # (20, D)
+        logps.append(score(hidden, tokens, temperature=0.7, state=state))
+        gradients.append(torch.autograd.grad((logps[-1] * factor).sum(), parameters))
+    torch.testing.assert_close(*logps, rtol=1e-5, atol=1e-5)
+    for gradient, right in zip(*gradients, strict=True):
+        error = (gradient.double() - right.double()).norm() / right.double().norm()
+        assert error < (1e-5 if dtype == torch.float32 else 2**-6)
+
+
+def test_the_gradient_of_a_nearly_certain_token_is_not_lost_in_rounding():
+    weight, hidden = half_pair()
+    hidden = (2.5 * hidden).requires_grad_()
+    layer = nn.Linear(64, 300, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer.weight.copy_(weight)
+    model = SimpleNamespace(get_output_embeddings=lambda: layer)
+    calls = denoiser.DenoiserCalls(model, mask_id=0)
+    tokens = (hidden @ weight.T)[:, 1:].argmax(dim=1) + 1
+    logp = calls.token_logp(hidden, tokens, 1.0)
+    logp.sum().backward()
+
+    exact = hidden.detach().double().requires_grad_()
+    logits = (exact @ weight.double().T)[:, 1:]
+    expected = logits.log_softmax(dim=1).gather(1, tokens.unsqueeze(1) - 1).squeeze(1)
+    expected.sum().backward()
+    torch.testing.assert_close(logp.double(), expected, rtol=1e-4, atol=0)
+    certain = (expected > -0.01) & (expected < -1e-4)
+    assert certain.sum() >= 5
+    error = (hidden.grad.double() - exact.grad).norm(dim=1) / exact.grad.norm(dim=1)
+    assert error[certain].max() < 0.02
+
+
+@pytest.mark.parametrize("learns", [True, False], ids=["learns", "frozen"])
+def test_a_frozen_last_layers_logits_are_made_once_a_state(monkeypatch, learns):
+    monkeypatch.setitem(denoiser.CHUNK, "cpu", 9000)
+    policy = wide_policy()
+    policy.denoiser.lm_head.requires_grad_(learns)
+    hidden = torch.randn(20, 32, generator=generator()).requires_grad_()
+    tokens = torch.arange(1, 101)
+    with FlopCounterMode(display=False) as counter:
+        logp = policy.token_logp(hidden, tokens, 0.9, state=torch.arange(20).repeat(5))
+        logp.sum().backward()
+    product = 2 * 20 * 32 * 3000
+    # The logits and the gradient of the states; and if it learns, the logits again and its own.
+    assert counter.get_total_flops() == (4 if learns else 2) * product
 
 
 # ---- a call on a part of the canvas --------------------------------------------------------------

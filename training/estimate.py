@@ -56,14 +56,16 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     # A rollout: a layer's activations or the logits of open positions; and the layers' cache.
     rows = min(config.rollout_batch_size or batch, batch)
     logits = min(CHUNK, rows * (config.block_length or L) * model_config.vocab_size)
-    rollout = max(size * rows * S * 4 * (D + mlp), 20 * logits)
+    rollout = max(size * rows * S * 4 * (D + mlp), 12 * logits)
     if config.cache != "none":
         rollout += size * rows * S * 2 * keys * layers
     # An update: the layers' activations or, with checkpointing, their inputs; and logits.
     rows = min(config.micro_batch_size, batch)
     canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
     layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)
-    logits = 16 * min(CHUNK, rows * L * model_config.vocab_size) + 8 * canvases * S * D
+    logits = min(CHUNK, rows * L * model_config.vocab_size)
+    # Bytes of a logit: a frozen last layer's become probabilities in place, and those bfloat16.
+    logits = (6 if config.lora_rank else 16) * logits + 8 * canvases * S * D
     update = layers * layer + logits
     if config.gradient_checkpointing:
         update = layers * size * canvases * S * D + max(layer, logits)
