@@ -81,7 +81,8 @@ class FixedScores:
     """Log-probs, (B, L) each, that do not change while one inner update runs."""
 
     old: torch.Tensor | None  #         the old policy's; None: the first update, where new is old
-    for_weight: torch.Tensor | None  #  the weight's numerator; None: it is the old policy's
+    for_weight: torch.Tensor | None  #  the weight's numerator; None: it is the old policy's, or no
+    #                                   weights are used
     reference: torch.Tensor | None  #   the base model's; None: no KL
 
     def rows(self, rows):
@@ -99,7 +100,9 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     Returns the step's metrics and a few sampled completions, as dicts for JSON.
     """
     step_began = time.perf_counter()
-    policy.rows_run = 0
+    scorers = [policy] if reference is None else [policy, reference]
+    for scorer in scorers:
+        scorer.rows_run = 0
     G = config.num_generations
     # With several tasks, each step trains on one of them, with that task's own length.
     task, L = mixture.task_for_step(task, step, config.max_completion_length)
@@ -159,14 +162,14 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     metrics |= rollout_metrics(rollout, advantage, G)
     if config.cache != "none":
         one_row = rollout.rows(slice(0, 1))
-        metrics["cache_kl"] = likelihood.cache_kl(policy, one_row, config.micro_batch_size)
+        metrics["cache_kl"] = likelihood.cache_kl(policy, one_row, generator=generator)
     if config.train_target != "sampler":
         metrics |= update_denoiser(
             config, policy, reference, optimizers[0], rollout, advantage, updates
         )
     if config.train_target != "policy":
         metrics |= update_threshold(config, policy, optimizers[1], rollout, advantage)
-    denoiser_rows = distributed.all_reduce_sum(policy.rows_run)
+    denoiser_rows = distributed.all_reduce_sum(sum(scorer.rows_run for scorer in scorers))
     metrics |= cost_metrics(rollout, denoiser_rows, step_began, rollout_ended)
     return metrics, sample_rows(problems, texts, rollout, reward)
 
@@ -230,7 +233,8 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 
     # Scores needed before the weights change. At the first update the new policy still is the old
     # one, so its score serves for both. The weight compares with what was drawn from, so its
-    # numerator masks nothing of the prompt; if no prompt is masked, it is the old score.
+    # numerator masks nothing of the prompt; if no prompt is masked, it is the old score. Without
+    # weights (C = 0) it would be scored for the log alone.
     all_scores = []
     for i, update in enumerate(updates):
         all_scores.append(
@@ -238,7 +242,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 old=score_all(policy, update) if i > 0 else None,
                 for_weight=(
                     score_all(policy, update, mask_prompt=False)
-                    if update.masked_prompt is not None
+                    if update.masked_prompt is not None and config.importance_weight_cap > 0
                     else None
                 ),
                 reference=score_all(reference, update) if reference is not None else None,
@@ -271,13 +275,15 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
         optimizer.step()
 
         old = logp_new if scores.old is None else scores.old
-        metrics |= weight_metrics(
-            old if scores.for_weight is None else scores.for_weight,
-            rollout.behaviour_logp,
-            cap=config.importance_weight_cap,
-            token_mask=rollout.token_mask,
-            must_be_1=likelihood.scored_as_drawn(rollout.unmask_step, update.boundaries),
-        )
+        for_weight = old if scores.for_weight is None else scores.for_weight
+        if update.masked_prompt is None or scores.for_weight is not None:
+            metrics |= weight_metrics(
+                for_weight,
+                rollout.behaviour_logp,
+                cap=config.importance_weight_cap,
+                token_mask=rollout.token_mask,
+                must_be_1=likelihood.scored_as_drawn(rollout.unmask_step, update.boundaries),
+            )
         metrics["grad_norm"] = grad_norm.item()
         history.append(metrics)
     policy.denoiser.eval()

@@ -241,6 +241,8 @@ def step_flop(config, settings, prompt_tokens, calls):
     passes = 2 + settings.gradient_checkpointing + (not settings.lora_rank)
     mu = settings.num_iterations  # the old policy is scored for all updates but the first
     update = canvases * S * (passes * mu + mu - 1)
+    if settings.cache != "none":
+        update += 16 * S  # cache_kl
     return 2 * count_parameters(config)["matrices"] * (rollout + update)
 
 

@@ -367,25 +367,35 @@ def test_what_a_cache_costs_is_measured_against_the_exact_policy(cache):
     with torch.no_grad():
         true = surrogate_logp(policy, cached, torch.arange(1, 7).expand(3, -1))
     expected = (cached.behaviour_logp - true)[cached.token_mask].mean().item()
-    assert cache_kl(policy, cached) == pytest.approx(expected)
-    assert abs(cache_kl(policy, cached)) > 1e-3
+    assert cache_kl(policy, cached, num_states=99) == pytest.approx(expected)
+    assert abs(expected) > 1e-3
 
 
 @pytest.mark.parametrize("stop_at_eos", [False, True])
-def test_what_a_cache_costs_does_not_depend_on_how_many_states_are_run_at_once(stop_at_eos):
+def test_what_a_cache_costs_is_estimated_without_bias_from_a_few_states(stop_at_eos):
     policy = wide_policy()
     (ids, mask) = random_prompts(6, 6, 5)
     decoder = Decoder("eb", 2.0, 6, 0.9, cache="dual", stop_at_eos=stop_at_eos)
     rollout = policy.rollout(ids, mask, 12, decoder, generator(4))
-    T = int(rollout.nfe.max())
+    pairs = {
+        (row, step)
+        for row, steps in enumerate(
+            rollout.unmask_step.masked_fill(~rollout.token_mask, 0).tolist()
+        )
+        for step in steps
+        if step > 0
+    }
+    exact = cache_kl(policy, rollout, num_states=len(pairs))
     calls = calls_of(policy)
-    costs = [cache_kl(policy, rollout, n) for n in (1, 2, 3, T, 64)]
-    assert T > 3 and costs == pytest.approx([costs[-1]] * 5, abs=1e-6)
-    assert len(calls) == T + -(-T // 2) + -(-T // 3) + 2
-    assert max(rows for rows, _, _ in calls[:T]) <= 3  # a state a row at once
+    draws = torch.tensor(
+        [cache_kl(policy, rollout, num_states=4, generator=generator(seed)) for seed in range(300)]
+    )
+    assert all(rows <= 4 for rows, _, _ in calls) and len(pairs) > 12
+    assert abs(exact) > 1e-3 and draws.std() > 1e-3
+    assert abs(draws.mean() - exact) < 4 * draws.std() / len(draws) ** 0.5
 
 
-@pytest.mark.parametrize("states_at_once", [1, 64])
-def test_of_a_rollout_that_drew_on_the_exact_policy_a_cache_costs_nothing(states_at_once):
+@pytest.mark.parametrize("num_states", [2, 64])
+def test_of_a_rollout_that_drew_on_the_exact_policy_a_cache_costs_nothing(num_states):
     rollout = sample(toy_policy(), DECODERS["eb"], 10, length=6, stop_at_eos=True)
-    assert abs(cache_kl(toy_policy(), rollout, states_at_once)) < 1e-5
+    assert abs(cache_kl(toy_policy(), rollout, num_states)) < 1e-5

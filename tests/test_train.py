@@ -11,6 +11,7 @@ from checkpoints import write_checkpoint
 from safetensors.torch import load_file
 from toy import metrics_of, random_tiny
 
+import likelihood
 import train
 from config import Config
 from diffusion_policy import DiffusionPolicy
@@ -174,7 +175,7 @@ def test_masked_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
         assert inner_update.masked_prompt.any()
     masked_prompt = batch.updates[0].masked_prompt
     batch.updates = batch.updates[:1]
-    _, metrics = update(batch, importance_weight_cap=0.0)
+    _, metrics = update(batch)
     # Without masked prompt tokens that is the exact likelihood.
     assert metrics["surrogate_kl"] == pytest.approx(0, abs=1e-5)
     assert metrics["unit_weight_error"] < 1e-5 and metrics["ratio_mean"] == 1.0
@@ -182,6 +183,28 @@ def test_masked_prompt_tokens_are_in_the_ratio_and_not_in_the_weights(batch):
         masked_logp = surrogate_logp(batch.policy, rollout, every_step, masked_prompt)
     difference = (rollout.behaviour_logp - masked_logp)[rollout.token_mask]
     assert difference.mean() > 1e-3 and difference.abs().mean() > 0.01  # it would be seen
+
+
+def test_nothing_is_scored_for_the_log_alone(batch, monkeypatch):
+    scored = []
+
+    def counted(*arguments):
+        scored.append(torch.is_grad_enabled())
+        return surrogate_logp(*arguments)
+
+    monkeypatch.setattr(likelihood, "surrogate_logp", counted)
+    # With two updates: the second's old policy; each one's weights, if there are any; the new ones.
+    update(batch)
+    assert scored == [False, False, False, True, True]
+    scored.clear()
+    _, metrics = update(batch, importance_weight_cap=0.0)
+    assert scored == [False, True, True]
+    assert "surrogate_kl" not in metrics and metrics["grad_norm"] > 0
+    scored.clear()
+    for inner_update in batch.updates:
+        inner_update.masked_prompt = None
+    _, metrics = update(batch, importance_weight_cap=0.0)
+    assert scored == [False, True, True] and metrics["surrogate_kl"] > 0
 
 
 # ---- the run -------------------------------------------------------------------------------------

@@ -29,7 +29,8 @@ METRICS = {
     "completion_length_mean": "tokens per completion, with its end token",
     "threshold_mean": "mean gamma, nats",
     "threshold_std": "its standard deviation over the batch, exploration included",
-    "cache_kl": "KL(rollout || exact policy), nats a token, of one row: what the block cache costs",
+    "cache_kl": "KL(rollout || exact policy), nats a token, of one row's states: what the block cache "
+    "costs, estimated from 16 of them",
     # the model's update
     "loss": "the model's objective, negated; about 0 at the first inner update by construction",
     "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
@@ -47,8 +48,8 @@ METRICS = {
     "threshold_ratio": "new over old density of gamma, last inner update",
     "threshold_clip_fraction": "share of completions whose gamma the clip has switched off",
     # what it took
-    "denoiser_rows": "rows run by the step's denoiser calls, in rollout and scoring; without those "
-    "of a reference model",
+    "denoiser_rows": "rows run by the step's denoiser calls: in the rollout, in scoring, by a "
+    "reference model and for cache_kl",
     "seconds_rollout": "seconds to complete the batch",
     "seconds_update": "seconds to verify it and to learn from it",
     "tokens_per_second": "completion tokens per second of rollout",
