@@ -24,7 +24,7 @@ This file needs torch alone. `python denoiser.py` shows a call and what is read 
 Shapes: b rows, S positions of prompt and completion, N positions of any rows, V words, D wide.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -51,6 +51,7 @@ class DenoiserCalls:
         self.mask_id = mask_id
         self.adapter = adapter
         self.rows_run = 0
+        self.memory = None  # a StateMemory while states are remembered
 
     def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None) -> torch.Tensor:
         """One call without its last layer: ids (b, S) -> last hidden states (b, stop - start, D).
@@ -84,6 +85,43 @@ class DenoiserCalls:
                 use_cache=cache is not None,
             )
         return output.last_hidden_state[:, start - begin :]
+
+    def hidden_of_distinct(self, ids, attention_mask=None, cache=None) -> torch.Tensor:
+        """What `hidden` returns, with equal canvases run once; remembered ones are not run at all.
+
+        All rows of a group are equal at first, and greedy or nearly certain ones stay so. An empty
+        `cache` is filled for every row.
+        """
+        S = ids.shape[1]
+        key = ids
+        if attention_mask is not None:
+            key = torch.cat([ids, attention_mask.long()], dim=1)
+        distinct, copy = torch.unique(key, dim=0, return_inverse=True)  # (U, ...), (b,)
+
+        def run(canvases):
+            mask = None if attention_mask is None else canvases[:, S:].bool()
+            return self.hidden(canvases[:, :S], mask, cache=cache)
+
+        if self.memory is not None and cache is None:
+            return self.memory.states(distinct, run)[copy]
+        if len(distinct) == len(ids):  # all differ: copy nothing
+            return run(key)
+        hidden = run(distinct)
+        if cache is not None:
+            cache.keep(copy)
+        return hidden[copy]
+
+    @contextmanager
+    def remembering_states(self):
+        """A block in which no canvas is run twice: for several decoders of the same prompts.
+
+        The weights must not change in it. With a block cache nothing is remembered.
+        """
+        self.memory = StateMemory()
+        try:
+            yield
+        finally:
+            self.memory = None
 
     def logits(self, hidden, part=slice(0, None)) -> torch.Tensor:
         """hidden (N, D) -> logits (N, v) in float32, of all words or a part, [MASK] BLOCKED."""
@@ -334,6 +372,32 @@ class BlockCache:
 
     def get_mask_sizes(self, query_length, layer=0) -> tuple[int, int]:
         return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
+
+
+class StateMemory:
+    """The last hidden states of canvases that were run, S x D numbers each, on the host.
+
+    Once they fill `max_bytes`, no more are remembered: other canvases are run again.
+    """
+
+    def __init__(self, max_bytes=2**30):
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.state_of = {}  # a canvas, as a tuple -> its states (S, D)
+
+    def states(self, canvases, run) -> torch.Tensor:
+        """canvases (U, ...) long -> (U, S, D). `run` is called with those that are not known."""
+        keys = [tuple(canvas) for canvas in canvases.tolist()]
+        unknown = [i for i, key in enumerate(keys) if key not in self.state_of]
+        new_state_of = {}
+        if unknown:
+            new_states = run(canvases[unknown]).cpu()  # (u, S, D)
+            new_state_of = dict(zip([keys[i] for i in unknown], new_states, strict=True))
+            if self.bytes + new_states.nbytes <= self.max_bytes:
+                self.bytes += new_states.nbytes
+                self.state_of |= new_state_of
+        all_states = self.state_of | new_state_of
+        return torch.stack([all_states[key] for key in keys]).to(canvases.device)
 
 
 class Float32Product(torch.autograd.Function):

@@ -171,12 +171,13 @@ class DiffusionPolicy(DenoiserCalls):
             rows, is_open = window.advance(rows, is_open)  # with a block cache not all rows run
             rows_on_device = rows.to(device)
 
-            # 2. One denoiser call on prompt and completion.
-            hidden = self.run_canvases(
-                canvas[rows_on_device],
-                attention_mask=None if attention_mask is None else attention_mask[rows_on_device],
-                window=window,
-            )  # (b, window.stop - window.start, D)
+            # 2. One denoiser call on prompt and completion, or on the positions of the window.
+            ids = canvas[rows_on_device]
+            mask = None if attention_mask is None else attention_mask[rows_on_device]
+            if window.is_cache_filled:  # every row has keys and values of its own
+                hidden = self.hidden(ids, mask, window.cache, window.start, window.stop)
+            else:
+                hidden = self.hidden_of_distinct(ids, mask, window.cache)  # (b, S, D)
 
             # 3. After the first call the threshold head reads the prompt and sets each row's gamma.
             if threshold is None:
@@ -238,33 +239,6 @@ class DiffusionPolicy(DenoiserCalls):
             prompt_state=prompt_state,
             temperature=decoder.temperature,
         )
-
-    def run_canvases(self, canvas, attention_mask, window) -> torch.Tensor:
-        """The denoiser call of one step: (b, S) tokens -> (b, window.stop - window.start, D).
-
-        Equal canvases are run once and copied: at first all rows of a group are equal, and greedy
-        or nearly certain ones stay so. Under a filled block cache every row has keys and values of
-        its own, and runs.
-        """
-        if window.is_cache_filled:
-            return self.hidden(
-                canvas, attention_mask, cache=window.cache, start=window.start, stop=window.stop
-            )
-        S = canvas.shape[1]
-        key = canvas
-        if attention_mask is not None:
-            key = torch.cat([canvas, attention_mask.long()], dim=1)
-        distinct, copy = torch.unique(key, dim=0, return_inverse=True)  # (U, ...), (b,)
-        if len(distinct) == len(canvas):  # all differ: copy nothing
-            return self.hidden(canvas, attention_mask, cache=window.cache)
-        hidden = self.hidden(
-            distinct[:, :S],
-            None if attention_mask is None else distinct[:, S:].bool(),
-            cache=window.cache,
-        )
-        if window.cache is not None:
-            window.cache.keep(copy)
-        return hidden[copy]
 
     def choose_threshold(self, prompt_state, decoder, uniform) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's gamma and its log-prob: (B,), (B,). nan and 0 where the rule has no gamma."""

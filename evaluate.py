@@ -284,32 +284,33 @@ def measure(options, name):
     samples = options.samples
     problems = [problem for problem in problems for _ in range(samples)]
     rows = []
-    for length in lengths:
-        for decoder in decoders_for(options, length, policy.threshold_head is not None):
-            row = {
-                "name": name,
-                "task": options.task,
-                "data": options.data,
-                "split": options.split,
-                "adapter": options.adapter,
-                "prompt": options.prompt,
-                "shots": options.shots,
-                "samples": samples,
-                "checkpoint": str(options.path),
-                "revision": revision(options.path, policy.denoiser),
-            }
-            row |= evaluate(
-                policy, task, problems, decoder, length, options.batch_size, options.seed
-            )
-            if samples > 1:
-                row |= pass_rates(row["solved_each"], samples)
-            rows.append(row)
-            if options.frontier:
-                print(
-                    f"{name}: {row['decoder']} {row['level']}: {row['solved']:.1%} solved, "
-                    f"NFE {row['nfe']:.2f}",
-                    flush=True,
+    with policy.remembering_states():  # many canvases come under several decoders
+        for length in lengths:
+            for decoder in decoders_for(options, length, policy.threshold_head is not None):
+                row = {
+                    "name": name,
+                    "task": options.task,
+                    "data": options.data,
+                    "split": options.split,
+                    "adapter": options.adapter,
+                    "prompt": options.prompt,
+                    "shots": options.shots,
+                    "samples": samples,
+                    "checkpoint": str(options.path),
+                    "revision": revision(options.path, policy.denoiser),
+                }
+                row |= evaluate(
+                    policy, task, problems, decoder, length, options.batch_size, options.seed
                 )
+                if samples > 1:
+                    row |= pass_rates(row["solved_each"], samples)
+                rows.append(row)
+                if options.frontier:
+                    print(
+                        f"{name}: {row['decoder']} {row['level']}: {row['solved']:.1%} solved, "
+                        f"NFE {row['nfe']:.2f}",
+                        flush=True,
+                    )
     for length in lengths:
         line = [row for row in rows if row["length"] == length]
         if len(line) > 1 and not options.frontier:

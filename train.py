@@ -432,19 +432,20 @@ def measure(config, policy, task, problems, run_dir, name, step):
         flush=True,
     )
     rows = []
-    for decoder in decoders:
-        scores = evaluate(
-            policy,
-            task,
-            problems,
-            decoder,
-            length=config.max_completion_length,
-            batch_size=batch_size * distributed.world_size(),
-            rollout=distributed.rollout,
-        )
-        rows.append({"name": name, "step": step} | scores)
-        if name == "base" and len(rows) == 1:
-            print(describe_base(rows[0]), flush=True)
+    with policy.remembering_states():  # many canvases come at several thresholds
+        for decoder in decoders:
+            scores = evaluate(
+                policy,
+                task,
+                problems,
+                decoder,
+                length=config.max_completion_length,
+                batch_size=batch_size * distributed.world_size(),
+                rollout=distributed.rollout,
+            )
+            rows.append({"name": name, "step": step} | scores)
+            if name == "base" and len(rows) == 1:
+                print(describe_base(rows[0]), flush=True)
     first = problems[:3]
     outcomes = generate(
         policy,

@@ -500,6 +500,70 @@ def test_a_block_is_opened_by_distinct_rows_and_its_cache_has_them_all(cache):
     assert policy.rows_run == 2 + 6 + 2 + 6
 
 
+DECODERS_OF_A_FRONTIER = [
+    to_the_end("eb", 0.3, temperature=0.0),
+    to_the_end("eb", 2.0, temperature=0.0),
+    to_the_end("top_k", 1, temperature=0.0),
+    to_the_end("top_k", 2, temperature=0.0),
+]
+
+
+def greedy_rollouts(policy, lengths=(6, 6, 5)):
+    ids, mask = random_prompts(*lengths)
+    return [policy.rollout(ids, mask, 10, decoder) for decoder in DECODERS_OF_A_FRONTIER]
+
+
+@pytest.mark.parametrize("max_bytes", [2**30, 40_000, 0], ids=["all", "some", "nothing"])
+def test_under_several_decoders_no_remembered_canvas_is_run_twice(monkeypatch, max_bytes):
+    monkeypatch.setattr(denoiser.StateMemory.__init__, "__defaults__", (max_bytes,))
+    policy = wide_policy()
+    expected = greedy_rollouts(policy)
+    rows_of_all = policy.rows_run
+    policy.rows_run = 0
+    canvases = set()  # that were before the denoiser, as (row, state)
+    with policy.remembering_states():
+        rollouts = greedy_rollouts(policy)
+    for rollout, right in zip(rollouts, expected, strict=True):
+        for row in range(3):
+            assert_row_equals(rollout, row, right.rows(slice(row, row + 1)))
+            for t in range(int(rollout.nfe[row])):
+                one = rollout.rows(slice(row, row + 1))
+                state = latent_at(one.completion, one.unmask_step, t, MASK)
+                canvases.add((row, *state[0].tolist()))
+    if max_bytes == 2**30:
+        assert policy.rows_run == len(canvases) < 0.8 * rows_of_all
+    elif max_bytes == 40_000:
+        assert len(canvases) < policy.rows_run < rows_of_all
+    else:
+        assert policy.rows_run == rows_of_all
+
+
+def test_states_are_forgotten_before_the_weights_change():
+    policy = wide_policy()
+    with policy.remembering_states():
+        before = greedy_rollouts(policy)[0]
+    policy.denoiser.lm_head.weight.data.neg_()
+    policy.denoiser.model.norm.weight.data.mul_(0.5)
+    with policy.remembering_states():
+        after = greedy_rollouts(policy)[0]
+    assert not torch.equal(after.completion, before.completion)
+    assert torch.equal(after.completion, greedy_rollouts(policy)[0].completion)
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_with_a_block_cache_nothing_is_remembered(cache):
+    policy = wide_policy()
+    ids, mask = random_prompts(6, 6, 5)
+    decoder = to_the_end("top_k", 2, 4, temperature=0.0, cache=cache)
+    expected = policy.rollout(ids, mask, 8, decoder)
+    policy.rows_run = 0
+    with policy.remembering_states():
+        for _ in range(2):
+            again = policy.rollout(ids, mask, 8, decoder)
+            assert torch.equal(again.completion, expected.completion)
+    assert policy.rows_run == 2 * 3 * 4
+
+
 def test_prompts_of_unlike_length_go_apart_and_come_back_in_order():
     policy = wide_policy()
     ids, mask = random_prompts(5, 30, 6, 30)

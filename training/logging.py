@@ -29,8 +29,8 @@ METRICS = {
     "completion_length_mean": "tokens per completion, with its end token",
     "threshold_mean": "mean gamma, nats",
     "threshold_std": "its standard deviation over the batch, exploration included",
-    "cache_kl": "KL(rollout || exact policy), nats a token, of one row's states: what the block cache "
-    "costs, estimated from 16 of them",
+    "cache_kl": "KL(rollout || exact policy), nats a token: what the block cache costs, estimated "
+    "from 16 states of one row",
     # the model's update
     "loss": "the model's objective, negated; about 0 at the first inner update by construction",
     "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
