@@ -9,6 +9,8 @@ To add a family, add a row. test_loading.py compares its logits with those of th
 architecture.
 """
 
+import atexit
+import gc
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +22,10 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
 )
+
+# Python's last act is to look for garbage among all objects of torch and transformers, for a
+# second. Frozen, they are not looked at: every program that imports this file ends at once.
+atexit.register(gc.freeze)
 
 
 @dataclass
