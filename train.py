@@ -204,9 +204,12 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     """
     B = len(advantage)
     local = distributed.local_rows(B, config.num_generations)
+    size = config.micro_batch_size
+    if size > config.num_generations:  # whole groups: what a group shares is run once
+        size -= size % config.num_generations
     micro_batches = [
-        slice(start, min(start + config.micro_batch_size, local.stop))
-        for start in range(local.start, local.stop, config.micro_batch_size)
+        slice(start, min(start + size, local.stop))
+        for start in range(local.start, local.stop, size)
     ]
 
     def score(scorer, update, rows, mask_prompt=True):

@@ -174,6 +174,7 @@ def printed(capsys, *flags):
 def test_every_part_is_printed_and_what_fits(capsys):
     text = printed(capsys, "LLaDA-8B", "--gpu_gib", "24", "--max_completion_length", "128")
     config = Config(**RECIPES["LLaDA"] | RECIPES["24 GB"] | {"max_completion_length": 128})
+    config = recipe.fit_to_memory(MODELS["LLaDA-8B"], config, {}, 24, prompt_tokens=200)
     for name, gib in estimate_gib(MODELS["LLaDA-8B"], config).items():
         assert f"{name:24}{gib:8.2f}\n" in text
     assert text.startswith(

@@ -1,5 +1,7 @@
 """Which model a bare command trains, and which recipe fits a checkpoint and a GPU."""
 
+from dataclasses import replace
+
 import pytest
 
 from config import Config
@@ -36,7 +38,45 @@ def test_a_recipe_fits_its_card_and_says_what_to_expect(card, shape):
     assert (config.dtype == "4bit") == (shape == "LLaDA-8B" and gib < 40)
     peak = estimate_gib(model_config, config)["peak"]
     line = recipe.describe_expected(model_config, config, gib)
-    assert f"; {peak:.1f} of {gib:.1f} GiB expected (by arithmetic)" in line
+    assert f"; {peak:.1f} of {gib:.1f} GiB expected (by arithmetic), with " in line
+    assert f"--rollout_batch_size {config.rollout_batch_size} --micro_batch_size 12 " in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "gib", "checkpointing", "micro_batch", "rollout_batch"),
+    [
+        ("LLaDA-8B", 23.6, True, 12, 24),
+        ("LLaDA-8B", 44.5, True, 12, 32),
+        ("LLaDA-8B", 79.2, False, 6, 96),
+        ("LLaDA-8B", 139.0, False, 12, 96),
+        ("Qwen3-0.6B", 23.6, False, 12, 96),
+    ],
+)
+def test_what_fits_into_the_memory_is_not_made_twice_nor_in_parts(
+    shape, gib, checkpointing, micro_batch, rollout_batch
+):
+    model_config = recipe.read_model_config(shape)
+    config = Config(**recipe.recipe_for(model_config, gib))
+    fitted = recipe.fit_to_memory(model_config, config, {}, gib)
+    assert fitted == replace(
+        config,
+        gradient_checkpointing=checkpointing,
+        micro_batch_size=micro_batch,
+        rollout_batch_size=rollout_batch,
+    )
+    assert estimate_gib(model_config, fitted, prompt_tokens=400)["peak"] < 0.9 * gib
+
+
+def test_memory_changes_no_flag_and_nothing_without_a_gpu():
+    model_config = recipe.read_model_config("LLaDA-8B")
+    flags = {"gradient_checkpointing": True, "rollout_batch_size": 7, "micro_batch_size": 5}
+    config = Config(**recipe.recipe_for(model_config) | flags)
+    assert recipe.fit_to_memory(model_config, config, flags, 139.0) == config
+    assert recipe.fit_to_memory(model_config, config, {}, None) == config
+    flags = {"micro_batch_size": 12}  # too large for 80 GB without checkpointing
+    config = Config(**recipe.recipe_for(model_config) | flags)
+    fitted = recipe.fit_to_memory(model_config, config, flags, 79.2)
+    assert fitted.gradient_checkpointing and fitted.micro_batch_size == 12
 
 
 @pytest.mark.parametrize("shape", recipe.SHAPES)
@@ -58,4 +98,4 @@ def test_a_run_takes_the_recipe_of_its_model_and_gpu_and_then_its_flags(monkeypa
     assert config.dtype == "4bit" and config.rollout_batch_size == 12 and config.lora_rank == 128
     out = capsys.readouterr().out
     assert "model: GSAI-ML/LLaDA-8B-Instruct (from --model)\n8.0 billion parameters; " in out
-    assert "of 23.6 GiB expected (by arithmetic)\n" in out
+    assert "of 23.6 GiB expected (by arithmetic), with --rollout_batch_size 12 " in out

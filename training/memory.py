@@ -9,7 +9,13 @@ import math
 
 from config import Config, FlagParser, parse_flags
 from training.estimate import count_parameters, estimate_gib
-from training.recipe import SHAPES, largest_batches, read_model_config, recipe_for
+from training.recipe import (
+    SHAPES,
+    fit_to_memory,
+    largest_batches,
+    read_model_config,
+    recipe_for,
+)
 
 
 def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
@@ -74,6 +80,9 @@ def main(arguments=None):
 
         config = Config(**recipe_for(model_config, gpu_gib) | flags)
         check_processes(config, options.processes)
+        config = fit_to_memory(
+            model_config, config, flags, gpu_gib, options.prompt_tokens, options.processes
+        )
         print_memory(model_config, config, options.prompt_tokens, options.processes, gpu_gib)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")

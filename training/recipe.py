@@ -4,6 +4,7 @@ The recipes are in config.py, the arithmetic of memory in estimate.py. torch and
 imported late, so that `python -m training.memory --help` answers at once.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,13 +52,52 @@ def recipe_for(model_config, gpu_gib=None):
     return recipe
 
 
+def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, processes=1):
+    """The config with what a GPU's memory allows, by arithmetic; no result of a run depends on it.
+
+    Gradient checkpointing makes every call of an update once more, so it is off where the update
+    fits without it, if need be in micro-batches of one group. Then as many rows as fit are rolled
+    out at once. Settings among the flags stay. A tenth of the memory is left free.
+    """
+    if gpu_gib is None:
+        return config
+
+    def fits(candidate):
+        peak = estimate_gib(model_config, candidate, prompt_tokens, processes)["peak"]
+        return peak <= 0.9 * gpu_gib
+
+    if "gradient_checkpointing" not in flags:
+        sizes = [config.micro_batch_size]
+        if "micro_batch_size" not in flags:
+            sizes.append(min(config.micro_batch_size, config.num_generations))
+        for size in sizes:
+            without = replace(config, gradient_checkpointing=False, micro_batch_size=size)
+            if fits(replace(without, rollout_batch_size=1)):
+                config = without
+                break
+    if "rollout_batch_size" not in flags:
+        batch = config.prompts_per_step // processes * config.num_generations
+        for parts in range(1, batch + 1):
+            candidate = replace(config, rollout_batch_size=math.ceil(batch / parts))
+            if fits(candidate):
+                return candidate
+    return config
+
+
 def describe_expected(model_config, config, gpu_gib=None):
-    """The line at the start of a run: the model's size and, with a GPU, the memory to expect."""
+    """The line at the start of a run: the model's size and, with a GPU, the memory to expect, and
+    the settings that decide it.
+    """
     size = f"{count_parameters(model_config)['total'] / 1e9:.1f} billion parameters"
     if gpu_gib is None:
         return size
     peak = estimate_gib(model_config, config)["peak"]
-    return f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic)"
+    return (
+        f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic), with "
+        f"--rollout_batch_size {config.rollout_batch_size} "
+        f"--micro_batch_size {config.micro_batch_size} "
+        f"--gradient_checkpointing {str(config.gradient_checkpointing).lower()}"
+    )
 
 
 def largest_batches(model_config, config, gpu_gib, prompt_tokens=200, processes=1):

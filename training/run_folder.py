@@ -71,6 +71,9 @@ def resolve_config(flags):
         gpu = recipe.find_gpu()
         gpu_gib = gpu.gib if gpu else None
         config = Config(**recipe.recipe_for(model_config, gpu_gib) | settings)
+        config = recipe.fit_to_memory(
+            model_config, config, settings, gpu_gib, processes=distributed.world_size()
+        )
         print(recipe.describe_expected(model_config, config, gpu_gib), flush=True)
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
