@@ -86,6 +86,13 @@ class DenoiserCalls:
             )
         return output.last_hidden_state[:, start - begin :]
 
+    def casting_once(self):
+        """A block that casts a float32 adapter that learns to bfloat16 once, not in each call.
+
+        autocast keeps such copies until its outermost block ends. The weights must not change here.
+        """
+        return torch.autocast(self.denoiser.device.type, enabled=False)
+
     def hidden_of_distinct(self, ids, attention_mask=None, cache=None) -> torch.Tensor:
         """What `hidden` returns, with equal canvases run once; remembered ones are not run at all.
 
@@ -108,7 +115,7 @@ class DenoiserCalls:
             return run(key)
         hidden = run(distinct)
         if cache is not None:
-            cache.keep(copy)
+            cache.repeat(copy)
         return hidden[copy]
 
     @contextmanager
@@ -357,12 +364,29 @@ class BlockCache:
             self.values[layer][:, :, part] = values
         return self.keys[layer], self.values[layer]
 
-    def keep(self, rows) -> None:
-        """Drop all but some rows, or repeat some. One tensor at a time: two copies may not fit."""
-        rows = rows.to(self.keys[0].device)
+    def repeat(self, rows) -> None:
+        """Row i becomes what row rows[i] was. One tensor at a time: two copies may not fit."""
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor[rows]
+
+    def keep(self, is_kept) -> torch.Tensor:
+        """Drop rows, is_kept (b,) bool on the host. Returns which row each place has now, (b',).
+
+        The last rows move into the places that become free: only as many are copied as are dropped.
+        """
+        b = len(is_kept)
+        n = int(is_kept.sum())
+        order = torch.arange(b)
+        free = (~is_kept[:n]).nonzero().squeeze(1)
+        moving = n + is_kept[n:].nonzero().squeeze(1)
+        order[free] = moving
+        device = self.keys[0].device
+        for tensors in (self.keys, self.values):
+            for i, tensor in enumerate(tensors):
+                tensor[free.to(device)] = tensor[moving.to(device)]
+                tensors[i] = tensor[:n]
+        return order[:n]
 
     def get_seq_length(self, layer=0) -> int:
         return self.start

@@ -105,17 +105,18 @@ class DiffusionPolicy(DenoiserCalls):
         lengths = prompt_mask.sum(dim=1).tolist()
         batches = batches_by_length(lengths, room=length, max_rows=self.rollout_batch_size)
         parts = []
-        for batch in batches:
-            rows = torch.tensor(batch, device=prompt_ids.device)
-            longest = lengths[batch[0]]
-            parts.append(
-                self.denoise(
-                    prompt_ids=prompt_ids[rows, -longest:],
-                    prompt_mask=prompt_mask[rows, -longest:],
-                    uniform=uniform[rows],
-                    decoder=decoder,
+        with self.casting_once():
+            for batch in batches:
+                rows = torch.tensor(batch, device=prompt_ids.device)
+                longest = lengths[batch[0]]
+                parts.append(
+                    self.denoise(
+                        prompt_ids=prompt_ids[rows, -longest:],
+                        prompt_mask=prompt_mask[rows, -longest:],
+                        uniform=uniform[rows],
+                        decoder=decoder,
+                    )
                 )
-            )
         # Back into the order of the prompts.
         order = torch.tensor(sum(batches, [])).argsort().to(prompt_ids.device)
 
@@ -309,7 +310,7 @@ class BlockWindow:
     def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that run now and their open positions, of all unfinished ones.
 
-        rows (b,) long, is_open (b, L) bool -> the same for b' <= b rows
+        rows (b,) long, ascending, is_open (b, L) bool -> the same for b' <= b rows, in any order
         """
         if self.decoder.cache == "none":
             return rows, is_open
@@ -328,9 +329,12 @@ class BlockWindow:
             return rows, is_open
         self.is_cache_filled = True
         if len(rows) < len(self.cached_rows):
-            still_running = torch.isin(self.cached_rows, rows).nonzero().squeeze(1)
-            self.cache.keep(still_running)
-            self.cached_rows = rows
+            order = self.cache.keep(torch.isin(self.cached_rows, rows))
+            self.cached_rows = self.cached_rows[order]
+        # The rows in the cache's order, which dropping changes.
+        place = torch.searchsorted(rows, self.cached_rows)
+        rows = rows[place]
+        is_open = is_open[place]
         self.start = self.prompt_length + first * block_length
         if self.decoder.cache == "dual":
             self.stop = min(self.start + block_length, self.canvas_length)

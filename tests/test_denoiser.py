@@ -21,6 +21,7 @@ from denoiser import BlockCache, Float32Product, LogitsModel
 from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
 from models.loading import load_denoiser
+from models.lora import add_lora
 
 # ---- what is read off states ---------------------------------------------------------------------
 
@@ -281,10 +282,29 @@ def test_a_part_run_on_fresh_keys_and_values_is_that_part_of_the_whole(
             starts_in_padding = start < 3 and mask is not None  # Dream's row 1 there is padding
             rows = torch.tensor([0, 2]) if starts_in_padding else torch.arange(3)
             torch.testing.assert_close(part[rows], whole[rows, start:stop], rtol=0, atol=1e-5)
-        cache.keep(torch.tensor([2, 0]))
+        order = cache.keep(torch.tensor([True, False, True]))
+        assert order.tolist() == [0, 2]
+        cache.repeat(torch.tensor([1, 0]))
         two = None if mask is None else mask[[2, 0]]
         part = policy.hidden(ids[[2, 0]], two, cache, start, stop)
         torch.testing.assert_close(part, whole[[2, 0], start:stop], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [[0], [4], [0, 1, 2], [1, 3, 4], [0, 1, 2, 3, 4], [2, 4]])
+def test_a_cache_keeps_rows_by_moving_the_last_into_free_places(kept):
+    tensor = torch.arange(10.0).view(5, 2)
+    cache = BlockCache()
+    cache.keys = [tensor.clone(), tensor + 10]
+    cache.values = [tensor + 20, tensor + 30]
+    is_kept = torch.zeros(5, dtype=torch.bool)
+    is_kept[kept] = True
+    storage = cache.keys[0].data_ptr()
+    order = cache.keep(is_kept)
+    assert sorted(order.tolist()) == kept and cache.keys[0].data_ptr() == storage
+    for i, x in enumerate((*cache.keys, *cache.values)):
+        assert torch.equal(x, tensor[order] + 10 * i)
+    moved = [row for place, row in enumerate(order.tolist()) if place != row]
+    assert len(moved) == len([row for row in kept if row >= len(kept)])
 
 
 # ---- the product of the last layer ---------------------------------------------------------------
@@ -387,6 +407,45 @@ def test_unit_weights_of_a_bfloat16_model_err_less_than_with_rounded_logits(
             recorded = rollout.behaviour_logp * rollout.token_mask
             torch.testing.assert_close(as_drawn, recorded, rtol=0, atol=1e-4)
     assert 0.001 < errors[0] < share * errors[1]
+
+
+class Casts(TorchDispatchMode):
+    """How often each of some weights is cast to another type."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.count = dict.fromkeys([weight.data_ptr() for weight in weights], 0)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.count:
+            self.count[args[0].data_ptr()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_a_rollout_casts_a_float32_adapter_once(cache):
+    policy = half_policy(layers=2)
+    policy.denoiser = add_lora(policy.denoiser, rank=2, alpha=4)
+    adapter = [p for p in policy.denoiser.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for i, weight in enumerate(adapter):
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=generator(i)))
+    ids, mask = random_prompts(6, 5)
+    decoder = to_the_end("top_k", 2, 4, cache=cache)
+    rollouts = []
+    for _ in range(2):
+        with Casts(adapter) as casts:
+            rollouts.append(policy.rollout(ids, mask, 8, decoder, generator(1)))
+        assert set(casts.count.values()) == {1} and len(casts.count) == 2 * 2 * 7
+        with torch.no_grad():  # learning in between: the copies are not those of before
+            for weight in adapter:
+                weight.neg_()
+                weight[0] *= -1
+    with Casts(adapter) as casts, torch.no_grad():  # call by call
+        for _ in range(3):
+            policy.hidden(ids)
+    assert set(casts.count.values()) == {3}
+    assert not torch.equal(rollouts[0].behaviour_logp, rollouts[1].behaviour_logp)
 
 
 # ---- other models: plain modules, and absolute positions -----------------------------------------
