@@ -7,10 +7,13 @@
     ours           diffusion_policy.py without a cache: the same tokens by the same random numbers
     prefix, dual   the same with that block cache
     learning       one step's updates of a LoRA adapter: the old policy's score, mu inner updates
+    d1_logp        d1's log-probs and their gradient: one pass, all logits in float32
+    logp_1, _2     likelihood.py's with one stage, the same numbers as d1's, and with two stages
 
 Each row is a process of its own, so its peak memory is its own. Every rollout unmasks equally many
-tokens per step: random weights are never sure, so a threshold would say nothing. What a training
-run takes of a GPU, by arithmetic, is `python -m training.memory`.
+tokens per step: random weights are never sure, so a threshold would say nothing. Seconds are the
+CPU's, where there is no GPU. What a training run takes of a GPU, by arithmetic, is `python -m
+training.memory`; how time and memory grow with each size is `python -m experiments.scaling`.
 
 Shapes: B = P * G rows, L completion tokens, S positions of prompt and completion, V words, D wide.
 """
@@ -102,7 +105,11 @@ METHODS = {  # and the block cache of each
     "prefix": "prefix",
     "dual": "dual",
     "learning": "dual",
+    "d1_logp": "dual",
+    "logp_1": "dual",
+    "logp_2": "dual",
 }
+ROLLOUTS = ("naive", "ours", "prefix", "dual")
 
 
 def parse_flags(arguments=None):
@@ -116,10 +123,13 @@ Measures speed and memory of rollouts and of learning, on random weights.
   naive         LLaDA's loop: every row and position at each step
   ours          diffusion_policy.py without a block cache
   prefix, dual  the same with that block cache
-  learning      the updates of one training step, of a LoRA adapter""",
+  learning      the updates of one training step, of a LoRA adapter
+  d1_logp       d1's log-probs and their gradient: all logits in float32
+  logp_1, _2    the same by likelihood.py, with one stage and with two""",
         epilog="""\
 columns:
-  seconds       of one rollout of the batch, or of one step's updates
+  seconds       of one rollout of the batch, or of one step's updates; the
+                CPU's, or on a GPU by the clock
   tokens_per_s  completion tokens that a rollout draws in a second
   x_naive       tokens_per_s as a multiple of the naive loop's
   same_tokens   the share of tokens that are the naive loop's, by the same
@@ -153,7 +163,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from diffusion_policy import DiffusionPolicy
-from likelihood import draw_boundaries
+from likelihood import draw_boundaries, surrogate_logp
 from models import lora
 from models.device import peak_memory_gib
 from sampler import Decoder
@@ -249,16 +259,19 @@ def measure(shape, method):
 
     if method == "learning":
         work = prepare_updates(config, policy, rollout(), generator)
+    if "logp" in method:
+        work = prepare_log_probs(config, policy, rollout(), method, generator)
+    clock = time.perf_counter if DEVICE == "cuda" else time.process_time
     policy.hidden(prompt_ids[: config.num_generations])  # the first call of a kernel is slow
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
+    began = clock()
     tokens = work()
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     row = {"method": method, "seconds": seconds, "peak_gib": peak_memory_gib()}
-    if method != "learning":
+    if method in ROLLOUTS:
         row["tokens_per_s"] = tokens.numel() / seconds
         row["tokens"] = tokens.tolist()
     return row
@@ -285,6 +298,38 @@ def prepare_updates(config, policy, rollout, generator):
         )
 
     return updates
+
+
+def d1_logp(policy, rollout):
+    """d1's log-probs of all tokens, (B, L): from all [MASK], all (B, L, V) logits in float32."""
+    B, L = rollout.completion.shape
+    canvas = torch.nn.functional.pad(rollout.prompt_ids, (0, L), value=policy.mask_id)
+    hidden = policy.hidden(canvas)[:, -L:]  # (B, L, D)
+    logits = policy.denoiser.get_output_embeddings()(hidden).float()
+    logits[..., policy.mask_id] = -torch.inf
+    logp = -torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1) / rollout.temperature, rollout.completion.flatten(), reduction="none"
+    )
+    return logp.view(B, L)
+
+
+def prepare_log_probs(config, policy, rollout, method, generator):
+    """Puts an adapter onto the policy. Returns the function that computes the log-probs of all
+    tokens and their gradient, and returns the log-probs.
+    """
+    policy.denoiser = lora.add_lora(policy.denoiser, config.lora_rank, config.lora_alpha)
+    stages = 2 if method == "logp_2" else 1
+    boundaries = draw_boundaries(rollout.nfe, stages, generator)
+
+    def log_probs():
+        if method == "d1_logp":
+            logp = d1_logp(policy, rollout)
+        else:
+            logp = surrogate_logp(policy, rollout, boundaries)
+        logp.sum().backward()
+        return logp.detach()
+
+    return log_probs
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from experiments import benchmark
+from sampler import Decoder
 
 TINY = benchmark.SHAPES["tiny"]
 CONFIG = replace(TINY.config, prompts_per_step=2, num_generations=3, num_iterations=2)
@@ -37,9 +39,27 @@ def test_they_do_so_too_where_a_step_unmasks_several(rows):
 def test_each_row_says_how_long_it_took_and_with_how_much_memory(rows):
     for method, row in rows.items():
         assert row["method"] == method and row["seconds"] > 0 and row["peak_gib"] > 0
-        assert ("tokens_per_s" in row) == (method != "learning")
+        assert ("tokens_per_s" in row) == (method in ("naive", "ours", "prefix", "dual"))
     speed = rows["dual"]["tokens_per_s"] * rows["dual"]["seconds"]
     assert speed == pytest.approx(6 * 10)
+
+
+def test_d1s_log_probs_and_their_gradient_are_ours_with_one_stage():
+    results = []
+    for method in ("d1_logp", "logp_1"):
+        policy = benchmark.make_policy(SMALL)
+        ids = torch.randint(3, 100, (6, 5), generator=torch.Generator().manual_seed(0))
+        rollout = policy.rollout(
+            ids, ids > 0, 10, Decoder("top_k", 1, stop_at_eos=False), torch.Generator()
+        )
+        rollout.token_mask[:] = True  # d1 scores behind the end token too
+        work = benchmark.prepare_log_probs(CONFIG, policy, rollout, method, torch.Generator())
+        logp = work()
+        grads = [p.grad for p in policy.denoiser.parameters() if p.grad is not None]
+        results.append((logp, *grads))
+    for d1s, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, d1s, rtol=1e-3, atol=1e-5)
+    assert len(results[0]) > 1
 
 
 def test_a_rollout_is_compared_with_the_naive_one():
