@@ -1,5 +1,9 @@
 """What a new GPU is asked first: `bash tests/gpu.sh`. On a CPU the same at small shape.
 
+    profile     LLaDA-8B's shape: an opening call, a dual call and an update of one micro-batch;
+                which kernels take the time, how many are launched, the share that is products
+    rollouts    12 and 96 rows of that shape with each cache: tokens/s and TFLOP/s
+    updates     96 rows of it, with and without gradient checkpointing, in two micro-batches
     precision   bfloat16 at real depth: importance weights that must be 1, and rollouts with
                 attention's kernel for no mask against its kernel for a mask of padding
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
@@ -8,7 +12,8 @@
     main job    python train.py --task countdown --model tiny: minutes, and the accuracy
     benchmark   experiments/benchmark.py's rows
 
-One table is printed, and gpu.json has the same with device, commit and versions. With 80 GB:
+Each part is a process of its own with a time limit, and is written to gpu.json, with device, commit
+and versions, as soon as it ends. Fifteen minutes in all. With 80 GB:
 
     python tests/gpu.py --shape 8b --parts run "run 4bit"
                 LLaDA-8B's shape, layout and recipe, one step of 2 inner updates; its base in NF4,
@@ -18,13 +23,18 @@ One table is printed, and gpu.json has the same with device, commit and versions
 # ruff: noqa: E402 (the root of the project has to be on the path first)
 
 import argparse
+import gc
 import json
+import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +43,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch.profiler import ProfilerActivity
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +53,9 @@ from checkpoints import edit_config
 from checkpoints import write_checkpoint as write_small
 
 from config import Config
+from denoiser import BlockCache
 from diffusion_policy import DiffusionPolicy
+from experiments import benchmark
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
 from models.checkpoints import load_policy
 from models.device import device_name
@@ -224,11 +237,13 @@ def train(*flags):
     return time.time() - began, lines
 
 
-def step_flop(config, settings, prompt_tokens, calls):
+def step_flop(config, settings, prompt_tokens, calls, is_useful=False):
     """Floating-point operations of one step, whose completions take so many calls.
 
     2 for each weight and position of a call. A backward pass through a frozen base costs as much as
     a forward pass, through one that learns twice that; checkpointing makes each call once more.
+
+    is_useful   without what only saves memory or is only measured: checkpointing and cache_kl
     """
     B = settings.prompts_per_step * settings.num_generations
     L = settings.max_completion_length
@@ -238,10 +253,11 @@ def step_flop(config, settings, prompt_tokens, calls):
     opening = max(1, L // block) if settings.cache != "none" else 0
     rollout = B * (opening * S + (calls - opening) * part)
     canvases = settings.prompts_per_step + B * (settings.num_stages - 1)
-    passes = 2 + settings.gradient_checkpointing + (not settings.lora_rank)
+    is_made_twice = settings.gradient_checkpointing and not is_useful
+    passes = 2 + is_made_twice + (not settings.lora_rank)
     mu = settings.num_iterations  # the old policy is scored for all updates but the first
     update = canvases * S * (passes * mu + mu - 1)
-    if settings.cache != "none":
+    if settings.cache != "none" and not is_useful:
         update += 16 * S  # cache_kl
     return 2 * count_parameters(config)["matrices"] * (rollout + update)
 
@@ -278,17 +294,155 @@ def random_run(flags, work, name="whole"):
     settings = Config(**json.loads((work / name / "config.json").read_text()))
     calls = whole[-1]["nfe_mean"]
     flop = step_flop(config, settings, P, calls)
+    useful = step_flop(config, settings, P, calls, is_useful=True)
     predicted = estimate_gib(config, settings, P)
     speeds = [speed for key, speed in SPEEDS.items() if key in device_name(DEVICE)]
     return {
         "seconds to the first step": first_step_ends - step[0], "seconds, all": seconds,
         "seconds, first step": step[0], "seconds, last step": step[-1],
         "of it rollout": whole[-1]["seconds_rollout"], "TFLOP of it": flop / 1e12,
-        "MFU": flop / (step[-1] * 1e12 * speeds[0]) if speeds else None,
+        "useful TFLOP": useful / 1e12,
+        "MFU": useful / (step[-1] * 1e12 * speeds[0]) if speeds else None,
         "tokens/s": whole[-1]["tokens_per_second"], "prompt tokens": P, "calls": calls,
         "peak GiB": whole[-1]["peak_memory_gib"],
         "predicted GiB, less the allowance": predicted["peak"] - predicted["allowance"],
     }  # fmt: skip
+
+
+# ---- at LLaDA-8B's shape, without a checkpoint ---------------------------------------------------
+
+
+def shape_of_8b(rows, **settings):
+    """LLaDA-8B's shape on a GPU, a small one on a CPU; `rows` completions, 6 of a prompt."""
+    shape = benchmark.SHAPES["8b" if GPU else "tiny"]
+    config = replace(shape.config, prompts_per_step=rows // 6, num_generations=6, **settings)
+    return replace(shape, config=config)
+
+
+def forward_flop(shape, positions):
+    """Floating-point operations of the layers' products at so many positions."""
+    matrices = (
+        shape.layers
+        * shape.hidden
+        * (
+            2 * shape.hidden
+            + 2 * shape.hidden * shape.key_value_heads // shape.heads
+            + 3 * shape.mlp
+        )
+    )
+    return 2 * matrices * positions
+
+
+def profile():
+    """Where the time of three kinds of work goes, by torch's profiler."""
+    shape = shape_of_8b(rows=12)
+    L = shape.config.max_completion_length
+    block = shape.config.block_length
+    policy = benchmark.make_policy(shape)
+    ids = torch.randint(3, 100, (12, shape.prompt_tokens + L), device=DEVICE)
+    cache = BlockCache()
+    hidden = []
+
+    @torch.no_grad()
+    def opening_call():
+        cache.__init__()
+        hidden[:] = [policy.hidden(ids, cache=cache)]
+
+    @torch.no_grad()
+    def dual_call():
+        start = shape.prompt_tokens
+        states = policy.hidden(ids, cache=cache, start=start, stop=start + block).flatten(0, 1)
+        policy.entropy_and_confidence(states)
+
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    uniform = policy.draw_uniform(12, L, generator)
+    decoder = Decoder("top_k", shape.tokens_per_step, block, stop_at_eos=False, cache="dual")
+    prompts = ids[:, : shape.prompt_tokens]
+    rollout = policy.rollout(prompts, prompts > 0, L, decoder, uniform=uniform)
+    update = benchmark.prepare_updates(
+        replace(shape.config, num_iterations=1), policy, rollout, generator
+    )
+    results = {}
+    for name, work in {"opening": opening_call, "dual": dual_call, "update": update}.items():
+        work()  # the first call of a kernel is slow
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
+        began = time.perf_counter()
+        with torch.profiler.profile(activities=activities) as profiler:
+            work()
+            if GPU:
+                torch.cuda.synchronize()
+        milliseconds = 1000 * (time.perf_counter() - began)
+        events = profiler.key_averages()
+        kernels = {
+            event.key: (event.self_device_time_total if GPU else event.self_cpu_time_total, event)
+            for event in events
+        }
+        total = sum(microseconds for microseconds, _ in kernels.values())
+        is_product = re.compile("gemm|cutlass|nvjet|cublas|aten::(add)?mm|bmm", re.IGNORECASE)
+        products = sum(time for key, (time, _) in kernels.items() if is_product.search(key))
+        launches = sum(event.count for event in events if event.key == "cudaLaunchKernel")
+        results |= {
+            f"{name}, ms": milliseconds,
+            f"{name}, busy ms": total / 1000,
+            f"{name}, share of products": products / total,
+            f"{name}, launches": launches,
+        }
+        for key, (microseconds, event) in sorted(kernels.items(), key=lambda k: -k[1][0])[:8]:
+            results[f"{name}: {key[:60]}"] = f"{microseconds / 1000:.2f} ms, {event.count} times"
+    return results
+
+
+def rollouts():
+    """Tokens and TFLOP a second, of 12 and of 96 rows, with each block cache."""
+    results = {}
+    for rows in (12, 96):
+        for method in ("naive", "ours", "prefix", "dual"):
+            if GPU and rows == 96 and method in ("naive", "ours"):
+                continue  # minutes
+            shape = shape_of_8b(rows)
+            row = benchmark.measure(shape, method)
+            L = shape.config.max_completion_length
+            calls = L // shape.tokens_per_step
+            opening = max(1, L // shape.config.block_length)
+            block = shape.config.block_length
+            S = shape.prompt_tokens + L
+            part = {"naive": S, "ours": S, "prefix": L - L // 2, "dual": block}[method]
+            positions = rows * (opening * S + (calls - opening) * part)
+            flop = forward_flop(shape, positions)
+            results[f"{rows} rows, {method}: tokens/s"] = row["tokens_per_s"]
+            results[f"{rows} rows, {method}: TFLOP/s"] = flop / row["seconds"] / 1e12
+            results[f"{rows} rows, {method}: peak GiB"] = row["peak_gib"]
+            release()
+    return results
+
+
+def updates():
+    """Seconds of one step's updates, with and without checkpointing, in two micro-batches."""
+    results = {}
+    for checkpointing in (True, False):
+        for micro_batch in (6, 12):
+            shape = shape_of_8b(
+                24,
+                num_iterations=1,
+                micro_batch_size=micro_batch,
+                gradient_checkpointing=checkpointing,
+            )
+            row = benchmark.measure(shape, "learning")
+            title = f"24 rows, checkpointing {checkpointing}, micro-batches of {micro_batch}"
+            results[f"{title}: seconds"] = row["seconds"]
+            results[f"{title}: peak GiB"] = row["peak_gib"]
+            release()
+    return results
+
+
+def release():
+    """Give the memory of the last model back."""
+    gc.collect()
+    if GPU:
+        torch.cuda.empty_cache()
+
+
+# ---- the tiny model ------------------------------------------------------------------------------
 
 
 def main_job(work):
@@ -301,18 +455,85 @@ def main_job(work):
     return {"minutes": seconds / 60, "seconds a step": mean, "accuracy": accuracy}
 
 
-def benchmark():
+def benchmark_table():
     command = [sys.executable, "-m", "experiments.benchmark", *([] if GPU else ["--shape", "tiny"])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     return {line[:16].strip(): line[16:].strip() for line in done.stdout.splitlines()}
+
+
+# ---- the parts, one after the other --------------------------------------------------------------
+
+LIMITS = {  # seconds of each part, in this order
+    "profile": 120,
+    "rollouts": 240,
+    "updates": 150,
+    "precision": 60,
+    "run": 120,
+    "stop": 120,
+    "main job": 180,
+    "benchmark": 300,
+    "run 4bit": 300,
+}
+BY_DEFAULT = [name for name in LIMITS if name not in ("benchmark", "run 4bit")]
+
+
+def measure_part(name, shape, work):
+    """One part, in this process: what it measures, as a dict for JSON."""
+    flags = ["--task", "countdown", "--eval_problems", "2", "--frontier", "false", "--steps", "2"]
+    flags += [*RUNS[shape].split(), "--model", work / "model"]
+    if name == "profile":
+        return profile()
+    if name == "rollouts":
+        return rollouts()
+    if name == "updates":
+        return updates()
+    if name == "precision":
+        return precision(work / "model")
+    if name == "run":
+        return random_run(flags, work)
+    if name == "stop":
+        return stopped_run(flags, work)
+    if name == "run 4bit":
+        return random_run([*flags, *IN_4_BITS.split()], work, "4bit")
+    if name == "main job":
+        return main_job(work)
+    return benchmark_table()
+
+
+def measure_apart(name, shape, work):
+    """The same in a process of its own, which is ended with all that it started at its limit."""
+    command = [sys.executable, __file__, "--measure", name, "--shape", shape, "--work", str(work)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, errors = process.communicate(timeout=LIMITS[name])
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return {"failed": f"it took longer than {LIMITS[name]} s"}
+    if process.returncode:
+        return {"failed": (errors.strip().splitlines() or ["?"])[-1][:300]}
+    return json.loads(out.splitlines()[-1])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default="gpu.json")
     parser.add_argument("--shape", choices=SHAPES, default="0.6b" if GPU else "small")
-    parser.add_argument("--parts", nargs="+", help="default: all but `run 4bit`")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=LIMITS,
+        default=BY_DEFAULT,
+        help="default: those of 15 minutes",
+    )
+    parser.add_argument("--measure", choices=LIMITS, help="one part, in this process, as JSON")
+    parser.add_argument("--work", type=Path, help="with --measure: the folder of the checkpoint")
     options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure_part(options.measure, options.shape, options.work)))
+        return 0
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
     )
@@ -322,29 +543,18 @@ def main():
     }  # fmt: skip
     print(" ".join(f"{name} {value}," for name, value in report.items()).rstrip(","))
     work = Path(tempfile.mkdtemp())
-    write_checkpoint(work / "model", options.shape)
-    flags = ["--task", "countdown", "--eval_problems", "2", "--frontier", "false", "--steps", "2"]
-    flags += [*RUNS[options.shape].split(), "--model", work / "model"]
-    parts = {
-        "precision": lambda: precision(work / "model"),
-        "run": lambda: random_run(flags, work), "stop": lambda: stopped_run(flags, work),
-        "run 4bit": lambda: random_run([*flags, *IN_4_BITS.split()], work, "4bit"),
-        "main job": lambda: main_job(work), "benchmark": benchmark,
-    }  # fmt: skip
-    for name in options.parts or [name for name in parts if name != "run 4bit"]:
+    for name in options.parts:
         began = time.time()
-        try:
-            report[name] = parts[name]()
-        except Exception as error:  # the others are still worth their time
-            report[name] = {"failed": " ".join(f"{type(error).__name__}: {error}".split())}
-        title = name if name in ("main job", "benchmark") else f"{name} {options.shape}"
-        print(f"\n{title} ({time.time() - began:.0f} s)")
+        if name in ("precision", "run", "stop", "run 4bit") and not (work / "model").exists():
+            write_checkpoint(work / "model", options.shape)
+        report[name] = measure_apart(name, options.shape, work)
+        print(f"\n{name} ({time.time() - began:.0f} s)")
         for key, value in report[name].items():
             value = f"{value:.4g}" if isinstance(value, float) else value
-            print(f"  {key:36}{value}")
+            print(f"  {key:60} {value}", flush=True)
         Path(options.out).write_text(json.dumps(report, indent=1) + "\n")  # what a stop leaves
     shutil.rmtree(work)
-    return int(any("failed" in report.get(name, {}) for name in parts))
+    return int(any("failed" in report[name] for name in options.parts))
 
 
 if __name__ == "__main__":
