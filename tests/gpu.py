@@ -43,6 +43,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -373,10 +374,12 @@ def profile():
                 torch.cuda.synchronize()
         milliseconds = 1000 * (time.perf_counter() - began)
         events = profiler.key_averages()
-        kernels = {
-            event.key: (event.self_device_time_total if GPU else event.self_cpu_time_total, event)
-            for event in events
-        }
+        kernels = {}  # name -> (microseconds, how many)
+        for event in events:
+            if not GPU:
+                kernels[event.key] = (event.self_cpu_time_total, event.count)
+            elif event.device_type == DeviceType.CUDA:  # an operator has its kernels' time too
+                kernels[event.key] = (event.self_device_time_total, event.count)
         total = sum(microseconds for microseconds, _ in kernels.values())
         is_product = re.compile("gemm|cutlass|nvjet|cublas|aten::(add)?mm|bmm", re.IGNORECASE)
         products = sum(time for key, (time, _) in kernels.items() if is_product.search(key))
@@ -387,8 +390,9 @@ def profile():
             f"{name}, share of products": products / total,
             f"{name}, launches": launches,
         }
-        for key, (microseconds, event) in sorted(kernels.items(), key=lambda k: -k[1][0])[:8]:
-            results[f"{name}: {key[:60]}"] = f"{microseconds / 1000:.2f} ms, {event.count} times"
+        longest = sorted(kernels.items(), key=lambda item: item[1], reverse=True)[:8]
+        for key, (microseconds, count) in longest:
+            results[f"{name}: {key[:60]}"] = f"{microseconds / 1000:.2f} ms, {count} times"
     return results
 
 
