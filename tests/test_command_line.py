@@ -34,7 +34,15 @@ def run_program(tmp_path):
 
 
 def test_the_programs_are_those_of_the_folder():
-    assert PROGRAMS == ["benchmark", "compare", "gradients", "grids", "surrogate", "thresholds"]
+    assert PROGRAMS == [
+        "benchmark",
+        "compare",
+        "gradients",
+        "grids",
+        "scaling",
+        "surrogate",
+        "thresholds",
+    ]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -48,7 +56,7 @@ def test_help_answers_without_torch_in_80_columns(name, run_program):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
-    positional = {"benchmark": [], "grids": ["grid"]}.get(name, ["bases/tiny"])
+    positional = {"benchmark": [], "scaling": [], "grids": ["grid"]}.get(name, ["bases/tiny"])
     done = run_program(name, *positional, "--nonsense", "1")
     assert done.returncode == 2 and not done.stdout
     assert "unknown --nonsense" in done.stderr

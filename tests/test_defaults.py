@@ -29,7 +29,10 @@ COUNTERPARTS = {
     "diffpo_loss.threshold_loss.epsilon": CONFIG.threshold_epsilon,
 }
 # Not a setting's value: a BlockCache.
-OTHER_MEANING = {"denoiser.DenoiserCalls.hidden.cache"}
+OTHER_MEANING = {
+    "denoiser.DenoiserCalls.hidden.cache",
+    "denoiser.DenoiserCalls.hidden_of_distinct.cache",
+}
 
 
 def functions_of(module):
