@@ -6,7 +6,7 @@ import torch
 from experiments import scaling
 from experiments.scaling import Sizes
 
-SMALL = Sizes(L=8, V=50, B=4, T=4, m=2)
+SMALL = Sizes(L=8, V=200, B=4, T=4, m=2)
 
 
 def test_the_exponent_is_the_slope_of_the_last_two_points():
@@ -18,7 +18,7 @@ def test_a_random_rollout_takes_t_steps_of_equally_many_tokens():
     rollout = scaling.random_rollout(SMALL, torch.ones((4, 3), dtype=torch.long), None)
     for steps in rollout.unmask_step:
         assert steps.bincount().tolist() == [0, 2, 2, 2, 2]
-    assert rollout.completion.max() < 50 and rollout.nfe.tolist() == [4] * 4
+    assert rollout.completion.max() < 200 and rollout.nfe.tolist() == [4] * 4
 
 
 @pytest.mark.parametrize("part", scaling.PARTS)
