@@ -240,6 +240,8 @@ CHANGEABLE_ON_RESUME = (
     "shard",
     "save_every",
 )
+# What --resume may name anew: the same content in another place (models/inputs.py).
+MOVABLE_ON_RESUME = ("task", "model", "data")
 
 
 def config_from_json(saved, file):

@@ -45,8 +45,11 @@ from evaluation.tables import (
     print_table,
     shorten_name,
 )
+from models import inputs
 from models.checkpoints import (
+    adapter_base,
     find_checkpoint,
+    is_loadable,
     load_policy,
     read_run_config,
     reads_compact_prompts,
@@ -188,15 +191,19 @@ def resolve_options(path, flags):
         path                of the run, checkpoint or model
         folder              where pictures go: the run's, or the current one
         is_threshold_fixed  the run trained the policy alone: its threshold head has learned nothing
-        may_overlap         the run generated its own problems, and some of --data may be among them
-    Raises ValueError for flags that do not fit.
+        run_data            the file that the run was trained from; "": problems of its task
+        is_new_file         --data is a file that the run was not trained from
+    Raises ValueError for flags that do not fit, and for a run whose data or base has changed.
     """
     path = Path(path)
     from_run = {}
     is_run = find_checkpoint(path) != path
     is_threshold_fixed = False
+    saved_inputs = None
     if is_run:
         config = read_run_config(path)
+        saved_inputs = inputs.read_inputs(path)
+        verify_inputs(path, flags, config, saved_inputs)
         from_run = {name: getattr(config, name) for name in FROM_RUN}
         from_run["max_completion_length"] = [config.max_completion_length]
         is_threshold_fixed = config.train_target == "policy"
@@ -208,16 +215,42 @@ def resolve_options(path, flags):
     options.is_threshold_fixed = is_threshold_fixed
     if not options.task:
         raise ValueError(f"{path} is not a run, which would know its task: give a --task")
-    if options.task != from_run.get("task", options.task):
-        raise ValueError(f"{path} was trained on {from_run['task']}: leave out --task")
     if len(options.max_completion_length) > 1 and (options.frontier or options.trace):
         raise ValueError("--frontier and --trace take one --max_completion_length at a time")
-    is_new_file = options.data and Path(options.data) != Path(from_run.get("data", ""))
-    options.split = options.split or ("all" if is_new_file else "test")
-    options.may_overlap = bool(is_run and is_new_file and not from_run.get("data"))
+    options.run_data = from_run.get("data", "")
+    options.is_new_file = bool(options.data) and options.data != options.run_data
+    if options.is_new_file and saved_inputs:  # the run's own file may have another name by now
+        options.is_new_file = inputs.data_checksum(options.data) != saved_inputs["data"]
+    options.split = options.split or ("all" if options.is_new_file else "test")
+    if options.adapter:
+        verify_adapter(options.adapter, path)
     for level in options.level:  # raises for blocks and caches that do not fit
         make_decoder(options, options.decoder, level)
     return options
+
+
+def verify_inputs(run_dir, flags, config, saved_inputs):
+    """Raises ValueError unless a run's task, data and base are those that it was trained with.
+
+    A task's file is run only if --task names it. --data may name another file.
+    """
+    if "task" in flags:
+        inputs.verify_task(run_dir, flags["task"], config.task, saved_inputs)
+    else:
+        inputs.require_typed_task(run_dir, config.task)
+    if "data" not in flags:
+        inputs.verify_data(run_dir, config.data, saved_inputs)
+    base = adapter_base(find_checkpoint(run_dir))
+    if base and is_loadable(base):  # if it is not, load_policy says so
+        inputs.verify_model(run_dir, base, saved_inputs)
+
+
+def verify_adapter(adapter, base):
+    """Raises ValueError if --adapter is of a run here, and of another base."""
+    folder = find_checkpoint(adapter)
+    run_dir = folder.parent
+    if (run_dir / inputs.INPUTS).is_file():
+        inputs.verify_model(run_dir, str(base), inputs.read_inputs(run_dir))
 
 
 def make_decoder(options, rule, level):
@@ -260,10 +293,13 @@ def load(options):
         problems = sum(task.pools.values(), [])
     else:
         problems = task.problems(options.split, options.trace or options.problems, options.seed)
-    if options.may_overlap:
-        own_task = registry.load_task(options.task, compact)
+    if options.is_new_file and find_checkpoint(options.path) != options.path:
+        own_data = options.run_data if Path(options.run_data).is_file() else ""
         published_prompts.warn_of_training_overlap(
-            problems, own_task, data=options.data, run=options.path
+            problems,
+            task=registry.load_task(options.task, compact, own_data),
+            data=options.data,
+            run=options.path,
         )
     lengths = [L or (task.length if compact else 256) for L in options.max_completion_length]
     policy = load_policy(
@@ -297,7 +333,7 @@ def measure(options, name):
                     "shots": options.shots,
                     "samples": samples,
                     "checkpoint": str(options.path),
-                    "revision": revision(options.path, policy.denoiser),
+                    "revision": revision(policy),
                 }
                 row |= evaluate(
                     policy, task, problems, decoder, length, options.batch_size, options.seed
@@ -327,12 +363,11 @@ def pass_rates(solved_each, samples):
     return {"problems": len(right), "pass_at_k": rates, "pass_at_n": rates[samples]}
 
 
-def revision(path, denoiser):
+def revision(policy):
     """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
-    state = find_checkpoint(path) / "state.pt"
-    if state.is_file():
-        return torch.load(state, map_location="cpu", weights_only=True, mmap=True)["step"]
-    hub_folder = getattr(denoiser, "hub_folder", None)
+    if policy.step is not None:
+        return policy.step
+    hub_folder = getattr(policy.denoiser, "hub_folder", None)
     if hub_folder and hub_folder.parent.name == "snapshots":
         return hub_folder.name
     return None

@@ -48,8 +48,8 @@ from diffpo_loss import (
     weight_metrics,
 )
 from evaluate import evaluate, generate
-from evaluation.summary import GAMMAS, describe_base, print_summary
-from models.checkpoints import read_json
+from evaluation.summary import GAMMAS, describe_base, has_results, print_summary, read_results
+from models import inputs
 from models.device import describe_out_of_memory
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder
@@ -60,6 +60,7 @@ from training.logging import (
     log_step,
     open_tracker,
     print_progress,
+    read_metrics,
     rollout_metrics,
     sample_rows,
 )
@@ -362,7 +363,7 @@ def training_loop(config, task, run_dir, policy, interrupt):
     first_step = checkpoint.load_state(run_dir, optimizers)
     is_main = distributed.is_main_process()
     track = open_tracker(config.report_to if is_main else "none", run_dir, config)
-    history = files.read_log(run_dir / "metrics.jsonl")
+    history = read_metrics(run_dir)
     warned = set()
     bar = tqdm(
         range(first_step, config.steps),
@@ -481,29 +482,30 @@ def measure(config, policy, task, problems, run_dir, name, step):
         return
     # eval.json is written last: if it says that a model was measured, all of it is there.
     for file, new in (("completions", completions), ("frontier", rows), ("eval", table)):
-        path = run_dir / f"{file}.json"
-        old = read_json(path) if name == "trained" else []
-        files.write_json(path, [row for row in old if row["name"] == "base"] + new)
+        old = read_results(run_dir, file) if name == "trained" else []
+        base_rows = [row for row in old if row["name"] == "base"]
+        files.write_json(run_dir / f"{file}.json", base_rows + new)
 
 
 def run(config, run_dir, resume, export):
     """Measure the base, train, measure the trained model, and print the results."""
     policy, task, problems = run_folder.prepare(config, run_dir, resume, export)
-    if distributed.all_reduce_max(not (run_dir / "eval.json").exists()):
-        measure(config, policy, task, problems, run_dir, name="base", step=0)
+    if distributed.all_reduce_max(not has_results(run_dir)):
+        base = run_folder.untrained_policy(config, policy, run_dir)
+        measure(config, base, task, problems, run_dir, name="base", step=0)
     with files.GracefulInterrupt() as interrupt:
         training_loop(config, task, run_dir, policy, interrupt)
     is_main = distributed.is_main_process()
-    measured_step = read_json(run_dir / "eval.json")[-1]["step"] if is_main else 0
+    measured_step = read_results(run_dir, "eval")[-1]["step"] if is_main else 0
     if distributed.all_reduce_max(measured_step) != config.steps:
         measure(config, policy, task, problems, run_dir, name="trained", step=config.steps)
     if not is_main:
         return
     pictures = draw_pictures(config, run_dir)
     print_summary(
-        rows=read_json(run_dir / "eval.json"),
-        frontier=read_json(run_dir / "frontier.json"),
-        completions=read_json(run_dir / "completions.json"),
+        rows=read_results(run_dir, "eval"),
+        frontier=read_results(run_dir, "frontier"),
+        completions=read_results(run_dir, "completions"),
     )
     if export:
         from models.export import export_model
@@ -512,7 +514,8 @@ def run(config, run_dir, resume, export):
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
     print("pictures:", *pictures)
-    print(f"to view completions: python evaluate.py {shlex.quote(str(run_dir))} --trace 2")
+    command = f"python evaluate.py {shlex.quote(str(run_dir))}{inputs.task_flag(config.task)}"
+    print(f"to view completions: {command} --trace 2")
     print(run_dir)
 
 
@@ -523,8 +526,8 @@ def draw_pictures(config, run_dir):
     path = run_dir / "curves.png"
     with files.atomic_write(path) as aside:
         plot_curves(
-            rows=files.read_log(run_dir / "metrics.jsonl"),
-            measured=read_json(run_dir / "eval.json"),
+            rows=read_metrics(run_dir),
+            measured=read_results(run_dir, "eval"),
             title=run_dir.name,
             path=aside,
         )
@@ -532,7 +535,7 @@ def draw_pictures(config, run_dir):
     if config.frontier:
         path = run_dir / "frontier.png"
         with files.atomic_write(path) as aside:
-            plot_frontier(read_json(run_dir / "frontier.json"), aside, title=run_dir.name)
+            plot_frontier(read_results(run_dir, "frontier"), aside, title=run_dir.name)
         paths.append(path)
     return paths
 
@@ -553,7 +556,7 @@ def main(arguments=None):
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
-            hint = f"; go on with: python train.py --resume --run_dir {shlex.quote(str(run_dir))}"
+            hint = f"; go on with: {run_folder.resume_command(run_dir, config)}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:

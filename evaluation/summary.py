@@ -3,8 +3,60 @@
 from textwrap import fill, wrap
 
 from evaluation.tables import WIDTH, printable, shorten
+from models.checkpoints import check_fields, read_rows
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # thresholds of a run's frontier, in nats
+
+# ---- what a run has measured, read back ----------------------------------------------------------
+
+SCORES = {
+    "problems": int,
+    "clusters": int,
+    "solved": float,
+    "solved_low": float,
+    "solved_high": float,
+    "nfe": float,
+    "tokens_per_call": float,
+    "threshold_mean": float,
+    "threshold_std": float,
+}
+ROW = SCORES | {
+    "name": str,
+    "step": int,
+    "level": int | float | str,  # a gamma in nats, or "learned"
+    "length": int,
+    "block_length": int,
+}
+COMPLETION = {
+    "name": str,
+    "question": str,
+    "text": str,
+    "nfe": int,
+    "solved": bool,
+}
+RESULTS = {"eval": ROW, "frontier": ROW, "completions": COMPLETION}
+
+
+def has_results(run_dir):
+    """Whether a run has measured its base: whether all files of RESULTS are there."""
+    return all((run_dir / f"{name}.json").exists() for name in RESULTS)
+
+
+def read_results(run_dir, name):
+    """The rows of a run's eval.json, frontier.json or completions.json. Raises ValueError."""
+    path = run_dir / f"{name}.json"
+    rows = read_rows(path, RESULTS[name])
+    for row in rows:
+        parts = row.get("tasks", {})
+        check_fields(parts, {}, where=f"cannot read {path}: tasks")
+        for task, part in parts.items():
+            check_fields(part, SCORES | {"length": int}, where=f"cannot read {path}: {task}")
+    if not any(row["name"] == "base" for row in rows):
+        raise ValueError(f"cannot read {path} (it has no row of the base)")
+    return rows
+
+
+# ---- what is printed -----------------------------------------------------------------------------
 
 
 def describe_base(row):

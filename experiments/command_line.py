@@ -38,6 +38,16 @@ def run_or_model(path):
     return existing_folder(path)
 
 
+def add_task_file_flag(parser):
+    """Adds --task, for runs whose task is in a file: it is run only if it is named here."""
+    parser.add_argument(
+        "--task",
+        default="",
+        metavar="FILE.py:NAME",
+        help="the runs' task, if it is your own: its file is run only if you name it",
+    )
+
+
 def add_state_flags(parser, name):
     """Adds the flags that gradients.py and surrogate.py share: states, rollouts, where to write.
 
@@ -55,7 +65,8 @@ def add_state_flags(parser, name):
         nargs="+",
         default=[],
         metavar="TASK",
-        help="the tasks to measure a base on, one by one; a run has its own",
+        help="the tasks to measure a base on, one by one; a run has its own, which "
+        "has to be named if it is in a file",
     )
     parser.add_argument(
         "--batches",

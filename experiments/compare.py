@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import existing_folder, exit_status
+from experiments.command_line import add_task_file_flag, existing_folder, exit_status
 
 
 def parse_flags(arguments=None):
@@ -51,6 +51,7 @@ examples:
         metavar="TEXT",
         help="the picture's title: what it shows, in a sentence [the task's name]",
     )
+    add_task_file_flag(parser)
     parser.add_argument(
         "--out",
         default="runs/compare",
@@ -73,17 +74,22 @@ import torch
 
 from config import Config
 from evaluation.metrics import area, bootstrap_weights
-from evaluation.summary import GAMMAS
+from evaluation.summary import GAMMAS, has_results, read_results
 from evaluation.tables import WIDTH, conditions, print_columns
 from experiments.compare_chart import STYLES, plot_comparison
 from experiments.intervals import spread
-from models.checkpoints import read_json, read_run_config, reads_compact_prompts
+from models import inputs
+from models.checkpoints import read_run_config, reads_compact_prompts
 from models.families import one_line
 from tasks import registry
 from training import files
+from training.logging import read_metrics
+from training.run_folder import resume_command
 
 # Runs that differ in one of these were not asked the same problems.
 SHARED_SETTINGS = ("task", "model", "data", "eval_split", "eval_problems")
+# Of these it is the content that counts, wherever it lies (models/inputs.py).
+KNOWN_BY_CONTENT = ("task", "model", "data")
 # Beside the gammas, the points at which groups are compared.
 AS_TRAINED = "as trained"
 AREA = "area"
@@ -96,6 +102,7 @@ class Run:
     path: Path
     seed: int
     settings: dict  # of config.json, all but seed and run_dir
+    inputs: dict  # of inputs.json, for KNOWN_BY_CONTENT; {} if it is missing
     log: list  # the rows of metrics.jsonl
     base: list  # the base's rows of `evaluate`, one for each gamma
     points: dict  # the trained model's: AS_TRAINED, and at each gamma in nats
@@ -118,21 +125,27 @@ def read_run(path):
     """The Run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path = Path(path)
     with one_line(f"{path} is no run: give folders that train.py made"):
-        settings = asdict(read_run_config(path))
-    log = files.read_log(path / "metrics.jsonl")
-    evaluations = read_rows(path / "eval.json")
-    frontier = read_rows(path / "frontier.json")
+        config = read_run_config(path)
+    settings = asdict(config)
+    log = read_metrics(path)
+    evaluations = []
+    frontier = []
+    if has_results(path):
+        evaluations = read_results(path, "eval")
+        frontier = read_results(path, "frontier")
     trained = [row for row in evaluations if row["name"] == "trained"]
     if len(log) < settings["steps"] or not trained:
         raise ValueError(
             f"{path} is not finished ({len(log)} of {settings['steps']} steps): "
-            f"python train.py --resume --run_dir {path}"
+            f"{resume_command(path, config)}"
         )
     base_frontier = [row for row in frontier if row["name"] == "base"]
     trained_frontier = [row for row in frontier if row["name"] == "trained"]
     for rows in (base_frontier, trained_frontier):
         if not set(GAMMAS) <= {row["level"] for row in rows}:
-            raise ValueError(f"{path} was not measured at all gammas: run it with --frontier true")
+            raise ValueError(
+                f"{path} was not measured at all gammas: make a new run, with --frontier true"
+            )
     at_fixed_gammas = {row["level"]: row for row in trained_frontier if row["level"] != "learned"}
     points = {AS_TRAINED: trained[0]} | dict(sorted(at_fixed_gammas.items()))
     for key, rows in {"solved_each": points.values(), "denoiser_rows": log}.items():
@@ -140,12 +153,18 @@ def read_run(path):
             raise ValueError(f"{path} is of an older train.py, without {key}: run it anew")
     seed = settings.pop("seed")
     settings.pop("run_dir")
-    return Run(path, seed, settings, log, base_frontier, points)
+    return Run(path, seed, settings, inputs.read_inputs(path) or {}, log, base_frontier, points)
 
 
-def read_rows(path):
-    """The rows of a JSON file, none where there is no file."""
-    return read_json(path) if path.exists() else []
+def differs(run, other, name):
+    """Whether two runs have another value of a setting; where it names a file, another content."""
+    if name in KNOWN_BY_CONTENT and run.inputs and other.inputs:
+        is_same = run.inputs[name] == other.inputs[name]
+        if name == "task":
+            names = [inputs.bare_names(one.settings["task"]) for one in (run, other)]
+            is_same = is_same and names[0] == names[1]
+        return not is_same
+    return run.settings[name] != other.settings[name]
 
 
 def group_runs(runs):
@@ -154,12 +173,15 @@ def group_runs(runs):
     groups = {}  # {settings: {seed: run}}
     for run in runs:
         for name in SHARED_SETTINGS:
-            if run.settings[name] != first.settings[name]:
+            if differs(run, first, name):
                 raise ValueError(
                     f"{run.path} has {name} = {run.settings[name]!r}, and {first.path} "
                     f"{first.settings[name]!r}: compare runs of one {name}"
                 )
-        group = groups.setdefault(tuple(run.settings.values()), {})
+        telling = {
+            name: value for name, value in run.settings.items() if name not in SHARED_SETTINGS
+        }
+        group = groups.setdefault(tuple(telling.values()), {})
         if run.seed in group:
             twin = group[run.seed]
             raise ValueError(f"{run.path} has settings and seed of {twin.path}: leave one out")
@@ -201,7 +223,9 @@ def labels_by_settings(groups):
     """
     ordered = dict.fromkeys([*FIRST_SETTINGS, *groups[0]])
     differing = [
-        name for name in ordered if any(group[name] != groups[0][name] for group in groups)
+        name
+        for name in ordered
+        if name not in SHARED_SETTINGS and any(group[name] != groups[0][name] for group in groups)
     ]
     all_parts = []
     for group in groups:
@@ -242,9 +266,19 @@ def setting_in_words(name, settings):
     return f"{name} {str(value).lower() if isinstance(value, bool) else value}"
 
 
-def problem_clusters(run):
-    """The cluster of each test problem, from 0 on: (n,). Made again as the run made them."""
+def problem_clusters(run, task=""):
+    """The cluster of each test problem, from 0 on: (n,). Made again as the run made them.
+
+    task: the run's task as it was typed, which one in a file needs. Raises ValueError if the run's
+    data has changed.
+    """
     config = Config(**run.settings)
+    if task:
+        inputs.verify_task(run.path, task, config.task, run.inputs)
+        config.task = task
+    else:
+        inputs.require_typed_task(run.path, config.task)
+    inputs.verify_data(run.path, config.data, run.inputs)
     task = registry.load_task(
         config.task,
         compact=reads_compact_prompts(config.model),
@@ -479,14 +513,17 @@ def difference_table(groups):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def compare(paths, out, title=""):
-    """Prints the tables; writes compare.json and compare.png into a folder. Raises ValueError."""
+def compare(paths, out, title="", task=""):
+    """Prints the tables; writes compare.json and compare.png into a folder. Raises ValueError.
+
+    task: that of the runs, if it is in a file.
+    """
     runs = [read_run(path) for path in paths]
     groups = group_runs(runs)
     first = runs[0]
     all_rows = [row for run in runs for row in [*run.base, *run.points.values()]]
     largest = max(row["nfe"] for row in all_rows)
-    score_runs(runs, problem_clusters(first), largest)
+    score_runs(runs, problem_clusters(first, task), largest)
     gammas = sorted(set.intersection(*(set(run.points) - {AS_TRAINED} for run in runs)))
     report = {name: first.settings[name] for name in SHARED_SETTINGS}
     report["conditions"] = conditions(all_rows)
@@ -516,7 +553,8 @@ def main(arguments=None):
     """The program. Returns its exit status: 0, 2 (bad input), 130 (Ctrl-C)."""
     options = parse_flags(arguments)
     return exit_status(
-        "experiments.compare", lambda: compare(options.paths, options.out, options.title)
+        "experiments.compare",
+        lambda: compare(options.paths, options.out, options.title, options.task),
     )
 
 

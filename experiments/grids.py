@@ -9,7 +9,6 @@ A run that is finished is skipped, one that was stopped goes on: type the same c
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -153,15 +152,15 @@ def make_run(folder, flags):
     folder = Path(folder)
     if is_finished(folder):
         return f"{folder}: finished before"
+    arguments = flags.split()
     if (folder / "config.json").exists():
-        flags = "--resume"
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
+        task = arguments[arguments.index("--task") + 1]
+        arguments = ["--resume", "--task", task]
     log_file = folder.parent.with_name(f"{folder.parent.name}.logs") / f"{folder.name}.txt"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "w", encoding="utf-8") as log:
+    with open(log_file, "a", encoding="utf-8") as log:  # another program may be writing to it
         done = subprocess.run(
-            [sys.executable, "train.py", *flags.split(), "--run_dir", str(folder)],
+            [sys.executable, "train.py", *arguments, "--run_dir", str(folder)],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=ROOT,

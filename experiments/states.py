@@ -16,7 +16,8 @@ import torch
 from config import RECIPES, Config
 from diffpo_loss import group_advantages
 from diffusion_policy import Rollout
-from evaluate import revision
+from evaluate import verify_inputs
+from models import inputs
 from models.checkpoints import (
     find_checkpoint,
     load_policy,
@@ -49,7 +50,7 @@ class State:
     """A model, its task, and the settings it is trained with.
 
     path       a run's folder; or a base: "tiny", a checkpoint's folder, a hub name
-    task_name  the task of a base; None for a run, which has its own
+    task_name  the task of a base; None for a run, which has its own, unless that is in a file
     prompts    P, prompts in a batch; None: as many as in training
 
     All weights have gradients, in float32. A run's adapter is merged into them, so that a base and
@@ -61,6 +62,9 @@ class State:
         is_compact = reads_compact_prompts(path)
         if is_run(path):
             self.config = read_run_config(path)
+            typed = {"task": task_name} if task_name else {}
+            verify_inputs(path, typed, self.config, inputs.read_inputs(path))
+            self.config = replace(self.config, **typed)
         else:
             recipe = RECIPES.get(task_name, {}) if is_compact else RECIPES["LLaDA"]
             self.config = replace(Config(**recipe), task=task_name, model=str(path))
@@ -78,7 +82,7 @@ class State:
             self.policy.denoiser = self.policy.denoiser.merge_and_unload()
         self.policy.denoiser.requires_grad_(True)
         prepare_threshold_head(self.policy, self.config, self.device)
-        self.step = revision(Path(path), self.policy.denoiser) if is_run(path) else 0
+        self.step = self.policy.step or 0
         self.name = f"{self.config.task}, {f'after step {self.step}' if self.step else 'base'}"
 
     def description(self):
@@ -129,7 +133,11 @@ def load_states(paths, task_names, prompts):
     states = []
     for path in paths:
         if is_run(path):
-            states.append(State(path, prompts=prompts))
+            own = read_run_config(path).task
+            named = [
+                task for task in task_names if inputs.bare_names(task) == inputs.bare_names(own)
+            ]
+            states.append(State(path, named[0] if named else None, prompts))
             continue
         if not task_names:
             raise ValueError(f"{path} is no run, which would know its task: give a --task")

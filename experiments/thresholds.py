@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import existing_folder, exit_status
+from experiments.command_line import add_task_file_flag, existing_folder, exit_status
 
 
 def parse_flags(arguments=None):
@@ -36,6 +36,7 @@ and difficulty, and how much more it solves than one fixed gamma at equal NFE.""
         metavar="RUN",
         help="the folder of a run that trained its threshold head",
     )
+    add_task_file_flag(parser)
     parser.add_argument(
         "--out",
         default="runs/thresholds",
@@ -96,8 +97,11 @@ class Measurements:
     nfe: np.ndarray  # (F + 1, N)
 
 
-def measure(path):
-    """The Measurements of a run. Raises ValueError for one without a learned threshold."""
+def measure(path, task=""):
+    """The Measurements of a run. Raises ValueError for one without a learned threshold.
+
+    task: the run's, if it is in a file.
+    """
     path = Path(path)
     config = read_run_config(path)
     if config.train_target == "policy":
@@ -108,6 +112,8 @@ def measure(path):
         "problems": config.eval_problems,
         "split": config.eval_split,
     }
+    if task:
+        flags["task"] = task
     options = evaluate.resolve_options(path, flags)
     policy, task, problems, lengths = evaluate.load(options)
     length = lengths[0]
@@ -393,9 +399,9 @@ def draw_frontier(axis, frontier):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def thresholds(path, out):
+def thresholds(path, out, task=""):
     """Prints the table; writes thresholds.json and thresholds.png. Raises ValueError."""
-    report = {"run": str(path)} | report_on(measure(path))
+    report = {"run": str(path)} | report_on(measure(path, task))
     print_columns(table(report["rows"]))
     print()
     print(fill(describe_gain(report), WIDTH, subsequent_indent="  "))
@@ -413,7 +419,9 @@ def thresholds(path, out):
 def main(arguments=None):
     """The program. Returns its exit status: 0, 2 (bad input), 130 (Ctrl-C)."""
     options = parse_flags(arguments)
-    return exit_status("experiments.thresholds", lambda: thresholds(options.run, options.out))
+    return exit_status(
+        "experiments.thresholds", lambda: thresholds(options.run, options.out, options.task)
+    )
 
 
 if __name__ == "__main__":

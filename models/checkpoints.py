@@ -6,13 +6,16 @@
                  state.pt                                         optimizers and step, for --resume
                  sums.json                                        checksums of all the others
 
-training/checkpoint.py writes it.
+training/checkpoint.py writes it. Whatever reads a run reads it by the functions below: they raise a
+ValueError of one line, which names the file, for anything that a run has not written so.
 """
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 from config import config_from_json
@@ -23,6 +26,8 @@ from models.prompting import end_token_ids
 from sampler import ThresholdHead
 
 CHECKSUMS = "sums.json"  # {file name: its checksum}, in a checkpoint's folder
+NOT_CHECKED = (CHECKSUMS, "README.md")  # a model card may be edited
+LOADING_TRIES = 3  # of a checkpoint that its run replaces meanwhile
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -31,7 +36,45 @@ CHECKSUMS = "sums.json"  # {file name: its checksum}, in a checkpoint's folder
 def read_json(path):
     """The value in a JSON file. Raises ValueError if the file is missing or broken."""
     with one_line(f"cannot read {path}"):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def read_json_object(path):
+    """The dict in a JSON file. Raises ValueError for anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"cannot read {path} (it holds no JSON object)")
+    return value
+
+
+def has_type(value, expected):
+    """Whether a JSON value is of a type. An int is a float too, and a bool is no number."""
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, int | float if expected is float else expected)
+
+
+def check_fields(row, fields, where):
+    """Raises ValueError, beginning with `where`, unless a row is a dict with {field: type}."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is no JSON object")
+    for name, expected in fields.items():
+        if not has_type(row.get(name), expected):
+            type_name = getattr(expected, "__name__", str(expected))
+            raise ValueError(f"{where} has no {name} of type {type_name}")
+
+
+def read_rows(path, fields):
+    """The list of dicts in a JSON file. Each has the `fields`, {name: type}.
+
+    Raises ValueError for a file that is missing or broken, and for a row without a field.
+    """
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise ValueError(f"cannot read {path} (it holds no list of rows)")
+    for number, row in enumerate(rows, start=1):
+        check_fields(row, fields, where=f"cannot read {path}: row {number}")
+    return rows
 
 
 def read_run_config(run_dir):
@@ -39,7 +82,26 @@ def read_run_config(run_dir):
     version of train.py.
     """
     file = Path(run_dir) / "config.json"
-    return config_from_json(read_json(file), file)
+    return config_from_json(read_json_object(file), file)
+
+
+def read_tensors(path):
+    """{name: tensor} of a .safetensors file. Raises ValueError if it is missing or broken."""
+    with one_line(f"cannot read {path}"):
+        return load_file(path)
+
+
+def read_state(folder, mmap=False):
+    """A checkpoint's state.pt: {"step": int, "optimizers": two state dicts}. Raises ValueError.
+
+    mmap: leave the optimizers' tensors on the disk, for who reads the step alone.
+    """
+    file = Path(folder) / "state.pt"
+    with one_line(f"cannot read {file}"):
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        if not has_type(state["step"], int) or not has_type(state["optimizers"], list):
+            raise ValueError("step is no number, or optimizers no list")
+    return state
 
 
 def checksum(path):
@@ -49,12 +111,21 @@ def checksum(path):
 
 
 def verify_checksums(folder):
-    """Raises ValueError, naming the file, unless a checkpoint is as it was written."""
-    if not (folder / CHECKSUMS).is_file():
-        return  # written by an older version, or not by a run
-    for name, expected in read_json(folder / CHECKSUMS).items():
+    """Raises ValueError, naming the file, unless a checkpoint is as it was written.
+
+    A folder without a state.pt was not written by a run, and may have no checksums.
+    """
+    sums_file = folder / CHECKSUMS
+    if not sums_file.is_file():
+        if (folder / "state.pt").exists():
+            raise ValueError(f"{sums_file} is missing: the checkpoint is not as it was written")
+        return
+    saved = read_json_object(sums_file)
+    files = {file.name for file in folder.iterdir() if file.is_file()}
+    for name in sorted((files | saved.keys()) - {*NOT_CHECKED}):
         file = folder / name
-        if not file.is_file() or checksum(file) != expected:
+        is_here = Path(name).name == name and file.is_file()  # no ../
+        if not is_here or name not in saved or checksum(file) != saved[name]:
             raise ValueError(f"{file} is not as it was written")
 
 
@@ -71,12 +142,28 @@ def find_checkpoint(path):
     return path
 
 
+def is_run(path):
+    """Whether a path is the folder of a run, with or without a checkpoint."""
+    return (Path(path) / "config.json").is_file() and (Path(path) / "environment.txt").is_file()
+
+
 def adapter_base(folder):
-    """The name or folder of the model that the adapter in `folder` was trained on, or None."""
+    """The name or folder of the model that the adapter in `folder` was trained on, or None.
+
+    Raises ValueError for an adapter_config.json that is broken or names no base.
+    """
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
-    return read_json(file).get("base_model_name_or_path")
+    base = read_json_object(file).get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"cannot read {file} (base_model_name_or_path is no text)")
+    return base
+
+
+def is_loadable(base):
+    """Whether a model's name is "tiny", a folder that is here, or may be one on the hub."""
+    return base == "tiny" or Path(base).is_dir() or (base.count("/") == 1 and base[0] not in "./")
 
 
 def reads_compact_prompts(name_or_path):
@@ -86,7 +173,7 @@ def reads_compact_prompts(name_or_path):
     if name == "tiny":
         return True
     file = Path(name) / "config.json"
-    return file.is_file() and bool(read_json(file).get("compact_prompts"))
+    return file.is_file() and bool(read_json_object(file).get("compact_prompts"))
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, on_host=False):
@@ -96,16 +183,49 @@ def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, o
     trainable               whether a LoRA adapter's weights require gradients
     adapter                 the folder or hub name of a LoRA adapter to put onto the model
 
-    `path` may also be an adapter's own folder, which names its base. Raises ValueError.
+    `path` may also be an adapter's own folder, which names its base. The policy's `step` is the
+    run's, or None. If a run replaces its checkpoint while it is read, it is read again: all of a
+    policy is of one checkpoint. Raises ValueError.
     """
+    for _ in range(LOADING_TRIES):
+        before = checkpoint_identity(adapter or path)
+        error = None
+        try:
+            policy = load_checkpoint(path, device, dtype, trainable, adapter, on_host)
+        except (ValueError, OSError) as raised:
+            error = raised
+        if checkpoint_identity(adapter or path) == before:
+            if error is not None:
+                raise error
+            return policy
+    raise ValueError(f"{path} is replaced faster than it can be read: copy its checkpoint first")
+
+
+def checkpoint_identity(path):
+    """What changes whenever a run replaces its checkpoint: the checksums' text; None without."""
+    try:
+        return (find_checkpoint(path) / CHECKSUMS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
+    """load_policy of a checkpoint that nobody replaces meanwhile."""
     folder = find_checkpoint(path)
+    if folder == Path(path) and is_run(path):
+        raise ValueError(f"{path} has no checkpoint yet")
     verify_checksums(folder)
     base = adapter_base(folder)
     if base:
-        is_loadable = base == "tiny" or base.count("/") == 1 or Path(base).is_dir()
-        if adapter or not is_loadable:
-            raise ValueError(f"{path} is an adapter of {base}: give BASE_MODEL --adapter {path}")
+        if adapter or not is_loadable(base):
+            raise ValueError(
+                f"{path} is an adapter of {base}: "
+                f"give BASE_MODEL --adapter {shlex.quote(str(folder))}"
+            )
         adapter = folder
+    elif adapter and Path(adapter).is_dir():
+        adapter = find_checkpoint(adapter)
+        verify_checksums(adapter)
 
     denoiser, tokenizer = load_denoiser(base or str(folder), device, dtype, on_host)
     if adapter:
@@ -113,8 +233,13 @@ def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, o
 
         denoiser = load_lora(denoiser, adapter, trainable)
     policy = DiffusionPolicy(denoiser, tokenizer, end_ids=end_token_ids(tokenizer))
-    head_file = Path(adapter or folder) / "threshold_head.safetensors"
+    saved = Path(adapter or folder)
+    head_file = saved / "threshold_head.safetensors"
     if head_file.exists():
         policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
-        policy.threshold_head.load_state_dict(load_file(head_file))
+        with one_line(f"cannot read {head_file}"):
+            policy.threshold_head.load_state_dict(read_tensors(head_file))
+    policy.step = None
+    if (saved / "state.pt").is_file():
+        policy.step = read_state(saved, mmap=True)["step"]
     return policy

@@ -9,7 +9,7 @@ SPG (2025) shows three solved puzzles before a sudoku: --shots 3.
 
 import sys
 
-from tasks.splits import split_of
+from tasks.splits import ProblemsFromFile, split_of
 from tasks.sudoku import DIGITS, UNITS
 from tasks.task import Generated
 
@@ -115,15 +115,22 @@ def drawn_grid(grid):
 def warn_of_training_overlap(problems, task, data, run):
     """Prints how many problems of a new file the run may have met in training.
 
-    problems: those of the file. task: the run's task, without the file; the warning is for tasks
-    that generate their problems. data, run: the paths of the file and of the run, for the message.
+    problems: those of the new file. task: the run's task, with its own file if it was trained from
+    one; the warning is for that, and for tasks that generate their problems. data, run: the paths
+    of the new file and of the run, for the message.
 
     This matters: most grids of d1's and SPG's sudoku files are among those of our training split.
     """
-    if not isinstance(task, Generated):
+    if isinstance(task, ProblemsFromFile):
+        key = getattr(task, "key", task.prompt)
+        trained_keys = {key(problem) for problem in task.pools["train"]}
+        num_shared = sum(key(problem) in trained_keys for problem in problems)
+        shared = "their key"
+    elif isinstance(task, Generated):
+        num_shared = sum(split_of(task.key(problem)) == "train" for problem in problems)
+        shared = "a solution grid" if task.name == "sudoku" else "their numbers"
+    else:
         return
-    num_shared = sum(split_of(task.key(problem)) == "train" for problem in problems)
-    shared = "a solution grid" if task.name == "sudoku" else "their numbers"
     print(
         f"{num_shared} of {len(problems)} problems of {data} share {shared} with problems that "
         f"{run} may have trained on",

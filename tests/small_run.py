@@ -3,6 +3,9 @@
 import pytest
 
 import train
+from models.inputs import INPUTS, input_checksums
+from training.files import write_json
+from training.run_folder import create_run, write_config
 
 SMALL_RUN = [
     *("--task", "countdown"),
@@ -19,3 +22,10 @@ def make_small_run(folder, steps, *flags):
         patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
         arguments = [*SMALL_RUN, "--steps", str(steps), *flags, "--run_dir", str(folder)]
         assert train.main(arguments) == 0
+
+
+def make_run_folder(folder, config):
+    """The folder of a run that has not begun: its settings and what they were made from."""
+    create_run(folder)
+    write_json(folder / INPUTS, input_checksums(config))
+    write_config(folder, config)

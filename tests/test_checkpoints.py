@@ -38,7 +38,7 @@ def test_a_json_file_that_is_missing_or_broken_is_named_in_one_line(tmp_path, co
 def test_a_checkpoint_that_is_not_as_it_was_written_is_named(tmp_path):
     file = tmp_path / "state.pt"
     file.write_bytes(b"weights")
-    verify_checksums(tmp_path)  # there are no checksums
+    (tmp_path / "README.md").write_text("a card, which may be edited")
     (tmp_path / "sums.json").write_text(json.dumps({"state.pt": checksum(file)}))
     verify_checksums(tmp_path)
     file.write_bytes(b"weightz")

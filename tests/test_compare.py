@@ -16,6 +16,7 @@ from evaluation.metrics import area
 from evaluation.summary import GAMMAS
 from experiments import compare
 from experiments.compare_chart import STYLES
+from models.inputs import input_checksums
 from tasks.registry import TASKS
 
 N = 150
@@ -45,6 +46,12 @@ def row(name, level, nfe, each):
         "cache": "none",
         "problems": N,
         "clusters": K,
+        "step": 8,
+        "solved_low": 0.0,
+        "solved_high": 1.0,
+        "tokens_per_call": 3.0,
+        "threshold_mean": 0.1,
+        "threshold_std": 0.0,
     }
 
 
@@ -70,10 +77,25 @@ def write_run(folder, seed=0, each=None, more_calls=0.0, calls=100, **settings):
             "speed_reward_mean": step / 20,
             "surrogate_kl": None if config.train_target == "sampler" else 0.1,
             "denoiser_rows": calls + seed,
+            "reward_mean": 0.5,
+            "nfe_mean": 3.0,
+            "threshold_mean": 0.1,
+            "seconds_rollout": 1.0,
+            "seconds_update": 1.0,
         }
         for step in range(1, config.steps + 1)
     ]
-    files = {"config": asdict(config), "eval": base[2:3] + learned, "frontier": base + trained}
+    completions = [
+        {"name": name, "question": "?", "text": "!", "nfe": 1, "solved": True}
+        for name in ("base", "trained")
+    ]
+    files = {
+        "config": asdict(config),
+        "inputs": input_checksums(config),
+        "eval": base[2:3] + learned,
+        "frontier": base + trained,
+        "completions": completions,
+    }
     for name, value in files.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log))
@@ -193,7 +215,9 @@ BROKEN = {
     r"not finished \(5 of 8 steps\): python train.py --resume": cut,
     r"not finished \(8 of 8": lambda x: rewrite(x, "eval.json", lambda rows: rows[:1]),
     r"not finished": lambda x: (x / "eval.json").unlink(),
-    "gammas: run it with --frontier true": lambda x: rewrite(x, "frontier.json", lambda y: y[:-1]),
+    "gammas: make a new run, with --frontier true": lambda x: rewrite(
+        x, "frontier.json", lambda y: y[:-1]
+    ),
     "older train.py, without denoiser_rows": age,
     "without solved_each": lambda x: rewrite(x, "frontier.json", lambda y: strip(y, "solved_each")),
     "has task = 'sudoku', and .*one task": lambda x: rewrite(
@@ -254,7 +278,9 @@ def made(seed, each, nfe=(2.0,)):
         at: dict(nfe=calls, solved=x.count("1") / n, solved_each=x, clusters=n // 2)
         for at, (calls, x) in enumerate(zip(nfe, each, strict=True))
     }
-    return compare.Run(Path(f"{seed}"), seed, settings={}, log=[], base=[], points=points)
+    return compare.Run(
+        Path(f"{seed}"), seed, settings={}, inputs={}, log=[], base=[], points=points
+    )
 
 
 def test_problems_are_drawn_by_clusters_and_runs_of_a_seed_are_paired():

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from small_run import make_run_folder
 from toy import random_tiny
 
 import evaluate
@@ -31,8 +32,7 @@ def policy():
 @pytest.fixture(scope="module")
 def run_dir(policy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a"
-    create_run(folder)
-    write_json(folder / "config.json", asdict(Config()))
+    make_run_folder(folder, Config())
     save_checkpoint(folder, policy, [], 1)
     return folder
 
@@ -191,8 +191,7 @@ def test_a_run_is_measured_as_it_was_trained_unless_flags_say_otherwise(
         "cache": "dual",
         "task": "countdown",
     }
-    create_run(tmp_path / "b")
-    write_json(tmp_path / "b" / "config.json", asdict(Config(**trained)))
+    make_run_folder(tmp_path / "b", Config(**trained))
     save_checkpoint(tmp_path / "b", policy, [], 1)
     row = measured(tmp_path / "b", f"--problems 2 {flags}")[0]
     expected = {
@@ -209,9 +208,8 @@ def test_a_run_that_trained_the_policy_alone_has_a_fixed_threshold_and_no_learne
     policy, tmp_path, measured, capsys, monkeypatch
 ):
     monkeypatch.setattr(evaluate, "LEVELS", {"eb": (0.1, 3), "top_k": (1,)})
-    create_run(tmp_path / "fixed")
     config = {"task": "countdown", "train_target": "policy", "initial_threshold": 0.3}
-    write_json(tmp_path / "fixed" / "config.json", asdict(Config(**config)))
+    make_run_folder(tmp_path / "fixed", Config(**config))
     save_checkpoint(tmp_path / "fixed", policy, [], 1)  # it has a head, as it was made
     [row] = measured(tmp_path / "fixed", "--problems 2")
     assert row["level"] == 0.3 and row["threshold_mean"] == pytest.approx(0.3)
@@ -230,8 +228,7 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     rows = [{"numbers": x, "target": y} for x in numbers for y in (3, 5, 9)]
     rows += [row | {"numbers": row["numbers"][::-1]} for row in rows]  # near-duplicates
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    create_run(tmp_path / "c")
-    write_json(tmp_path / "c" / "config.json", asdict(Config(data=str(path))))
+    make_run_folder(tmp_path / "c", Config(data=str(path)))
     save_checkpoint(tmp_path / "c", policy, [], 1)
     own, all_, train = (
         measured(tmp_path / "c", f"--level 1 --problems 100 {flags}")[0]
@@ -245,6 +242,8 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     assert train["clusters"] == len(keys["train"])
     other = tmp_path / "other.jsonl"
     other.write_text(path.read_text())
+    assert measured(tmp_path / "c", f"--level 1 --data {other}")[0]["split"] == "test"
+    other.write_text(path.read_text() + json.dumps(rows[0]) + "\n")
     assert measured(tmp_path / "c", f"--level 1 --data {other}")[0]["split"] == "all"
 
 
@@ -464,9 +463,8 @@ def test_traces_are_printed_and_drawn_into_the_runs_folder(run_dir, capsys, monk
 def test_a_run_of_two_tasks_is_measured_and_traced_each_in_its_own_length(
     policy, tmp_path, measured, capsys
 ):
-    create_run(tmp_path / "both")
     config = {"task": "countdown,sudoku", "max_completion_length": 19, "data": ""}
-    write_json(tmp_path / "both" / "config.json", asdict(Config(**config)))
+    make_run_folder(tmp_path / "both", Config(**config))
     save_checkpoint(tmp_path / "both", policy, [], 1)
     row = measured(tmp_path / "both", "--decoder top_k --level 1 --problems 3")[0]
     assert [part["length"] for part in row["tasks"].values()] == [10, 19]

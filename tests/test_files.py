@@ -26,24 +26,41 @@ ROOT = Path(train.__file__).parent
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "checkpoint"
     for content in ("first", "second"):
-        with files.atomic_write(path) as aside:
+        with files.atomic_write(path, keep=True) as aside:
             aside.mkdir()
             (aside / "file").write_text(content)
     cannot_be_written = pytest.raises(ValueError, match="cannot be written .out of disk.")
-    with cannot_be_written as error, files.atomic_write(path) as aside:
+    with cannot_be_written as error, files.atomic_write(path, keep=True) as aside:
         aside.mkdir()
         (aside / "file").write_text("third, half-writ")
         raise RuntimeError("out\nof disk")
     assert "\n" not in str(error.value)
     assert (path / "file").read_text() == "second"
-    path.rename(tmp_path / "checkpoint.old")  # a kill between the two renames
+    assert (tmp_path / "checkpoint.old" / "file").read_text() == "first"
+    (path / "file").unlink()
+    path.rmdir()  # as after a kill between the two renames
     files.recover_interrupted_rename(path)
-    assert (path / "file").read_text() == "second"
-    (tmp_path / "checkpoint.old").mkdir()  # a kill after them, before the old one was removed
-    (tmp_path / "checkpoint.old" / "file").write_text("first")
+    assert (path / "file").read_text() == "first"
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_nothing_beside_a_path_is_touched_and_a_folder_in_use_is_not_replaced(tmp_path):
+    """Earlier versions took merged.tmp and merged.old for their own, and removed them."""
+    path = tmp_path / "merged"
+    for name in ("merged.old", "merged.tmp", "metrics.jsonl.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("the user's")
     with files.atomic_write(path) as aside:
         aside.mkdir()
-    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
+        (aside / "file").write_text("exported")
+    with files.atomic_write(tmp_path / "metrics.jsonl") as aside:
+        aside.write_text("{}")
+    with pytest.raises(ValueError, match="cannot be written"), files.atomic_write(path) as aside:
+        aside.mkdir()
+    assert (path / "file").read_text() == "exported"
+    for name in ("merged.old", "merged.tmp", "metrics.jsonl.old"):
+        assert (tmp_path / name / "file").read_text() == "the user's"
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
@@ -64,7 +81,7 @@ def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monk
     with files.atomic_write(tmp_path / "checkpoint") as aside:
         aside.mkdir()
         (aside / "state.pt").write_text("x")
-    assert events == ["state.pt", "checkpoint.tmp", "rename", tmp_path.name]
+    assert events == ["state.pt", "checkpoint", "rename", tmp_path.name]
 
 
 def test_what_lies_where_the_old_one_goes_is_removed_and_a_link_is_not_followed(tmp_path):
@@ -73,9 +90,8 @@ def test_what_lies_where_the_old_one_goes_is_removed_and_a_link_is_not_followed(
     elsewhere.mkdir()
     (elsewhere / "kept").write_text("1")
     path.symlink_to(elsewhere)
-    for name in ("checkpoint.old", "checkpoint.tmp"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "half").write_text("")
+    (tmp_path / "checkpoint.old").mkdir()
+    (tmp_path / "checkpoint.old" / "half").write_text("")
     for _ in range(2):
         with files.atomic_write(path, keep=True) as aside:
             aside.mkdir()

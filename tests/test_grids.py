@@ -66,13 +66,14 @@ def test_a_run_is_made_once_and_goes_on_where_it_was_stopped(tmp_path, monkeypat
     folder = tmp_path / "a"
     folder.mkdir()
     (folder / "environment.txt").write_text("killed before it had begun")
-    assert grids.make_run(folder, "--seed 1").endswith(": done")
-    assert started.pop() == ["--seed", "1", "--run_dir", str(folder)] and not folder.exists()
-    folder.mkdir()
+    flags = "--task countdown --seed 1"
+    assert grids.make_run(folder, flags).endswith(": done")
+    assert started.pop() == [*flags.split(), "--run_dir", str(folder)]
+    assert folder.exists()  # another program may have locked it meanwhile
     (folder / "config.json").write_text("{}")
     (folder / "eval.json").write_text(json.dumps([{"name": "base"}]))
-    grids.make_run(folder, "--seed 1")
-    assert started.pop() == ["--resume", "--run_dir", str(folder)]
+    grids.make_run(folder, flags)
+    assert started.pop() == ["--resume", "--task", "countdown", "--run_dir", str(folder)]
     (folder / "eval.json").write_text(json.dumps([{"name": "base"}, {"name": "trained"}]))
     assert grids.make_run(folder, "").endswith("finished before") and not started
 

@@ -33,7 +33,7 @@ def test_a_finished_runs_folder_is_called_so(tmp_path, capsys):
     assert start(tmp_path / "a") == 2
     assert capsys.readouterr().err == (
         f"train.py: {tmp_path}/a holds a finished run (120 of 120 steps): give a new --run_dir, or "
-        f"train on with --resume --run_dir {tmp_path}/a --steps N\n"
+        f"train on with python train.py --resume --run_dir {tmp_path}/a --steps N\n"
     )
 
 
@@ -45,7 +45,7 @@ def test_an_unfinished_runs_folder_says_how_far_it_is_and_both_ways_out(
     assert start(tmp_path / "a") == 2
     assert capsys.readouterr().err == (
         f"train.py: {tmp_path}/a holds a run with {steps_done} of 120 steps done: go on with "
-        f"--resume --run_dir {tmp_path}/a, or give a new --run_dir\n"
+        f"python train.py --resume --run_dir {tmp_path}/a, or give a new --run_dir\n"
     )
 
 
@@ -58,7 +58,7 @@ def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, capsys):
 
 def test_a_kill_before_the_first_step_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
-    for name in (".lock", "environment.txt", "config.json.tmp"):
+    for name in (".lock", "environment.txt", "inputs.json", ".diffpo-x"):
         (tmp_path / name).write_text("")
     assert start(tmp_path, "--steps", "1") == 0
 

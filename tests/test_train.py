@@ -224,6 +224,7 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
         "eval.json",
         "frontier.json",
         "frontier.png",
+        "inputs.json",
         "metrics.jsonl",
         "samples.jsonl",
     }
@@ -519,7 +520,7 @@ def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
         eval_problems=1,
     )
     config = Config(**config_of(folder))
-    policy, _, _ = run_folder.prepare(config, folder, resume=True, export="")
+    policy, _, _ = run_folder.prepare(config, folder, resume=True, export=None)
     dtypes = {(p.requires_grad, p.dtype) for p in policy.denoiser.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 

@@ -5,8 +5,10 @@ import json
 import torch
 from safetensors.torch import save_file
 
+from models.checkpoints import find_checkpoint, read_state
+from models.families import one_line
 from models.permissions import apply_umask
-from training import distributed, files
+from training import distributed, files, logging
 
 LOGS = ("metrics.jsonl", "samples.jsonl")
 
@@ -55,29 +57,41 @@ def save_checkpoint(run_dir, policy, optimizers, step):
         files.write_checksums(folder)
 
 
+def saved_step(run_dir):
+    """The step of a run's last checkpoint; 0 if there is none. Raises ValueError if broken."""
+    folder = find_checkpoint(run_dir)
+    return 0 if folder == run_dir else read_state(folder, mmap=True)["step"]
+
+
 def load_state(run_dir, optimizers):
     """Set optimizers and logs back to the last checkpoint, or to the start if there is none.
 
     Returns the number of steps done. (The weights are loaded by run_folder.prepare.)
     """
     step = 0
-    state_file = run_dir / "checkpoint" / "state.pt"
-    if state_file.parent.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+    folder = find_checkpoint(run_dir)
+    if folder != run_dir:
+        state = read_state(folder)
         step = state["step"]
-        for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
-            weights = [p for group in optimizer.param_groups for p in group["params"]]
-            optimizer_state["state"] = {
-                index: {
-                    name: distributed.distribute_like(tensor, weights[index])
-                    for name, tensor in moments.items()
+        with one_line(f"{folder / 'state.pt'} does not fit this run"):
+            for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+                weights = [p for group in optimizer.param_groups for p in group["params"]]
+                optimizer_state["state"] = {
+                    index: {
+                        name: distributed.distribute_like(tensor, weights[index])
+                        for name, tensor in moments.items()
+                    }
+                    for index, moments in optimizer_state["state"].items()
                 }
-                for index, moments in optimizer_state["state"].items()
-            }
-            optimizer.load_state_dict(optimizer_state)
+                optimizer.load_state_dict(optimizer_state)
     if distributed.is_main_process():
-        for name in LOGS:  # steps after the checkpoint are done again
-            rows = [row for row in files.read_log(run_dir / name) if row["step"] <= step]
+        # Steps after the checkpoint are done again.
+        logs = {
+            "metrics.jsonl": logging.read_metrics(run_dir),
+            "samples.jsonl": files.read_log(run_dir / "samples.jsonl"),
+        }
+        for name, rows in logs.items():
+            lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
             with files.atomic_write(run_dir / name) as aside:
-                aside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+                aside.write_text("".join(lines), encoding="utf-8")
     return step

@@ -1,8 +1,9 @@
 """Files that survive a kill, a power cut and a full disk; a lock, so that a folder has one run.
 
 A file or folder is written beside its place, synced to the disk, and renamed: a reader finds the
-old one or the new one, never half of it. A checkpoint keeps the one before it as checkpoint.old,
-both with checksums, so that a damaged one is noticed and the run goes on from the one before it.
+old one or the new one, never half of it. Only who holds the lock renames or removes. A checkpoint
+keeps the one before it as checkpoint.old, both with checksums, so that a damaged one is noticed and
+the run goes on from the one before it.
 """
 
 import json
@@ -10,39 +11,46 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models.checkpoints import CHECKSUMS, checksum, verify_checksums
+from models.checkpoints import CHECKSUMS, NOT_CHECKED, checksum, has_type, verify_checksums
 from models.families import one_line
 from training import distributed
+
+PRIVATE = ".diffpo-"  # how the names of unfinished files begin
 
 # ---- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic_write(path, keep=False):
-    """Yields a path beside `path` to write to, a file or a folder, which then replaces `path`.
+    """Yields a path to write to, a file or a folder, which then replaces `path`.
 
-    If the block raises, `path` stays as it was. A folder cannot be renamed onto another one, so for
-    a moment there is only `path`.old (see recover_interrupted_rename); with `keep` it stays.
-    Raises ValueError, in one line, if something cannot be written.
+    If the block raises, `path` stays as it was. It is written into a folder beside `path` whose
+    name nobody else uses, so nothing that was there is touched. A folder cannot be renamed onto
+    another one: with `keep` the old one becomes `path`.old, and what had that name is removed (see
+    recover_interrupted_rename); without it `path` has to be free or an empty folder. Raises
+    ValueError, in one line, if something cannot be written.
     """
     path = Path(path)
-    aside = Path(f"{path}.tmp")
     old = Path(f"{path}.old")
-    recover_interrupted_rename(path)
-    remove(aside)
-    with one_line(f"{path} cannot be written"), plain_disk_errors(path):
+    assert_still_locked(path.parent)
+    with (
+        one_line(f"{path} cannot be written"),
+        plain_disk_errors(path),
+        tempfile.TemporaryDirectory(prefix=PRIVATE, dir=path.parent) as private,
+    ):
+        aside = Path(private) / path.name
         yield aside
         sync_to_disk(aside)
-        if path.is_dir():
+        assert_still_locked(path.parent)
+        if keep and path.is_dir():
             remove(old)
             path.rename(old)
         aside.replace(path)
         fsync(path.parent)
-    if not keep:
-        remove(old)
 
 
 @contextmanager
@@ -69,10 +77,19 @@ def remove(path):
 
 
 def recover_interrupted_rename(path):
-    """After a kill between the two renames of a folder, give `path`.old its name back."""
+    """After a kill between the two renames of a folder, give `path`.old its name back.
+
+    Only for who holds the run's lock: a run that is alive renames at this moment itself.
+    """
     old = Path(f"{path}.old")
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+def remove_unfinished(folder):
+    """Remove what a kill left of atomic_write in a run's folder. For who holds the lock."""
+    for unfinished in folder.glob(f"{PRIVATE}*"):
+        remove(unfinished)
 
 
 def sync_to_disk(path):
@@ -102,34 +119,48 @@ def write_json(path, value):
 # ---- logs ----------------------------------------------------------------------------------------
 
 
-def read_log(path):
+def read_log(path, fields=None):
     """The rows of a run's log, dicts with a "step"; none if there is no file.
+
+    fields: {name: type} that each row needs besides.
 
     Lines that are no such row are left out, with a message for the first. A kill leaves half a last
     line, which is left out silently.
     """
+    if not path.exists():
+        return []
     rows = []
     bad_lines = []
-    with suppress(FileNotFoundError):
+    with one_line(f"cannot read {path}"):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for number, line in enumerate(lines, start=1):
-            row = parse_log_row(line)
-            if row is not None:
-                rows.append(row)
-            elif line and number < len(lines):
-                bad_lines.append(number)
+    for number, line in enumerate(lines, start=1):
+        row = parse_log_row(line, fields or {})
+        if row is not None:
+            rows.append(row)
+        elif line and number < len(lines):
+            bad_lines.append(number)
     if bad_lines:
         print(f"{path}: line {bad_lines[0]} is no row of a log and is left out", file=sys.stderr)
     return rows
 
 
-def parse_log_row(line):
-    """The dict of a log's line, if it has an integer "step"; None for any other line."""
+def parse_log_row(line, fields):
+    """The dict of a log's line, if it has an integer "step" and the fields; else None."""
     try:
         row = json.loads(line)
-        return row if isinstance(row["step"], int) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, RecursionError):
         return None
+    fields = {"step": int} | fields
+    if isinstance(row, dict) and all(has_type(row.get(name), fields[name]) for name in fields):
+        return row
+    return None
+
+
+def append_lines(path, rows):
+    """Append rows to a file of JSON lines. Raises ValueError, in one line, for a full disk, say."""
+    assert_still_locked(path.parent)
+    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -137,7 +168,11 @@ def parse_log_row(line):
 
 def write_checksums(folder):
     """Write the checksum of each of a checkpoint's files into the folder."""
-    checksums = {file.name: checksum(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    checksums = {
+        file.name: checksum(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name not in NOT_CHECKED
+    }
     text = json.dumps(checksums, indent=1) + "\n"
     (folder / CHECKSUMS).write_text(text, encoding="utf-8")
 
@@ -164,28 +199,61 @@ def restore_previous_checkpoint(path):
 # ---- one run a folder, and signals ---------------------------------------------------------------
 
 
+held_locks = {}  # {a run's folder: the open file that holds its lock}
+
+
 @contextmanager
 def run_lock(folder):
     """Locks a run's folder, and makes it if it is missing. A killed run leaves no lock behind.
 
     Raises ValueError if another run has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock_file = folder / ".lock"
-    with open(lock_file, "a") as handle:
-        with suppress(ImportError):  # Windows has no fcntl: nothing is locked there
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "a")  # noqa: SIM115
+        try:
             import fcntl
 
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ValueError(f"{folder} is in use by another run") from None
-        try:
-            yield
-        finally:
-            lock_file.unlink(missing_ok=True)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # Windows has no fcntl: nothing is locked there
+            break
+        except OSError:
+            handle.close()
+            raise ValueError(f"{folder} is in use by another run") from None
+        if is_same_file(handle, folder / ".lock"):
+            break
+        handle.close()  # the run before this one removed the file just before it was locked
+    held_locks[folder] = handle
+    try:
+        yield
+    finally:
+        del held_locks[folder]
+        if is_same_file(handle, folder / ".lock"):
+            (folder / ".lock").unlink()
             if not any(folder.iterdir()):  # the run was refused before it wrote anything
                 folder.rmdir()
+        handle.close()
+
+
+def is_same_file(handle, path):
+    """Whether an open file is the one at `path`, and not one that was removed or moved."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
+def assert_still_locked(folder):
+    """Raises ValueError if this process locked a run's folder that was moved or removed since.
+
+    What the run wrote next would lie in a folder of somebody else, or in a new one without the
+    checkpoint.
+    """
+    if folder in held_locks and not is_same_file(held_locks[folder], folder / ".lock"):
+        raise ValueError(
+            f"{folder} was moved or removed while the run was writing to it: "
+            "go on with --resume and --run_dir, where it is now"
+        )
 
 
 class GracefulInterrupt:

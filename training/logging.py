@@ -9,13 +9,11 @@ where one does not apply.
 """
 
 import importlib
-import json
 import time
 from dataclasses import asdict
 from statistics import fmean
 
 from models.device import peak_memory_gib
-from models.families import one_line
 from training import distributed, files
 
 METRICS = {
@@ -55,6 +53,28 @@ METRICS = {
     "tokens_per_second": "completion tokens per second of rollout",
     "peak_memory_gib": "largest memory so far, of the GPU, else of the process",
 }
+
+# What is read back from metrics.jsonl, for progress, warnings and pictures.
+READ_BACK = dict.fromkeys(
+    (
+        "reward_mean",
+        "solved_mean",
+        "nfe_mean",
+        "threshold_mean",
+        "seconds_rollout",
+        "seconds_update",
+    ),
+    float,
+)
+
+
+def read_metrics(run_dir):
+    """The rows of metrics.jsonl, each step once. Lines that are no such row are left out."""
+    rows = files.read_log(run_dir / "metrics.jsonl", READ_BACK)
+    first_of_step = {}
+    for row in rows:
+        first_of_step.setdefault(row["step"], row)
+    return list(first_of_step.values())
 
 
 def rollout_metrics(rollout, advantage, num_generations):
@@ -114,14 +134,8 @@ def four_digits(number):
 def log_step(run_dir, step, metrics, samples):
     """Append one line to metrics.jsonl, and the sampled completions to samples.jsonl."""
     row = dict.fromkeys(METRICS) | metrics | {"step": step}
-    append_lines(run_dir / "metrics.jsonl", [row])
-    append_lines(run_dir / "samples.jsonl", [sample | {"step": step} for sample in samples])
-
-
-def append_lines(path, rows):
-    """Append rows to a file of JSON lines. Raises ValueError, in one line, for a full disk, say."""
-    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    files.append_lines(run_dir / "metrics.jsonl", [row])
+    files.append_lines(run_dir / "samples.jsonl", [sample | {"step": step} for sample in samples])
 
 
 def print_progress(run_dir, bar, step):
@@ -129,7 +143,7 @@ def print_progress(run_dir, bar, step):
     steps = bar.total
     if step * 10 // steps == (step - 1) * 10 // steps:
         return
-    rows = files.read_log(run_dir / "metrics.jsonl")
+    rows = read_metrics(run_dir)
     seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
     tenth = rows[-max(1, steps // 10) :]
 

@@ -1,6 +1,7 @@
 """What a run starts from: its settings, its folder, its model and its problems.
 
     runs/NAME/  config.json       every setting; it alone repeats the run
+                inputs.json       checksums of data, task file and base (models/inputs.py)
                 metrics.jsonl     one line per step         samples.jsonl  a few completions of each
                 eval.json         base against trained      curves.png     the run at a glance
                 frontier.json     both at several gammas    frontier.png   accuracy against NFE
@@ -13,6 +14,9 @@ files.py says how these survive a kill. Nothing is unpickled but tensors (weight
 """
 
 import platform
+import shlex
+import sys
+import tempfile
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,21 +24,22 @@ from pathlib import Path
 import torch
 import transformers
 
-from config import CHANGEABLE_ON_RESUME, RECIPES, Config
-from models import loading, make_base
+from config import CHANGEABLE_ON_RESUME, MOVABLE_ON_RESUME, RECIPES, Config
+from models import inputs, loading, make_base
 from models.checkpoints import (
     adapter_base,
     find_checkpoint,
     load_policy,
+    read_rows,
     read_run_config,
     reads_compact_prompts,
 )
 from models.device import pick_device
-from models.families import read_config
+from models.families import one_line, read_config
 from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks import registry
-from training import distributed, files, logging, recipe
+from training import checkpoint, distributed, files, logging, recipe
 
 # ---- settings ------------------------------------------------------------------------------------
 
@@ -45,7 +50,7 @@ def resolve_config(flags):
     A new run takes the recipe of its task, or of its model and GPU, and then the flags. --resume
     keeps the run's own config, except for CHANGEABLE_ON_RESUME. Raises ValueError.
     """
-    settings = dict(flags)
+    settings = with_absolute_paths(flags)
     resume = settings.pop("resume", False)
     export = settings.pop("export", None)
     if resume:
@@ -60,8 +65,8 @@ def resolve_config(flags):
     print(f"model: {name} ({reason})", flush=True)
     if adapter_base(find_checkpoint(name)):
         raise ValueError(
-            f"{name} is an adapter, and cannot carry another: "
-            f"train.py --resume --run_dir {name} --export DIR, then --model DIR"
+            f"{name} is an adapter, and cannot carry another: train.py --resume "
+            f"--run_dir {shlex.quote(name)} --export DIR, then --model DIR"
         )
     if reads_compact_prompts(name):
         tasks = sorted(settings.get("task", "").split(","))
@@ -78,18 +83,42 @@ def resolve_config(flags):
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
 
+def with_absolute_paths(flags):
+    """The flags with absolute paths of data, base and task file: a run is resumed from anywhere."""
+    settings = dict(flags)
+    if settings.get("data"):
+        settings["data"] = str(Path(settings["data"]).absolute())
+    model = settings.get("model")
+    if model and model != "tiny" and Path(model).is_dir():
+        settings["model"] = str(Path(model).absolute())
+    if "task" in settings:
+        settings["task"] = inputs.absolute_task(settings["task"])
+    return settings
+
+
 def resumed_config(settings):
-    """(config, run_dir) of the run to go on with: its own config, with what may be changed."""
+    """(config, run_dir) of the run to go on with: its own config, with what may be changed.
+
+    Data, task file and base are compared with those that the run was begun with, by content.
+    """
     if "run_dir" not in settings:
         raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
     run_dir = Path(settings["run_dir"])
     saved = asdict(read_run_config(run_dir))
-    for name in sorted(settings.keys() - CHANGEABLE_ON_RESUME):
+    for name in sorted(settings.keys() - {*CHANGEABLE_ON_RESUME, *MOVABLE_ON_RESUME}):
         if saved[name] != settings[name]:
             raise ValueError(
                 f"{run_dir}/config.json has {name} = {saved[name]}: start a new run to change it"
             )
-    return Config(**saved | settings), run_dir
+    config = Config(**saved | settings)
+    if distributed.is_main_process():
+        if "task" not in settings:
+            inputs.require_typed_task(run_dir, config.task)
+        saved_inputs = inputs.read_inputs(run_dir)
+        inputs.verify_task(run_dir, config.task, saved["task"], saved_inputs)
+        inputs.verify_data(run_dir, config.data, saved_inputs)
+        inputs.verify_model(run_dir, config.model, saved_inputs)
+    return config, run_dir
 
 
 def default_run_dir(config):
@@ -136,21 +165,76 @@ def check_processes(config, processes, export=None):
         raise ValueError("--export is for one process: --resume --shard false after the run")
 
 
-def check_folders(run_dir, resume, export):
+def check_folders(config, run_dir, resume, export):
     """Raises ValueError if a folder to write to is taken. Mends what a kill left half-done."""
     if not resume and run_dir.is_dir():
         check_unused(run_dir)
-    if export and Path(export).exists() and any(Path(export).iterdir()):
-        raise ValueError(f"--export {export}: the folder is not empty")
+    if export is not None:
+        check_export(export, run_dir)
+    files.remove_unfinished(run_dir)
     files.recover_interrupted_rename(run_dir / "checkpoint")
     if (run_dir / "checkpoint").is_dir():
         files.restore_previous_checkpoint(run_dir / "checkpoint")
+    if resume:
+        check_progress(config, run_dir)
+
+
+def check_export(export, run_dir):
+    """Raises ValueError unless --export names a folder that can be written, and is not the run's.
+
+    A file is written there and removed again: after a night it would be too late to find out.
+    """
+    if not export:
+        raise ValueError("--export needs the name of a new folder")
+    folder = Path(export).absolute()
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"--export {export}: the folder is not empty")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--export {export} is a file: give a new folder")
+    if run_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(f"--export {export} is inside the run's folder: give one beside it")
+    with one_line(f"--export {export}: the folder cannot be made"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+
+
+def check_progress(config, run_dir):
+    """Raises ValueError if what is to be resumed is not what the run's folder says it is.
+
+    The steps to make have to lie beyond the checkpoint; and where steps were logged after which a
+    checkpoint was written, there has to be one. Otherwise the log would be cut and the run made
+    anew under its name.
+    """
+    step = checkpoint.saved_step(run_dir)
+    if config.steps < step:
+        raise ValueError(
+            f"--steps {config.steps}: {run_dir} has done {step} steps, and a step is not undone"
+        )
+    if step == 0:
+        rows = logging.read_metrics(run_dir)
+        saved_every = read_run_config(run_dir).save_every
+        if len(rows) > saved_every or is_trained_measured(run_dir):
+            raise ValueError(
+                f"{run_dir} has no checkpoint, although {len(rows)} steps are logged: it was "
+                "removed. Put it back, or start a new run"
+            )
+        if rows:
+            print(f"{run_dir} has no checkpoint yet: it begins again, at step 1", file=sys.stderr)
+
+
+def is_trained_measured(run_dir):
+    """Whether a run's eval.json has a row of the trained model."""
+    file = run_dir / "eval.json"
+    return file.exists() and any(
+        row["name"] == "trained" for row in read_rows(file, fields={"name": str})
+    )
 
 
 def check_unused(run_dir):
     """Raises ValueError if a folder holds a run, or anything else, and says which."""
-    from_a_kill_before_the_first_step = {".lock", "environment.txt", "config.json.tmp"}
-    names = {file.name for file in run_dir.iterdir()} - from_a_kill_before_the_first_step
+    from_a_kill_before_the_first_step = {".lock", "environment.txt", inputs.INPUTS}
+    names = {file.name for file in run_dir.iterdir() if not file.name.startswith(files.PRIVATE)}
+    names -= from_a_kill_before_the_first_step
     if not names:
         return
     if not (run_dir / "config.json").is_file():
@@ -158,15 +242,22 @@ def check_unused(run_dir):
     config = read_run_config(run_dir)
     rows = files.read_log(run_dir / "metrics.jsonl")
     steps_done = rows[-1]["step"] if rows else 0
+    command = resume_command(run_dir, config)
     if steps_done >= config.steps:
         raise ValueError(
             f"{run_dir} holds a finished run ({steps_done} of {config.steps} steps): "
-            f"give a new --run_dir, or train on with --resume --run_dir {run_dir} --steps N"
+            f"give a new --run_dir, or train on with {command} --steps N"
         )
     raise ValueError(
         f"{run_dir} holds a run with {steps_done} of {config.steps} steps done: "
-        f"go on with --resume --run_dir {run_dir}, or give a new --run_dir"
+        f"go on with {command}, or give a new --run_dir"
     )
+
+
+def resume_command(run_dir, config):
+    """The command that goes on with a run, ready to be typed."""
+    task = inputs.task_flag(config.task)
+    return f"python train.py --resume --run_dir {shlex.quote(str(run_dir))}{task}"
 
 
 # ---- what a run starts from ----------------------------------------------------------------------
@@ -180,7 +271,7 @@ def prepare(config, run_dir, resume, export):
     """
     check_settings(config, export)
     if distributed.is_main_process():
-        check_folders(run_dir, resume, export)
+        check_folders(config, run_dir, resume, export)
     distributed.barrier()
 
     task = load_task(config)
@@ -192,9 +283,12 @@ def prepare(config, run_dir, resume, export):
         encode_prompts(policy, prompts, config.max_completion_length)
 
     if distributed.is_main_process():
-        if not resume:
+        if resume:
+            compare_environments(run_dir)
+        else:
             create_run(run_dir)
-        files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
+            files.write_json(run_dir / inputs.INPUTS, inputs.input_checksums(config))
+        write_config(run_dir, config)
     return policy, task, problems
 
 
@@ -221,7 +315,9 @@ def load_task(config):
 def load_run_policy(config, run_dir, device):
     """The run's policy as it was saved last, or the base with a new adapter and threshold head."""
     has_checkpoint = find_checkpoint(run_dir) != run_dir
-    policy = base_policy(config, device, run_dir if has_checkpoint else None)
+    policy = (
+        saved_policy(config, device, run_dir) if has_checkpoint else base_policy(config, device)
+    )
     if config.lora_rank:
         from models import lora  # peft takes a while to import
 
@@ -258,8 +354,20 @@ def training_problems(task, config):
     return task.problems("train", max(1, n), config.seed)
 
 
-def base_policy(config, device, run_dir=None):
-    """The policy before RL, without an adapter; with run_dir that run's, as it was saved last.
+def base_policy(config, device):
+    """The policy before RL, without an adapter."""
+    return loaded_policy(config, device, config.model)
+
+
+def saved_policy(config, device, run_dir):
+    """The policy of a run's checkpoint. An adapter is put onto the base that config.model names."""
+    if config.lora_rank:
+        return loaded_policy(config, device, config.model, adapter=run_dir)
+    return loaded_policy(config, device, run_dir)
+
+
+def loaded_policy(config, device, path, adapter=None):
+    """load_policy by a run's settings.
 
     Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
     """
@@ -267,10 +375,11 @@ def base_policy(config, device, run_dir=None):
     if dtype is None and not config.lora_rank:
         dtype = torch.float32
     policy = load_policy(
-        run_dir or config.model,
+        path,
         device,
         dtype,
-        trainable=run_dir is not None,
+        trainable=True,
+        adapter=adapter,
         on_host=config.shard,  # shard_model moves each process's part of the layers
     )
     policy.prefill = config.prefill
@@ -281,7 +390,9 @@ def base_policy(config, device, run_dir=None):
 def reference_policy(config, policy):
     """The base model that beta keeps the policy near: without the adapter, or as a second model."""
     if config.lora_rank:
-        return policy.without_adapter()
+        reference = policy.without_adapter()
+        reference.rollout_batch_size = config.rollout_batch_size
+        return reference
     device = policy.denoiser.device
     reference = base_policy(config, device)
     if config.shard:
@@ -289,9 +400,41 @@ def reference_policy(config, policy):
     return reference
 
 
+def untrained_policy(config, policy, run_dir):
+    """What to measure as the base: `policy` itself, unless something of it was learned."""
+    if checkpoint.saved_step(run_dir) == 0:
+        return policy
+    return reference_policy(config, policy)
+
+
+def write_config(run_dir, config):
+    """Write config.json: after everything else that is checked or made, since it makes a run."""
+    files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
+
+
 def create_run(run_dir):
     """Make a run's folder and note in environment.txt what the run runs on."""
     run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "environment.txt").write_text(describe_environment(), encoding="utf-8")
+
+
+def compare_environments(run_dir):
+    """Says so if a run goes on under another environment than it began: digits will differ."""
+    file = run_dir / "environment.txt"
+    if not file.is_file():
+        return
+    before = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    differing = [line for line in describe_environment().splitlines() if line not in before]
+    if differing:
+        print(
+            f"{', '.join(differing)}: {file} differs, so sums may be rounded otherwise than in a "
+            "run that was never interrupted",
+            file=sys.stderr,
+        )
+
+
+def describe_environment():
+    """The lines of environment.txt: what a seeded result may depend on."""
     device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -302,4 +445,4 @@ def create_run(run_dir):
         f"device {device}",
         f"processes {distributed.world_size()}",
     ]
-    (run_dir / "environment.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"

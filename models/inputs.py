@@ -1,0 +1,155 @@
+"""What a run is made from, known by content: its file of problems, its task's file, its base.
+
+    runs/NAME/inputs.json   {"data": ..., "task": ..., "model": ...}: a checksum each, "" for none
+
+A path says where a file is, and not what it holds. So whoever goes on with a run, measures it or
+compares it with another asks for the contents: the same file under another name is the same file,
+and a changed file under the same name is another one.
+"""
+
+import hashlib
+import shlex
+import sys
+from pathlib import Path
+
+from models.checkpoints import checksum, read_json_object
+from models.loading import model_folder
+
+INPUTS = "inputs.json"
+# The files that a model's folder is read from. (made.json, say, is not among them.)
+MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.jinja",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def task_files(task):
+    """The files that a --task names, as FILE.py:NAME; none for the built-in tasks."""
+    return [name.rpartition(":")[0] for name in task.split(",") if ":" in name]
+
+
+def task_flag(task):
+    """ " --task FILE.py:NAME", quoted, for a command to type; "" for the built-in tasks.
+
+    A task's file is run only if it is named on the command line, so a command that goes on with
+    such a run has to name it.
+    """
+    return f" --task {shlex.quote(task)}" if task_files(task) else ""
+
+
+def absolute_task(task):
+    """A --task with the absolute paths of its files, so that it is found from any folder."""
+    names = []
+    for name in task.split(","):
+        path, colon, attribute = name.rpartition(":")
+        names.append(f"{Path(path).absolute()}:{attribute}" if colon else name)
+    return ",".join(names)
+
+
+def bare_names(task):
+    """The names of a --task, without the paths of its files."""
+    return [name.rpartition(":")[2] for name in task.split(",")]
+
+
+# ---- checksums -----------------------------------------------------------------------------------
+
+
+def data_checksum(data):
+    """What identifies a file of problems; "" for the task's own problems."""
+    return checksum(data) if data else ""
+
+
+def task_checksum(task):
+    """What identifies the files of a --task; "" for the built-in tasks."""
+    return " ".join(checksum(file) for file in task_files(task))
+
+
+def model_checksum(name_or_path):
+    """What identifies a base model: a hub model's commit, or a folder's checksums as one.
+
+    A folder of 16 GB takes about ten seconds.
+    """
+    folder = model_folder(name_or_path)
+    if folder.parent.name == "snapshots":  # the hub's cache, where the commit is the content
+        return folder.name
+    files = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
+    listed = "".join(f"{file.name} {checksum(file)}\n" for file in sorted(files))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def input_checksums(config):
+    """The content of inputs.json for a run's Config."""
+    return {
+        "data": data_checksum(config.data),
+        "task": task_checksum(config.task),
+        "model": model_checksum(config.model),
+    }
+
+
+def read_inputs(run_dir):
+    """A run's inputs.json, or None, with a message, if it is missing. Raises ValueError."""
+    file = Path(run_dir) / INPUTS
+    if not file.is_file():
+        print(f"{file} is missing: whether data and base are unchanged is unknown", file=sys.stderr)
+        return None
+    saved = read_json_object(file)
+    if any(not isinstance(saved.get(name), str) for name in ("data", "task", "model")):
+        raise ValueError(f"{file} is not as train.py writes it: it has data, task and model")
+    return saved
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def require_typed_task(run_dir, task):
+    """Raises ValueError if a run's task comes from a file, which nobody has named.
+
+    A run folder may come from anywhere, and must not decide which code runs here.
+    """
+    if task_files(task):
+        raise ValueError(
+            f"{run_dir} has a task of its own, and its file runs only if you name it: "
+            f"add{task_flag(task)}"
+        )
+
+
+def verify_task(run_dir, task, saved_task, inputs):
+    """Raises ValueError for another task than the run's; says so if its file has changed.
+
+    The file may be mended while a run is interrupted, so a changed one is no error.
+    """
+    if bare_names(task) != bare_names(saved_task):
+        raise ValueError(f"{run_dir} was trained on {saved_task}: leave out --task {task}")
+    for file in task_files(task):
+        if not Path(file).is_file():
+            raise ValueError(f"{file} of --task does not exist")
+    if inputs and task_checksum(task) != inputs["task"]:
+        files = " and ".join(task_files(task))
+        print(
+            f"{files} has changed since {run_dir} was begun: its rewards and problems may differ",
+            file=sys.stderr,
+        )
+
+
+def verify_data(run_dir, data, inputs):
+    """Raises ValueError unless `data` holds the problems that the run was trained from."""
+    if data and not Path(data).is_file():
+        raise ValueError(f"{data}, the problems of {run_dir}, is missing: give --data FILE")
+    if inputs and data_checksum(data) != inputs["data"]:
+        problems = f"{data} has now" if data else "the task makes"
+        raise ValueError(f"{run_dir} was trained from other problems than {problems}")
+
+
+def verify_model(run_dir, name_or_path, inputs):
+    """Raises ValueError unless a model is the one that the run was trained from."""
+    if inputs and model_checksum(name_or_path) != inputs["model"]:
+        raise ValueError(
+            f"{name_or_path} is not the base that {run_dir} was trained from: its weights, "
+            "tokenizer or configuration differ"
+        )
