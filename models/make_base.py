@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from config import FlagParser
-from tasks.registry import REQUIRED_BY_TINY, find_task
+from tasks.checked import CheckedTask
+from tasks.registry import REQUIRED_BY_TINY, TASKS, find_task
 
 
 def setting(default, help):
@@ -117,7 +118,7 @@ def find_demonstrated_task(name):
             f"{name} has {' and '.join(missing)}, and a base learns from demonstrations: "
             "tasks/task.py says what a task needs"
         )
-    return task
+    return task if name in TASKS else CheckedTask(task)
 
 
 def main(arguments=None):

@@ -126,7 +126,7 @@ def warn_of_training_overlap(problems, task, data, run):
         trained_keys = {key(problem) for problem in task.pools["train"]}
         num_shared = sum(key(problem) in trained_keys for problem in problems)
         shared = "their key"
-    elif isinstance(task, Generated):
+    elif isinstance(getattr(task, "task", task), Generated):  # in a file of the user's or not
         num_shared = sum(split_of(task.key(problem)) == "train" for problem in problems)
         shared = "a solution grid" if task.name == "sudoku" else "their numbers"
     else:

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+from tasks.checked import CheckedTask
 from tasks.competition_math import MATH
 from tasks.countdown import Countdown
 from tasks.gsm8k import GSM8K
@@ -78,7 +79,8 @@ def load_task(names, compact, data="", length=0):
         if name in tasks:
             raise ValueError(f"task {names}: {name} is named twice")
         task = find_task(name)
-        tasks[name] = compact_form(task) if compact else task
+        task = compact_form(task) if compact else task
+        tasks[name] = task if name in TASKS else CheckedTask(task)
 
     if len(tasks) == 1:
         [task] = tasks.values()

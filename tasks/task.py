@@ -11,10 +11,11 @@ What every task offers:
     problems(split, n, seed)  list of dicts   n problems of the split "train", "validation" or
                                               "test". No two splits share anything that could leak.
                                               Held-out problems are distinct; there are fewer than n
-                                              if the task runs out of them.
+                                              if the task runs out of them. "train" has just n.
     prompt(problem)           str             What the model reads.
     reward(problem, text)     float, 0 to 1   What training maximises. `text` is whatever the model
-                                              wrote, so this accepts any string and never raises.
+                                              wrote, so this accepts any string and never raises. A
+                                              reward outside [0, 1] ends the run (checked.py).
     solved(problem, text)     bool            The strict yes or no that evaluations report.
 
 What a task may offer besides:

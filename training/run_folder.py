@@ -38,7 +38,7 @@ from models.device import pick_device
 from models.families import one_line, read_config
 from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
-from tasks import registry
+from tasks import mixture, registry
 from training import checkpoint, distributed, files, logging, recipe
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -278,6 +278,7 @@ def prepare(config, run_dir, resume, export):
     problems = task.problems(config.eval_split, config.eval_problems, 0)  # before the weights
     device = pick_device(config.device)
     policy = load_run_policy(config, run_dir, device)
+    mixture.score_completions(task, problems[:1], [""])  # raises for rewards that are none
     for pool in (problems, training_problems(task, config)):  # raises for prompts that do not fit
         prompts = [task.prompt(problem) for problem in pool]
         encode_prompts(policy, prompts, config.max_completion_length)

@@ -1,0 +1,105 @@
+"""A task of the user's own, checked wherever its results enter: each mistake is one line.
+
+A reward outside [0, 1] would not fail, but mislead. One that is not finite looks like a learning
+rate that is too high. A negative one turns the price of speed round: multiplied by
+1 - lambda * NFE / L, it grows with every call. So both are refused, before anything is trained.
+"""
+
+import math
+from numbers import Real
+
+ROUNDING = 1e-6  # a sum of partial rewards may miss 1 by its last digits
+
+
+def short(value):
+    """A value for a message: its repr in one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+class CheckedTask:
+    """A task whose methods return what tasks/task.py says, or raise a ValueError that names them.
+
+    Whatever a method of the task raises becomes such an error too; sys.exit among it, which would
+    end a run with the status of success. Everything else is the task's own.
+    """
+
+    def __init__(self, task):
+        self.task = task
+        self.name = str(getattr(task, "name", type(task).__name__))
+
+    def __getattr__(self, name):
+        if name.startswith("__"):  # copying and pickling ask for what is not there yet
+            raise AttributeError(name)
+        value = getattr(self.task, name)
+        if name == "key":
+            return self._key
+        return value
+
+    def _call(self, method, *arguments):
+        try:
+            return getattr(self.task, method)(*arguments)
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(f"{self._describe(method, arguments)} raised {reason}") from None
+
+    def _describe(self, method, arguments):
+        return f"task {self.name}: {method}({', '.join(map(short, arguments))})"
+
+    def _refuse(self, method, arguments, value, expected):
+        described = f"{self._describe(method, arguments)} returned {short(value)}"
+        raise ValueError(f"{' '.join(described.split())}: it has to be {expected}")
+
+    def problems(self, split, n, seed):
+        problems = self._call("problems", split, n, seed)
+        arguments = (split, n, seed)
+        if not isinstance(problems, list) or not all(isinstance(p, dict) for p in problems):
+            self._refuse("problems", arguments, problems, "a list of dicts")
+        if split == "train" and len(problems) != n:
+            expected = f"a list of {n} problems, and not of {len(problems)}"
+            self._refuse("problems", arguments, problems, expected)
+        if not problems:
+            self._refuse("problems", arguments, problems, "a list of at least one problem")
+        return problems
+
+    def prompt(self, problem):
+        prompt = self._call("prompt", problem)
+        if not isinstance(prompt, str):
+            self._refuse("prompt", (problem,), prompt, "a text")
+        return prompt
+
+    def _key(self, problem):
+        key = self._call("key", problem)
+        if not isinstance(key, str):
+            self._refuse("key", (problem,), key, "a text")
+        return key
+
+    def reward(self, problem, text):
+        reward = self._call("reward", problem, text)
+        is_number = isinstance(reward, Real) and math.isfinite(reward)
+        if not is_number or not -ROUNDING <= reward <= 1 + ROUNDING:
+            self._refuse("reward", (problem, text), reward, "a number of 0 to 1")
+        return min(max(float(reward), 0.0), 1.0)
+
+    def solved(self, problem, text):
+        solved = self._call("solved", problem, text)
+        is_bool = type(solved).__name__ in ("bool", "bool_")  # Python's, or numpy's
+        if not is_bool and not (isinstance(solved, Real) and solved in (0, 1)):
+            self._refuse("solved", (problem, text), solved, "True or False")
+        return bool(solved)
+
+    def demonstrations(self, n, seed, careless):
+        demonstrations = iter(self._call("demonstrations", n, seed, careless))
+        arguments = (n, seed, careless)
+        while True:
+            try:
+                pair = next(demonstrations)
+            except StopIteration:
+                return
+            except (Exception, SystemExit) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                described = self._describe("demonstrations", arguments)
+                raise ValueError(f"{described} raised {reason}") from None
+            if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], str):
+                self._refuse("demonstrations", arguments, pair, "pairs of a problem and a text")
+            yield pair
