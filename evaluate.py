@@ -25,9 +25,10 @@ from textwrap import fill
 from types import SimpleNamespace
 
 from evaluation.flags import DEFAULTS, FROM_RUN, parse_flags
+from models import terminal
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
-    sys.stdout.reconfigure(errors="replace")  # an old terminal gets a ? for a γ
+    terminal.prepare()
     parse_flags()
 
 import torch

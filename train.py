@@ -29,10 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import parse_flags
+from models import terminal
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
-    # A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show.
-    sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    terminal.prepare()
     parse_flags()
 
 import torch

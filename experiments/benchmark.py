@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 
 from config import RECIPES, Config, FlagParser
 from experiments.command_line import exit_status
+from models import terminal
 
 
 @dataclass
@@ -151,6 +152,7 @@ columns:
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     parse_flags()
 
 import json

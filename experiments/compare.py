@@ -22,6 +22,7 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import add_task_file_flag, existing_folder, exit_status
+from models import terminal
 
 
 def parse_flags(arguments=None):
@@ -62,7 +63,7 @@ examples:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    terminal.prepare()
     parse_flags()
 
 from collections.abc import Callable

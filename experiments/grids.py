@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import at_least
+from models import terminal
 
 ROOT = Path(__file__).parent.parent
 
@@ -220,4 +221,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     sys.exit(main())

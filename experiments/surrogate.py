@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import add_state_flags, exit_status
+from models import terminal
 
 
 def parse_flags(arguments=None):
@@ -39,7 +40,7 @@ examples:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    terminal.prepare()
     parse_flags()
 
 import torch

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import add_task_file_flag, existing_folder, exit_status
+from models import terminal
 
 
 def parse_flags(arguments=None):
@@ -47,7 +48,7 @@ and difficulty, and how much more it solves than one fixed gamma at equal NFE.""
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    terminal.prepare()
     parse_flags()
 
 from dataclasses import dataclass, replace

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from config import FlagParser
+from models import terminal
 from tasks.checked import CheckedTask
 from tasks.registry import REQUIRED_BY_TINY, TASKS, find_task
 
@@ -154,4 +155,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     sys.exit(main())

@@ -260,10 +260,11 @@ class GracefulInterrupt:
     """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `signal_number`.
 
     The training loop reads it, ends its step and saves. A second signal stops the program at once;
-    not under torchrun, which passes a Ctrl-C to its processes several times.
+    not under torchrun, which passes a Ctrl-C to its processes several times. SIGPIPE is the signal
+    of a reader that left, as `| head` does (models/terminal.py).
     """
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")  # Windows has no SIGHUP and no SIGPIPE
 
     def __init__(self):
         self.signal_number = 0
@@ -274,6 +275,8 @@ class GracefulInterrupt:
             if hasattr(signal, name):
                 number = getattr(signal, name)
                 self.previous_handlers[number] = signal.signal(number, self.handle)
+        if getattr(sys.stdout, "reader_left", False):  # before this block
+            self.signal_number = signal.SIGPIPE
         return self
 
     def __exit__(self, error_type, error, traceback):

@@ -8,6 +8,7 @@ No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
 import math
 
 from config import Config, FlagParser, parse_flags
+from models import terminal
 from training.estimate import count_parameters, estimate_gib
 from training.recipe import (
     SHAPES,
@@ -89,4 +90,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     main()

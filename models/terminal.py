@@ -1,0 +1,77 @@
+"""What a program prints to may vanish: a closed terminal, a reader that has left, a full disk.
+
+None of that may stop a run. A program that is started calls `prepare` first, before torch is
+imported. Only the standard library is imported here.
+"""
+
+import os
+import signal
+import sys
+
+
+class LastingStream:
+    """A text stream that can be written to whatever becomes of it.
+
+    After a failure everything goes to /dev/null: what is printed here, and what libraries print
+    through the same file descriptor. `reader_left` says that the failure was a closed pipe. Then
+    this process also gets the signal of that, SIGPIPE, which Python ignores unless a handler is
+    set, as a training run does.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+        self.reader_left = False
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def _try(self, action):
+        try:
+            action()
+        except BrokenPipeError:
+            self._discard_the_rest()
+            self.reader_left = True
+            signal.raise_signal(signal.SIGPIPE)
+        except OSError:  # the terminal is gone, or the disk under the output is full
+            self._discard_the_rest()
+        except (ValueError, RuntimeError):
+            pass  # it was closed; or a signal's handler prints while the program does
+
+    def _discard_the_rest(self):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.stream.fileno())
+        os.close(null)
+
+
+def prepare():
+    """Makes printing safe in this process, and Ctrl-C one line even while modules are imported.
+
+    A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show.
+    """
+    # `>&-` closes a descriptor. The next file that is opened would get its number, and what is
+    # printed.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        stream.reconfigure(errors="replace", line_buffering=True)
+        setattr(sys, name, LastingStream(stream))
+    sys.excepthook = print_exception
+
+
+def print_exception(kind, error, traceback):
+    """sys.excepthook: one line for Ctrl-C, after which Python ends with the signal's status."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
