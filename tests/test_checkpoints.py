@@ -1,6 +1,7 @@
 """A run's checkpoint, read back: where it is, whether it is whole, and as a policy."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from checkpoints import random_adapter, write_checkpoint
 from safetensors.torch import save_file
 
+from models import checkpoints
 from models.checkpoints import (
     adapter_base,
     checksum,
@@ -21,6 +23,7 @@ from models.loading import load_denoiser
 from models.lora import save_adapter
 from models.tiny import BASE
 from sampler import ThresholdHead
+from training.files import write_checksums
 
 # ---- files ---------------------------------------------------------------------------------------
 
@@ -114,3 +117,126 @@ def test_an_adapter_whose_base_cannot_be_found_or_that_gets_another_says_what_to
     file.write_text(json.dumps(read_json(file) | {"base_model_name_or_path": "/gone/LLaDA"}))
     with pytest.raises(ValueError, match=f"of /gone/LLaDA: give BASE_MODEL --adapter {folder}"):
         load_policy(folder)
+
+
+# ---- a run that is alive -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(adapter, tmp_path):
+    """A run's folder with a checkpoint of step 1, and one of step 2 to put in its place."""
+    _, folder = adapter
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    for name, step in (("checkpoint", 1), ("next", 2)):
+        checkpoint = tmp_path / "run" / name
+        shutil.copytree(folder, checkpoint)
+        head = ThresholdHead(104, 0.1 * step)
+        save_file(head.state_dict(), checkpoint / "threshold_head.safetensors")
+        torch.save({"step": step, "optimizers": []}, checkpoint / "state.pt")
+        write_checksums(checkpoint)
+    return tmp_path / "run"
+
+
+def replace_checkpoint(run_dir):
+    """What a run does when it saves."""
+    (run_dir / "checkpoint").rename(run_dir / "checkpoint.old")
+    (run_dir / "next").rename(run_dir / "checkpoint")
+
+
+def gamma_of(policy):
+    return policy.threshold_head.linear.bias.exp().item()
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(run_dir, monkeypatch):
+    """Else the adapter of one step would have the threshold head of the next."""
+    load_denoiser = checkpoints.load_denoiser
+
+    def save_meanwhile(*arguments):
+        if (run_dir / "next").exists():
+            replace_checkpoint(run_dir)
+        return load_denoiser(*arguments)
+
+    monkeypatch.setattr(checkpoints, "load_denoiser", save_meanwhile)
+    policy = load_policy(run_dir)
+    assert policy.step == 2 and gamma_of(policy) == pytest.approx(0.2)
+
+
+def test_a_checkpoint_that_vanishes_between_two_renames_is_read_again(run_dir, monkeypatch):
+    verify = checkpoints.verify_checksums
+
+    def save_meanwhile(folder):
+        if (run_dir / "next").exists():
+            (run_dir / "checkpoint").rename(run_dir / "checkpoint.old")
+            try:
+                read_json(folder / "sums.json")  # raises: it is not there
+            finally:
+                (run_dir / "next").rename(run_dir / "checkpoint")
+        verify(folder)
+
+    monkeypatch.setattr(checkpoints, "verify_checksums", save_meanwhile)
+    assert load_policy(run_dir).step == 2
+
+
+def test_a_checkpoint_that_is_always_replaced_is_said_to_be(run_dir, monkeypatch):
+    states = iter(range(100))
+    monkeypatch.setattr(checkpoints, "checkpoint_identity", lambda path: next(states))
+    with pytest.raises(ValueError, match="replaced faster than it can be read"):
+        load_policy(run_dir)
+
+
+def test_reading_a_run_changes_nothing_in_its_folder(run_dir):
+    """Between two renames a reader gave checkpoint.old its name back, and the run's save failed."""
+    (run_dir / "checkpoint").rename(run_dir / "checkpoint.old")
+    before = sorted(run_dir.rglob("*"))
+    assert load_policy(run_dir).step == 1
+    assert sorted(run_dir.rglob("*")) == before
+
+
+# ---- files that a hand has edited ----------------------------------------------------------------
+
+
+def rewrite_config(checkpoint, **fields):
+    file = checkpoint / "adapter_config.json"
+    file.write_text(json.dumps(read_json(file) | fields))
+
+
+EDITS = {
+    "no sums": lambda x: (x / "sums.json").unlink(),
+    "empty sums": lambda x: (x / "sums.json").write_text("{}"),
+    "sums are a list": lambda x: (x / "sums.json").write_text("[]"),
+    "sums lead outside": lambda x: (x / "sums.json").write_text(
+        json.dumps({"../config.json": checksum(x.parent / "config.json")})
+    ),
+    "config is a list": lambda x: (x / "adapter_config.json").write_text("[]"),
+    "base is a number": lambda x: rewrite_config(x, base_model_name_or_path=3),
+    "another file": lambda x: (x / "model.safetensors").write_text(""),
+}
+WITH_NEW_SUMS = {
+    "head of another size": lambda x: save_file(
+        ThresholdHead(7).state_dict(), x / "threshold_head.safetensors"
+    ),
+    "head is no tensors": lambda x: (x / "threshold_head.safetensors").write_text("{}"),
+    "state is a list": lambda x: torch.save([1], x / "state.pt"),
+    "state has no step": lambda x: torch.save({"optimizers": []}, x / "state.pt"),
+    "step is a text": lambda x: torch.save({"step": "2", "optimizers": []}, x / "state.pt"),
+    "state is no file of torch's": lambda x: (x / "state.pt").write_text("PK"),
+    "rank is a text": lambda x: rewrite_config(x, r="16"),
+    "rank is negative": lambda x: rewrite_config(x, r=-1),
+    "alpha is a list": lambda x: rewrite_config(x, lora_alpha=[]),
+}
+
+
+@pytest.mark.parametrize("edit", [*EDITS, *WITH_NEW_SUMS])
+def test_an_edited_checkpoint_is_one_line(run_dir, edit):
+    (EDITS | WITH_NEW_SUMS)[edit](run_dir / "checkpoint")
+    if edit in WITH_NEW_SUMS:
+        write_checksums(run_dir / "checkpoint")
+    with pytest.raises(ValueError, match="checkpoint") as error:
+        load_policy(run_dir)
+    assert "\n" not in str(error.value)
+
+
+def test_an_edited_model_card_drops_no_checkpoint(run_dir):
+    (run_dir / "checkpoint" / "README.md").write_text("my notes")
+    assert load_policy(run_dir).step == 1

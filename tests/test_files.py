@@ -157,6 +157,14 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
     assert read_json(tmp_path / "good.json") == {"seed": 1}
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The metrics of a run of three steps that was left alone."""
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    make_small_run(folder, 3)
+    return metrics_of(folder)
+
+
 # ---- one run a folder ----------------------------------------------------------------------------
 
 HOLD_THE_LOCK = """
@@ -186,15 +194,64 @@ def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_
     assert not folder.exists()  # nothing was written
 
 
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew_so_that_two_never_hold_one(
+    tmp_path, monkeypatch
+):
+    """The run before it removes the file after this one opened it, and before it locks it."""
+    folder = tmp_path / "a"
+    flock = fcntl.flock
+    removed = []
+
+    def flock_after_removal(handle, operation):
+        if not removed:
+            removed.append(folder / ".lock")
+            (folder / ".lock").unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_removal)
+    with files.run_lock(folder):
+        assert removed and (folder / ".lock").exists()
+        with pytest.raises(ValueError, match="in use by another run"), files.run_lock(folder):
+            pass
+
+
+def test_a_lock_of_a_folder_that_was_removed_takes_no_other_runs_lock_along(tmp_path):
+    folder = tmp_path / "a"
+    with files.run_lock(folder):
+        folder.rename(tmp_path / "moved")
+        folder.mkdir()
+        (folder / ".lock").write_text("another run's")
+    assert (folder / ".lock").read_text() == "another run's"
+
+
+@pytest.mark.parametrize("comes_in_its_place", [False, True])
+def test_a_run_whose_folder_is_moved_stops_at_its_first_write_and_can_be_resumed(
+    unbroken, tmp_path, capsys, monkeypatch, comes_in_its_place
+):
+    folder = tmp_path / "a"
+    diffpo_step = train.diffpo_step
+
+    def move_away(config, task, policy, reference, optimizers, step):
+        if step == 1:
+            folder.rename(tmp_path / "moved")
+            if comes_in_its_place:
+                folder.mkdir()
+                (folder / ".lock").write_text("")
+        return diffpo_step(config, task, policy, reference, optimizers, step)
+
+    monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "diffpo_step", move_away)
+        flags = ["--steps", "3", "--save_every", "1", "--run_dir", str(folder)]
+        assert train.main([*SMALL_RUN, *flags]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"{folder} was moved or removed while the run was writing to it" in message
+    assert not folder.exists() or [file.name for file in folder.iterdir()] == [".lock"]
+    assert train.main(["--resume", "--run_dir", str(tmp_path / "moved")]) == 0
+    assert metrics_of(tmp_path / "moved") == unbroken
+
+
 # ---- signals -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The metrics of a run of three steps that was left alone."""
-    folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    make_small_run(folder, 3)
-    return metrics_of(folder)
 
 
 @pytest.mark.parametrize(
