@@ -216,6 +216,10 @@ def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
         raise ValueError(f"{path} has no checkpoint yet")
     verify_checksums(folder)
     base = adapter_base(folder)
+    if base and any(folder.glob("model*.safetensors")):
+        raise ValueError(
+            f"{folder} holds full weights and an adapter of {base}: remove one of them"
+        )
     if base:
         if adapter or not is_loadable(base):
             raise ValueError(

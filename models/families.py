@@ -273,6 +273,22 @@ def one_line(message):
         raise ValueError(f"{message} ({reason})") from None
 
 
+@contextmanager
+def refusing(message):
+    """Turns any error inside the block into a ValueError of one line, but leaves ValueErrors.
+
+    For code of this project, which refuses in words of its own, and fails at what it has not
+    foreseen: a list in the place of a number, say.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(f"{message} ({type(error).__name__}: {reason})") from None
+
+
 def read_config(folder, name=""):
     """Returns (configuration, family) of the checkpoint in `folder`.
 
@@ -292,18 +308,18 @@ def read_config(folder, name=""):
             f"{file}: {family} is block-causal: its blocks see only those before them, "
             "which no rollout or likelihood here does"
         )
-    if family in PLAIN:
-        return read_plain_config(config, file), family
-
-    if family == "lladamoe" or (family == "llada" and "num_experts" in config):
-        family = "llada-moe"
-    if family not in FAMILIES:
-        known = ", ".join([*FAMILIES, *PLAIN])
-        raise ValueError(f"{file}: model_type {family} is not known, only {known}")
-    simplify(config)
-    if family == "llada":
-        family = complete_llada(config, file)
-    return translate(config, family, file), family
+    with refusing(f"{file} is not understood"):
+        if family in PLAIN:
+            return read_plain_config(config, file), family
+        if family == "lladamoe" or (family == "llada" and "num_experts" in config):
+            family = "llada-moe"
+        if family not in FAMILIES:
+            known = ", ".join([*FAMILIES, *PLAIN])
+            raise ValueError(f"{file}: model_type {family} is not known, only {known}")
+        simplify(config)
+        if family == "llada":
+            family = complete_llada(config, file)
+        return translate(config, family, file), family
 
 
 def translate(config, family, file):

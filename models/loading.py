@@ -13,12 +13,13 @@ import huggingface_hub
 import torch
 import transformers
 
-from models.families import FAMILIES, PLAIN, one_line, read_config
+from models.families import FAMILIES, PLAIN, one_line, read_config, refusing
 from models.tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
+transformers.logging.set_verbosity_error()  # its tables of missing weights: see load_denoiser
 
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 DTYPES = {  # the choices of --dtype
@@ -50,6 +51,11 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     Raises ValueError, in one line, for whatever is broken, missing, left over or not understood.
     """
     folder = model_folder(name_or_path)
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(  # transformers would put it onto the model, without a word
+            f"{folder} has an adapter_config.json that names no base, or full weights beside it: "
+            "an adapter needs a folder of its own, and --adapter puts it onto a model"
+        )
     config, family = read_config(folder, name_or_path)
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
@@ -59,7 +65,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     else:
         model_class = FAMILIES[family].model
         renames = FAMILIES[family].weights
-    tokenizer = _load_tokenizer(folder, config)
+    with refusing(f"{folder}: config.json or the tokenizer is not understood"):
+        tokenizer = _load_tokenizer(folder, config)
 
     is_tiny = getattr(config, "compact_prompts", False)
     on_cpu = torch.device(device).type == "cpu"
@@ -87,7 +94,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     if getattr(config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift_states)
     denoiser.eval()
-    check_attention(denoiser)
+    with refusing(f"{folder} cannot be run"):
+        check_attention(denoiser)
     return denoiser, tokenizer
 
 
@@ -145,7 +153,7 @@ def model_folder(name_or_path):
     if folder.is_dir():
         return folder
     name = str(name_or_path)
-    advice = "--model FOLDER reads a local checkpoint, --model tiny needs none"
+    advice = "a local checkpoint is given as its folder, and tiny needs none"
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise ValueError(f"{name!r} is no folder here and no hub name such as {LLADA}: {advice}")
     with one_line(f"{name} is no folder, and the hub has not given it: {advice}"):
@@ -170,6 +178,11 @@ def _load_tokenizer(folder, config):
     with one_line(f"{folder} cannot be loaded: it has no tokenizer.json, or a broken one"):
         tokenizer = tokenizer_class.from_pretrained(folder, padding_side="left")
     token_of = {i: token for token, i in tokenizer.get_vocab().items()}
+    if max(token_of, default=0) >= config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has tokens up to {max(token_of)}, and the embedding, by "
+            f"config.json, {config.vocab_size} rows"
+        )
 
     mask_ids = []
     for i in tokenizer.added_tokens_decoder:
@@ -179,12 +192,15 @@ def _load_tokenizer(folder, config):
     claimed_ids = [i for i in claimed_ids if i is not None]
     if not claimed_ids and len(mask_ids) == 1:
         claimed_ids = mask_ids
+    if not mask_ids:  # it has another name: config.json has to say which special token it is
+        mask_ids = [i for i in claimed_ids if i in tokenizer.added_tokens_decoder]
     mask_id = claimed_ids[0] if claimed_ids else None
     is_ambiguous = len(set(claimed_ids)) > 1
     if mask_id not in mask_ids or mask_id >= config.vocab_size or is_ambiguous:
         raise ValueError(
             f"mask_token_id {mask_id} of {folder}/config.json is token {token_of.get(mask_id)!r}, "
-            f"and the tokenizer's mask tokens are {mask_ids or 'none at all'}"
+            f"and the tokenizer's mask tokens are {mask_ids or 'none at all'}: config.json has to "
+            "say which special token is the mask"
         )
     config.mask_token_id = mask_id
     tokenizer.mask_token = token_of[mask_id]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -66,7 +67,8 @@ def load_lora(denoiser, name_or_path, trainable=False):
     would run in its stead without a warning. Raises ValueError, in one line.
     """
     folder = model_folder(name_or_path)
-    with one_line(f"the adapter in {name_or_path} cannot be loaded"):
+    with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
+        _say_if_of_another_base(folder, denoiser.source)
         lora_config = _read_lora_config(folder, has_renames=bool(denoiser.renames))
         weights = {}
         for key, weight in load_file(folder / "adapter_model.safetensors").items():
@@ -86,6 +88,15 @@ def load_lora(denoiser, name_or_path, trainable=False):
             )
         set_peft_model_state_dict(model, weights)
     return model
+
+
+def _say_if_of_another_base(folder, source):
+    """A message if an adapter names another base than the one it is put onto."""
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+        "base_model_name_or_path"
+    )
+    if base and Path(base).name != Path(source).name:
+        print(f"{folder} was trained on {base}, and is put onto {source}", file=sys.stderr)
 
 
 def save_adapter(model, folder, state_dict=None):

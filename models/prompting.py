@@ -3,8 +3,11 @@
 Shapes: B rows, P prompt tokens (left-padded), L completion tokens.
 """
 
+import re
 from contextlib import suppress
 from os.path import commonprefix
+
+from models.families import one_line
 
 
 def encode_prompts(policy, prompts, room=0):
@@ -14,22 +17,25 @@ def encode_prompts(policy, prompts, room=0):
     message in the tokenizer's chat template, followed by the policy's `prefill`. (A policy with
     `compact_prompts` reads the text as it stands.) `room` is the number of completion tokens.
 
-    Raises ValueError for an empty prompt, a missing chat template, a text without tokens, and a
-    prompt that leaves no room for the completion: nothing is ever cut off.
+    Raises ValueError for an empty prompt, a chat template that is missing or fails, a text without
+    tokens, a prompt that holds a special token as text, and one that leaves no room for the
+    completion: nothing is ever cut off.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: there is nothing to complete")
     tokenizer = policy.tokenizer
+    refuse_special_tokens(tokenizer, prompts)
     texts = prompts
     if not policy.compact_prompts:
         if tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: take the Instruct model's")
-        texts = tokenizer.apply_chat_template(
-            [[{"role": "user", "content": prompt}] for prompt in prompts],
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,  # Qwen3's switch; other templates do not know the word
-        )
+        with one_line("the tokenizer's chat template fails"):
+            texts = tokenizer.apply_chat_template(
+                [[{"role": "user", "content": prompt}] for prompt in prompts],
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,  # Qwen3's switch; other templates do not know the word
+            )
     try:
         batch = tokenizer(
             [text + policy.prefill for text in texts],
@@ -41,6 +47,9 @@ def encode_prompts(policy, prompts, room=0):
     except Exception as error:  # the tokenizers library raises bare Exceptions
         longest_prompt = max(prompts, key=len)
         raise ValueError(f"no tokens for a text such as {longest_prompt[:60]!r}: {error}") from None
+    if not batch.attention_mask.any(dim=1).all():
+        first = int(batch.attention_mask.any(dim=1).long().argmin())
+        raise ValueError(f"prompt {first + 1} of {len(prompts)}, {prompts[first]!r}, has no tokens")
     longest = batch.input_ids.shape[1]
     limit = getattr(getattr(policy.denoiser, "config", None), "max_position_embeddings", None)
     if limit and longest + room > limit:
@@ -54,6 +63,25 @@ def encode_prompts(policy, prompts, room=0):
         )
     device = policy.denoiser.device
     return batch.input_ids.to(device), batch.attention_mask.bool().to(device)
+
+
+def refuse_special_tokens(tokenizer, prompts):
+    """Raises ValueError for a prompt with the text of a special token, such as the mask's.
+
+    The tokenizer would read it as that token: a question could end its own turn.
+    """
+    tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    special = [token.content for token in tokens if token.special and token.content.strip()]
+    if not special:
+        return
+    pattern = re.compile("|".join(map(re.escape, special)))
+    for number, prompt in enumerate(prompts, start=1):
+        match = pattern.search(prompt)
+        if match:
+            raise ValueError(
+                f"prompt {number} of {len(prompts)} holds {match[0]!r}, which the tokenizer reads "
+                "as a special token: leave the problem out, or write it otherwise"
+            )
 
 
 def decode_completions(policy, rollout):

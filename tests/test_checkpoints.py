@@ -240,3 +240,32 @@ def test_an_edited_checkpoint_is_one_line(run_dir, edit):
 def test_an_edited_model_card_drops_no_checkpoint(run_dir):
     (run_dir / "checkpoint" / "README.md").write_text("my notes")
     assert load_policy(run_dir).step == 1
+
+
+# ---- adapters beside the wrong model -------------------------------------------------------------
+
+
+def test_an_adapter_beside_full_weights_is_refused(adapter):
+    """transformers would load it with the model; or the adapter's base would be taken instead."""
+    _, folder = adapter
+    shutil.copy(BASE / "model.safetensors", folder)
+    with pytest.raises(ValueError, match="holds full weights and an adapter of tiny"):
+        load_policy(folder)
+    for file in BASE.iterdir():
+        shutil.copy(file, folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="an adapter needs a folder of its own"):
+        load_policy(folder)
+
+
+def test_an_adapter_of_another_base_says_so(adapter, tmp_path, capsys):
+    _, folder = adapter
+    shutil.copytree(BASE, tmp_path / "other")
+    load_policy("tiny", adapter=folder)
+    assert capsys.readouterr().err == ""
+    load_policy(tmp_path / "other", adapter=folder)
+    assert f"was trained on tiny, and is put onto {tmp_path}/other" in capsys.readouterr().err
+    write_checkpoint(tmp_path / "llada", "llada")
+    with pytest.raises(ValueError, match="cannot be loaded on .*llada") as error:
+        load_policy(tmp_path / "llada", adapter=folder)
+    assert "\n" not in str(error.value)

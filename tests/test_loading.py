@@ -139,7 +139,13 @@ def truncate(folder):
     ("damage", "message"),
     [
         (lambda f: edit_config(f, is_causal=True), "causal"),
-        (lambda f: edit_config(f, vocab_size=50), "mismatched|size"),
+        (lambda f: edit_config(f, vocab_size=50), "tokens up to 111, and the embedding.* 50 rows"),
+        (lambda f: edit_config(f, vocab_size=120), "mismatched|size"),
+        (lambda f: edit_config(f, hidden_size=[]), "config.json is not understood"),
+        (lambda f: edit_config(f, rms_norm_eps="x"), "config.json is not understood"),
+        (lambda f: edit_config(f, eos_token_id={}), "config.json is not understood"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter needs a folder"),
         (lambda f: edit_config(f, num_hidden_layers=10**7), "10000000 layers"),
         (drop_weight, "missing"),
         (add_weight, "unexpected"),
@@ -261,7 +267,9 @@ def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(ValueError, match=f"{loading.LLADA}.*--model FOLDER.*--model tiny") as error:
+    with pytest.raises(
+        ValueError, match=f"{loading.LLADA}.*as its folder, and tiny needs none"
+    ) as error:
         load_denoiser(loading.LLADA)
     assert "\n" not in str(error.value)
 
@@ -337,11 +345,28 @@ def test_a_tokenizer_without_a_template_ends_at_eos_alone():
     assert end_token_ids(tokenizer) == [tokenizer.eos_token_id]
 
 
-def test_a_tokenizer_without_a_mask_token_is_refused(folder):
+def rename_mask(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (folder / name).read_text()
         (folder / name).write_text(text.replace("[MASK]", "[HOLE]"))
-    with pytest.raises(ValueError, match="mask"):
+
+
+def test_a_mask_token_of_another_name_is_known_by_config_json(folder):
+    rename_mask(folder)
+    _, tokenizer = load_denoiser(str(folder))
+    assert tokenizer.mask_token == "[HOLE]" and tokenizer.mask_token_id == 1
+
+
+def test_a_tokenizer_without_a_mask_token_is_refused(folder):
+    rename_mask(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["mask_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    edit_config(folder, mask_token_id=None)
+    with pytest.raises(ValueError, match="config.json has to say which special token is the mask"):
+        load_denoiser(str(folder))
+    edit_config(folder, mask_token_id=50)  # a number, no special token
+    with pytest.raises(ValueError, match="mask_token_id 50"):
         load_denoiser(str(folder))
 
 

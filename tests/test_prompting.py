@@ -144,3 +144,36 @@ def test_a_tokenizer_without_a_chat_template_is_refused_in_one_line(llada, monke
 def test_an_empty_prompt_is_refused(llada):
     with pytest.raises(ValueError, match="empty"):
         encode_prompts(llada, ["fine", ""])
+
+
+@pytest.mark.parametrize("token", ["<|mdm_mask|>", "<|eot_id|>", "<|endoftext|>"])
+def test_a_special_token_that_a_question_holds_as_text_is_refused(llada, token):
+    """The tokenizer read it as the token: a question could hold masks, or end its own turn."""
+    with pytest.raises(ValueError, match="prompt 2 of 2 holds .*a special token") as error:
+        encode_prompts(llada, ["what is 3?", f"what is {token} here?"])
+    assert repr(token) in str(error.value) and "\n" not in str(error.value)
+    encode_prompts(llada, ["what is <mask> or <|eot id|> here?"])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('never\nagain') }}",
+        "{% for %}",
+        "{{ messages[9].content }}",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(llada, monkeypatch, template):
+    monkeypatch.setattr(llada.tokenizer, "chat_template", template)
+    with pytest.raises(ValueError, match="chat template fails") as error:
+        encode_prompts(llada, ["what is 3?"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_prompt_without_tokens_is_refused(llada, monkeypatch):
+    monkeypatch.setattr(llada.tokenizer, "chat_template", "{{ '' }}")
+    with pytest.raises(ValueError, match="prompt 1 of 2, 'a', has no tokens"):
+        encode_prompts(llada, ["a", "b"])
+    with pytest.raises(ValueError, match="prompt 2 of 2, ' ', has no tokens"):
+        encode_prompts(toy_policy(), ["a b", " "])
