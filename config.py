@@ -141,7 +141,9 @@ class Config:
     # measuring and saving
     eval_problems: int = setting(1000, "held-out problems, before and after", minimum=1)
     eval_split: str = setting(
-        "test", "held-out split to evaluate on; tune on validation", choices=("test", "validation")
+        "test",
+        "held-out split to evaluate on; tune on validation; all: of --data, for training too",
+        choices=("test", "validation", "all"),
     )
     frontier: bool = setting(True, "measure base and trained model at five gammas: frontier.png")
     save_every: int = setting(50, "steps between checkpoints", minimum=1)

@@ -222,7 +222,8 @@ def resolve_options(path, flags):
     options.is_new_file = bool(options.data) and options.data != options.run_data
     if options.is_new_file and saved_inputs:  # the run's own file may have another name by now
         options.is_new_file = inputs.data_checksum(options.data) != saved_inputs["data"]
-    options.split = options.split or ("all" if options.is_new_file else "test")
+    is_all = options.is_new_file or (is_run and config.eval_split == "all")
+    options.split = options.split or ("all" if is_all else "test")
     if options.adapter:
         verify_adapter(options.adapter, path)
     for level in options.level:  # raises for blocks and caches that do not fit

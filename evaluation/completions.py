@@ -52,6 +52,7 @@ def score_line(line, tasks):
     if not isinstance(text, str):
         raise ValueError("text has to be a string")
     task = tasks[name]
+    problem = task.problem_from_row(problem)  # raises for one that --data would refuse
     score = {
         "cluster": task.key(problem),
         "solved": task.solved(problem, text),

@@ -109,7 +109,7 @@ def parse_flags(arguments=None):
     problems.add_argument(
         "--data",
         metavar="FILE",
-        help="a file of problems, JSON lines or .csv [the run's, if it had one]",
+        help="a file of problems: JSON lines or array, .csv, .parquet [the run's]",
     )
     problems.add_argument(
         "--split",

@@ -154,6 +154,13 @@ def model_folder(name_or_path):
         return folder
     name = str(name_or_path)
     advice = "a local checkpoint is given as its folder, and tiny needs none"
+    owner, _, repository = name.partition("/")
+    if "/" in repository and not folder.parent.exists() and owner not in (".", "..", "runs", ""):
+        repository, _, subfolder = repository.partition("/")
+        raise ValueError(
+            f"{name} is no folder here. If it is {subfolder} of {owner}/{repository} on the hub, "
+            f"get it by hf download {owner}/{repository} --include '{subfolder}/*' --local-dir DIR"
+        )
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise ValueError(f"{name!r} is no folder here and no hub name such as {LLADA}: {advice}")
     with one_line(f"{name} is no folder, and the hub has not given it: {advice}"):

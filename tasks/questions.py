@@ -60,9 +60,18 @@ class Questions(Task):
             ) from None
 
     def problem_from_row(self, row):
-        """Reads our own rows and the data sets': MATH's training set has solutions with a box."""
-        question = row["question"] if "question" in row else row["problem"]
-        answer = row.get("answer")
+        """Reads our own rows and the field's.
+
+        MATH's training set has solutions with a box, other sets a "ground_truth_answer", and files
+        for chat models a "prompt", the text itself or messages with one question of the user.
+        """
+        question = first_field(row, "question", "problem", "prompt")
+        if isinstance(question, list):
+            [message] = question
+            if message["role"] != "user":
+                raise ValueError("a prompt is one message of the user")
+            question = message["content"]
+        answer = row.get("answer", row.get("ground_truth_answer"))
         if answer is None:
             answer = answers.last_box(row["solution"])
         if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
@@ -72,3 +81,11 @@ class Questions(Task):
         if not question or not answer:
             raise ValueError("question and answer are not empty")
         return {"question": question, "answer": answer}
+
+
+def first_field(row, *names):
+    """The value of the first of these fields that a row has. Raises KeyError if it has none."""
+    for name in names:
+        if name in row:
+            return row[name]
+    raise KeyError(names[0])

@@ -66,12 +66,13 @@ def compact_form(task):
     return task
 
 
-def load_task(names, compact, data="", length=0):
+def load_task(names, compact, data="", length=0, train_on_all=False):
     """Returns the task of `--task names`; of several names, with commas, a TaskMixture.
 
     compact: whether the model reads the tiny model's short prompts.
     data: a file of problems, which replaces the task's own.
     length: the requested tokens of a completion; 0 for the default.
+    train_on_all: whether all problems of `data` are for training.
     Raises ValueError for names, data or a length that do not go together.
     """
     tasks = {}
@@ -84,7 +85,7 @@ def load_task(names, compact, data="", length=0):
 
     if len(tasks) == 1:
         [task] = tasks.values()
-        return ProblemsFromFile(task, path=data) if data else task
+        return ProblemsFromFile(task, data, train_on_all) if data else task
 
     if data:
         raise ValueError(f"--data {data} is for one task, not for {names}")

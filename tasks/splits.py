@@ -6,7 +6,9 @@ problems, and a file of problems splits as the generated ones do.
 """
 
 import csv
+import json
 import random
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -40,8 +42,11 @@ def draw(pools, split, n, seed, source):
     pool = pools[split]
     if not pool:
         total = sum(map(len, pools.values()))
-        reason = f"of its {total} problems none is for {split}, by the checksums of their keys"
-        raise ValueError(f"{source} holds too little: {reason}")
+        raise ValueError(
+            f"{source} holds too little: of its {total} problem{'s' * (total != 1)} none is for "
+            f"{split}, by the checksums of their keys. Take all of it, to train and to measure, by "
+            "train.py's --eval_split all or evaluate.py's --split all"
+        )
     drawn = rng.sample(pool, min(n, len(pool)))
     while split == "train" and len(drawn) < n:
         drawn += rng.sample(pool, min(n - len(drawn), len(pool)))
@@ -49,36 +54,70 @@ def draw(pools, split, n, seed, source):
 
 
 def read_rows(path):
-    """Yields (line number, row) for each row of a file of JSON lines, or a .csv with a header.
+    """Yields (place, row) for each row of a file, with "line 3" or "row 3" as its place.
 
-    A row of a .csv is a dict. A row of JSON lines is the unparsed text, so that the caller can
-    name the line if it is not JSON.
+    The file is JSON lines, one JSON array, a .csv with a header, or a .parquet. A row is a dict; of
+    JSON lines it is the unparsed text, so that the caller can name the line if it is not JSON.
     """
-    lines = Path(path).read_text("utf-8-sig").split("\n")
-    if Path(path).suffix == ".csv":
-        yield from enumerate(csv.DictReader(lines), start=2)
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        import datasets
+
+        datasets.disable_progress_bars()
+        with tempfile.TemporaryDirectory() as cache:
+            table = datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+            for number, row in enumerate(table, start=1):
+                yield f"row {number}", row
+    elif kind == ".csv":
+        with open(path, encoding="utf-8-sig", newline="") as file:  # "" keeps a field's line ends
+            rows = csv.DictReader(file)
+            line = rows.line_num
+            for row in rows:
+                yield f"line {line + 1}", row
+                line = rows.line_num
     else:
-        for number, text in enumerate(lines, start=1):
-            if text.strip():
-                yield number, text
+        text = path.read_text("utf-8-sig")
+        if is_json_array(text):
+            for number, row in enumerate(json.loads(text), start=1):
+                yield f"row {number}", row
+            return
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield f"line {number}", line
+
+
+def is_json_array(text):
+    """Whether a text is one JSON array of objects, and not JSON lines."""
+    start = text.lstrip()[:200]
+    return start.startswith("[") and start[1:].lstrip().startswith(("{", "]"))
 
 
 class ProblemsFromFile:
-    """A task whose problems come from a file, split by the checksums of their keys."""
+    """A task whose problems come from a file, split by the checksums of their keys.
 
-    def __init__(self, task, path):
+    The split "all" is the whole file. With `train_on_all` it is the training split too, for who
+    wants to see a few problems learned by heart.
+    """
+
+    def __init__(self, task, path, train_on_all=False):
         if not hasattr(task, "load"):
             raise ValueError(f"--data {path}: this task has no load(path) to read a file with")
         self.task = task
         self.path = path
         self.pools = {split: [] for split in SPLITS}
+        self.all_problems = task.load(path)
         key = getattr(task, "key", task.prompt)
-        for problem in task.load(path):
+        for problem in self.all_problems:
             self.pools[split_of(key(problem))].append(problem)
+        if train_on_all:
+            self.pools = {"train": self.all_problems, "validation": [], "test": []}
 
     def __getattr__(self, name):
         """Everything but the problems is the task's own."""
         return getattr(self.task, name)
 
     def problems(self, split, n, seed):
+        if split == "all":
+            return self.all_problems[:n]
         return draw(self.pools, split, n, seed, source=self.path)

@@ -71,23 +71,26 @@ class Task:
         return self.reward(problem, text) == 1.0
 
     def load(self, path):
-        """Returns the problems in a file, JSON lines or .csv with a header.
+        """Returns the problems in a file: JSON lines, a JSON array, a .csv with a header, .parquet.
 
         Raises ValueError with the file and the line if anything in it is not a problem.
         """
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist, or is not a file")
         problems = []
-        line = 1
+        place = "line 1"
+        row = None
         try:
-            for number, row in read_rows(path):
-                line = number  # for the message, should this row be bad
+            for place, row in read_rows(path):  # noqa: B007 (for the message)
                 if isinstance(row, str):
                     row = json.loads(row)
                 problems.append(self.problem_from_row(row))
         except Exception as error:  # an unreadable file, and anything that a row can contain
-            reason = f"expected {self.example_row} ({type(error).__name__})"
-            raise ValueError(f"{path}, line {line}: {reason}") from None
+            has = ""
+            if isinstance(error, KeyError) and isinstance(row, dict) and row:
+                has = f", and not {' '.join(', '.join(map(str, row)).split())[:80]}"
+            reason = f"expected {self.example_row}{has} ({type(error).__name__})"
+            raise ValueError(f"{path}, {place}: {reason}") from None
         if not problems:
             raise ValueError(f"{path} holds no problems: one JSON object per line is expected")
         return problems

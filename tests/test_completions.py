@@ -57,6 +57,8 @@ BAD_LINES = [
     '{"task": "countdown"}',
     '{"task": "evil.py:X", "problem": {}, "text": ""}',
     '{"task": "countdown", "problem": {}, "text": "1"}',
+    '{"task": "countdown", "problem": {"numbers": [3], "target": "x"}, "text": "1"}',
+    '{"task": "gsm8k", "problem": {"question": "a?", "answer": "many"}, "text": "1"}',
     json.dumps(WRITTEN[0] | {"text": 5}),
 ]
 
@@ -82,3 +84,16 @@ def test_an_empty_file_holds_no_completions(tmp_path):
     path.write_text("\n\n")
     with pytest.raises(ValueError, match="holds no completions"):
         score_file(path, TASKS)
+
+
+def test_a_problem_is_read_as_data_reads_it(tmp_path):
+    """A target that is a text was compared with a number, and nothing was ever solved."""
+    path = tmp_path / "written.jsonl"
+    row = {
+        "task": "countdown",
+        "problem": {"numbers": [3, 4, 5], "target": "35"},
+        "text": "<answer>(3 + 4) * 5</answer>",
+    }
+    path.write_text(json.dumps(row))
+    [scores] = score_file(path, TASKS)
+    assert scores["solved"] == 1

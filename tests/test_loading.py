@@ -262,6 +262,15 @@ def test_a_path_that_is_no_folder_is_never_asked_of_the_hub(path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
+def test_a_subfolder_of_the_hub_says_how_to_get_it_and_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    advice = "hf download someone/adapters --include 'gsm8k/last/.' --local-dir DIR"
+    with pytest.raises(ValueError, match=advice):
+        loading.model_folder("someone/adapters/gsm8k/last")
+    with pytest.raises(ValueError, match="is no folder here and no hub name"):
+        loading.model_folder("runs/a/checkpoint")
+
+
 def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
     def fail(*args, **options):
         raise OSError("no route\nto host")

@@ -1,5 +1,8 @@
 """GSM8K and MATH: rewards, data sets and files. How answers are read: test_answers.py."""
 
+import json
+
+import datasets
 import pytest
 from task_examples import write_rows
 
@@ -125,7 +128,44 @@ def test_files_are_read_under_the_data_sets_own_names(tmp_path):
     assert [problem["answer"] for problem in MATH.load(path)] == ["\\sqrt{2}", "\\pi"]
 
 
+CHAT = {"prompt": [{"role": "user", "content": "a?"}], "ground_truth_answer": "1"}
+ROWS = [
+    {"question": "a?", "answer": "1"},
+    {"problem": "a?", "answer": 1},
+    {"prompt": "a?", "ground_truth_answer": "1"},
+    CHAT,
+]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_is_read_as_the_field_writes_it(tmp_path, row):
+    lines = write_rows(tmp_path / "rows.jsonl", row)
+    array = tmp_path / "rows.json"
+    array.write_text(json.dumps([row, row], indent=1))
+    parquet = tmp_path / "rows.parquet"
+    datasets.Dataset.from_list([row]).to_parquet(str(parquet))
+    problem = {"question": "a?", "answer": "1"}
+    assert GSM8K.load(lines) == GSM8K.load(parquet) == [problem]
+    assert GSM8K.load(array) == [problem, problem]
+    array.write_text(json.dumps([row, {"question": "b?"}], indent=1))
+    with pytest.raises(ValueError, match="rows.json, row 2: expected .*, and not question"):
+        GSM8K.load(array)
+
+
+def test_a_csv_keeps_a_fields_line_ends_and_names_the_files_lines(tmp_path):
+    path = tmp_path / "rows.CSV"
+    path.write_bytes(b'question,answer\r\n"How many are 12\n34 added?",46\r\nb?,1\r\n')
+    assert GSM8K.load(path)[0]["question"] == "How many are 12\n34 added?"  # not 1234
+    path.write_bytes(b'question,answer\n"a\nb\nc?",46\nb?,many\n')
+    with pytest.raises(ValueError, match="line 5"):
+        GSM8K.load(path)
+
+
 BAD_QUESTIONS = [
+    CHAT | {"prompt": [{"role": "system", "content": "a?"}]},
+    CHAT | {"prompt": CHAT["prompt"] * 2},
+    CHAT | {"prompt": []},
+    CHAT | {"prompt": [{"role": "user", "content": ["a"]}]},
     {"question": "a?"},
     {"answer": "1"},
     {"question": "", "answer": "1"},

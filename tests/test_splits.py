@@ -37,7 +37,7 @@ def test_any_task_can_be_trained_from_a_file(tmp_path, name):
     assert source.solved(problem, "") is False
 
     one = ProblemsFromFile(task, write_rows(tmp_path / "one.jsonl", rows[0]))
-    with pytest.raises(ValueError, match="1 problems"):
+    with pytest.raises(ValueError, match="1 problem none"):
         for split in SPLITS:
             one.problems(split, 1, 0)
 
@@ -88,3 +88,21 @@ def test_a_file_splits_as_the_generated_problems_do(tmp_path):
         pools = {split: task.problems(split, 20, 5) for split in SPLITS}
         rows = itertools.chain(*pools.values())
         assert ProblemsFromFile(task, write_rows(tmp_path / "rows.jsonl", *rows)).pools == pools
+
+
+def test_a_file_too_small_to_split_says_how_to_take_all_of_it(tmp_path):
+    """For who wants to see one prompt learned by heart."""
+    task = TASKS["gsm8k"]
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"question": "What is 3 + 4?", "answer": "7"}\n')
+    small = ProblemsFromFile(task, path)
+    missing = [split for split in SPLITS if not small.pools[split]]
+    assert len(missing) == 2
+    for split in missing:
+        with pytest.raises(ValueError, match="of its 1 problem none .*--eval_split all") as error:
+            small.problems(split, 1, 0)
+        assert "\n" not in str(error.value)
+    whole = ProblemsFromFile(task, path, train_on_all=True)
+    [problem] = whole.problems("all", 5, 0)
+    assert whole.problems("train", 3, 0) == [problem] * 3
+    assert small.problems("all", 5, 0) == [problem]

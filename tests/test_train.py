@@ -568,6 +568,15 @@ def test_problems_may_come_from_a_file(run, tmp_path):
     assert all(row["problem"] in problems for row in read_log(folder / "samples.jsonl"))
 
 
+def test_one_problem_can_be_trained_and_measured_on_for_who_asks_for_it(run, tmp_path):
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"numbers": [3, 4, 5], "target": 35}\n')
+    assert run("a", data=file)[0] == 2
+    code, folder = run("b", data=file, eval_split="all")
+    assert code == 0 and read_json(folder / "eval.json")[0]["problems"] == 1
+    assert run("c", eval_split="all")[0] == 2
+
+
 @pytest.mark.parametrize("family", ["llada", "dream"])
 def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_exported(
     run, tmp_path, family

@@ -138,6 +138,8 @@ def check_settings(config, export):
     ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
     if config.dtype == "4bit" and not config.lora_rank:
         raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
+    if config.eval_split == "all" and not config.data:
+        raise ValueError("eval_split all is of a file: give --data FILE")
     check_processes(config, distributed.world_size(), export)
     if distributed.is_main_process():
         logging.import_tracker(config.report_to)
@@ -296,7 +298,13 @@ def prepare(config, run_dir, resume, export):
 def load_task(config):
     """The run's task. Sets config.max_completion_length to the task's own if it is 0."""
     compact = reads_compact_prompts(config.model)
-    task = registry.load_task(config.task, compact, config.data, config.max_completion_length)
+    task = registry.load_task(
+        config.task,
+        compact,
+        config.data,
+        config.max_completion_length,
+        train_on_all=config.eval_split == "all",
+    )
     shipped_tasks = make_base.SHIPPED_TASKS.split(",")
     if config.model == "tiny" and not set(config.task.split(",")) <= set(shipped_tasks):
         raise ValueError(
