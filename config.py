@@ -19,6 +19,8 @@ import math
 import sys
 from dataclasses import dataclass, field, fields
 
+MAX_SEED = 2**63 - 1  # torch's
+
 
 def setting(default, help, d1=None, minimum=None, maximum=None, choices=()):
     """A field of Config. `d1` is the value in d1's (diffu-GRPO's) code, where it differs.
@@ -45,7 +47,7 @@ class Config:
     model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
     data: str = setting("", "a file of problems, split 70/10/20; default: the task's own")
     run_dir: str = setting("", "a new folder for this run; default runs/TASK-TARGET-TIME")
-    seed: int = setting(0, "seed of all random numbers", minimum=0, maximum=2**63 - 1)
+    seed: int = setting(0, "seed of all random numbers", minimum=0, maximum=MAX_SEED)
     steps: int = setting(120, "RL steps, each on a fresh batch of rollouts", minimum=1)
     train_target: str = setting("joint", "what learns", choices=("policy", "sampler", "joint"))
     device: str = setting(
@@ -162,6 +164,12 @@ class Config:
                 raise ValueError(f"{name} = {value}: it has to be at least {minimum}")
             if maximum is not None and value > maximum:
                 raise ValueError(f"{name} = {value}: it has to be at most {maximum}")
+        if 0 < self.importance_weight_cap < 1e-6:  # a float32 would be 0, and shares of it NaN
+            raise ValueError(
+                f"importance_weight_cap = {self.importance_weight_cap}: 0, or at least 1e-6"
+            )
+        if self.dtype == "4bit" and not self.lora_rank:
+            raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
         if self.prompts_per_step * self.num_generations > 1_000_000:
             raise ValueError(
                 f"prompts_per_step x num_generations = {self.prompts_per_step} x "
@@ -258,6 +266,28 @@ def config_from_json(saved, file):
     return Config(**saved)
 
 
+# Flags of 29 November 2026 and before -> now, for a hint. EXPERIMENTS.md has the same table.
+OLD_FLAGS = {
+    "group_size": "num_generations",
+    "inner_updates": "num_iterations",
+    "length": "max_completion_length",
+    "clip_eps": "epsilon",
+    "kl_beta": "beta",
+    "is_cap": "importance_weight_cap",
+    "speed_weight": "nfe_penalty",
+    "gamma_0": "initial_threshold",
+    "scale_by_std": "scale_rewards",
+    "grad_clip": "max_grad_norm",
+    "prompt_hide_probability": "p_mask_prompt",
+    "train": "train_target",
+    "head_learning_rate": "threshold_learning_rate",
+    "head_sigma": "threshold_sigma",
+    "head_clip_eps": "threshold_epsilon",
+    "setting": "level",
+    "unmask": "decoder",
+}
+
+
 # ---- flags, for all programs of this project -----------------------------------------------------
 
 
@@ -299,9 +329,29 @@ class FlagParser(argparse.ArgumentParser):
             return ""
         word = argument[2:].partition("=")[0]
         names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        if word in OLD_FLAGS:  # one that this program no longer has is like no other
+            return f": it is called --{OLD_FLAGS[word]} now" if OLD_FLAGS[word] in names else ""
         near = [name for name in names if len(word) > 3 and word in name]
         near = near or difflib.get_close_matches(word, names)
         return f": did you mean --{' or --'.join(near)}?" if near else ""
+
+
+def at_least(minimum, maximum=1_000_000):
+    """The type of a flag that takes a whole number from `minimum` to `maximum`.
+
+    A mistyped one is refused at once, instead of filling the memory.
+    """
+
+    def whole_number(text):
+        if not text.removeprefix("-").isdecimal():
+            raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}")
+        if len(text) > 20 or int(text) > maximum:
+            raise argparse.ArgumentTypeError(f"it has to be at most {maximum}, not {text[:40]}")
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text}")
+        return int(text)
+
+    return whole_number
 
 
 def true_or_false(text):
@@ -338,12 +388,14 @@ def help_text(f):
     return text + (f" [{'; '.join(values)}]" if values else "")
 
 
-def parse_flags(arguments=None):
+def parse_flags(arguments=None, program=None):
     """{name: value} of train.py's flags that were given, with `resume` and `export` among them.
 
     Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    program: what messages begin with, if another program takes these flags.
     """
     parser = FlagParser(
+        prog=program,
         usage="python train.py [--FLAG VALUE] ...",
         description=DESCRIPTION,
         argument_default=argparse.SUPPRESS,

@@ -26,6 +26,14 @@ from denoiser import BlockCache, DenoiserCalls, LogitsModel
 from sampler import Decoder
 
 
+class NotFinite(ValueError):
+    """A quantity is NaN or infinite. `rollout` is the batch that it comes from, or None."""
+
+    def __init__(self, message, rollout=None):
+        super().__init__(message)
+        self.rollout = rollout
+
+
 @dataclass
 class Rollout:
     """Everything about B completions that likelihood, loss and log need.
@@ -201,7 +209,7 @@ class DiffusionPolicy(DenoiserCalls):
                 entropy, confidence, is_open.to(device), gamma=threshold[rows_on_device]
             ).cpu()  # (b, L); here the host waits for the GPU
             if not is_selected.any(dim=1).all():  # otherwise the loop would never end
-                raise ValueError("the denoiser's output is not finite: no position can be selected")
+                raise NotFinite("the denoiser's output is not finite: no position can be selected")
 
             # 5. Draw a token at each selected position, and record how likely it was.
             selected = is_selected[is_open].nonzero().squeeze(1).to(device)  # of the N positions

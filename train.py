@@ -49,6 +49,7 @@ from diffpo_loss import (
 )
 from evaluate import evaluate, generate
 from evaluation.summary import GAMMAS, describe_base, has_results, print_summary, read_results
+from evaluation.tables import count_of
 from models import inputs
 from models.device import describe_out_of_memory
 from models.prompting import decode_completions, encode_prompts
@@ -431,8 +432,8 @@ def measure(config, policy, task, problems, run_dir, name, step):
         for gamma in dict.fromkeys(gammas)
     ]
     print(
-        f"measuring the {name} model: {len(problems)} held-out problems, "
-        f"{len(decoders)} threshold{'s' * (len(decoders) > 1)}",
+        f"measuring the {name} model: {count_of(len(problems), 'held-out problem')}, "
+        f"{count_of(len(decoders), 'threshold')}",
         flush=True,
     )
     rows = []
@@ -501,7 +502,6 @@ def run(config, run_dir, resume, export):
         measure(config, policy, task, problems, run_dir, name="trained", step=config.steps)
     if not is_main:
         return
-    pictures = draw_pictures(config, run_dir)
     print_summary(
         rows=read_results(run_dir, "eval"),
         frontier=read_results(run_dir, "frontier"),
@@ -513,7 +513,7 @@ def run(config, run_dir, resume, export):
         with files.atomic_write(Path(export)) as folder:
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
-    print("pictures:", *pictures)
+    print("pictures:", *draw_pictures(config, run_dir))  # last: nothing is lost if one fails
     command = f"python evaluate.py {shlex.quote(str(run_dir))}{inputs.task_flag(config.task)}"
     print(f"to view completions: {command} --trace 2")
     print(run_dir)
@@ -552,6 +552,7 @@ def main(arguments=None):
         lock = files.run_lock(run_dir) if is_main else nullcontext()
         with lock, distributed.reraise_lost_peer():
             run(config, run_dir, resume, export)
+            distributed.finish()
         return 0
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"

@@ -6,9 +6,10 @@ loaded, which takes seconds.
 
 import argparse
 import math
+import os
 from pathlib import Path
 
-from config import FlagParser
+from config import MAX_SEED, FlagParser, at_least
 
 DESCRIPTION = """\
 Accuracy against NFE (denoiser calls per completion), for any checkpoint and
@@ -59,19 +60,6 @@ FROM_RUN = ("task", "data", "block_length", "cache", "prefill", "dtype")
 
 # Lowest and highest level of each rule, as in sampler.Decoder, which cannot be imported here.
 LEVELS_ALLOWED = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
-
-
-def at_least(minimum):
-    """The type of a flag that takes a whole number from `minimum` on."""
-
-    def whole_number(text):
-        if not text.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"a whole number, not {text!r}")
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text}")
-        return int(text)
-
-    return whole_number
 
 
 def number_or_learned(text):
@@ -130,7 +118,7 @@ def parse_flags(arguments=None):
     )
     problems.add_argument(
         "--seed",
-        type=at_least(0),
+        type=at_least(0, maximum=MAX_SEED),
         metavar="N",
         help="of the problems, and of the draws if the temperature is above 0 [0]",
     )
@@ -253,8 +241,19 @@ def find_problem(flags):
     for name in ("data", "completions"):
         if flags.get(name) and not Path(flags[name]).is_file():
             return f"--{name} {flags[name]}: there is no such file"
-    if "json" in flags and not Path(flags["json"]).parent.is_dir():
-        return f"--json {flags['json']}: there is no folder {Path(flags['json']).parent}"
+    if "json" in flags:
+        file = Path(flags["json"])
+        if not flags["json"] or file.is_dir():
+            return f"--json {flags['json']!r}: give the name of a file"
+        if not file.parent.is_dir():
+            return f"--json {flags['json']}: there is no folder {file.parent}"
+        if not os.access(file if file.exists() else file.parent, os.W_OK):
+            return f"--json {flags['json']}: it cannot be written"
+        if "trace" in flags:
+            return "--trace writes trace.html: leave out --json"
+    adapter = flags.get("adapter")
+    if adapter and not Path(adapter).exists() and "/" not in adapter:
+        return f"--adapter {adapter} does not exist"
 
     temperature = flags.get("temperature", DEFAULTS["temperature"])
     if not 0 <= temperature < math.inf:

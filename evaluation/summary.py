@@ -2,7 +2,7 @@
 
 from textwrap import fill, wrap
 
-from evaluation.tables import WIDTH, printable, shorten
+from evaluation.tables import WIDTH, count_of, printable, shorten
 from models.checkpoints import check_fields, read_rows
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # thresholds of a run's frontier, in nats
@@ -112,10 +112,11 @@ def results_table(rows):
     blocks = ""
     if row["block_length"] < row["length"]:
         blocks = f", blocks of {row['block_length']}"
+    clusters = count_of(row["clusters"], "cluster")
     yield from wrap(
-        f"{count_problems(row)} in {row['clusters']} clusters, greedy, {lengths} tokens a "
-        f"completion{blocks}. In brackets: the 95% interval, over clusters. NFE: calls per "
-        "completion. tokens: unmasked per call.",
+        f"{count_problems(row)} in {clusters}, greedy, {lengths} tokens a completion{blocks}. In "
+        "brackets: the 95% interval, over clusters. NFE: calls per completion. tokens: unmasked "
+        "per call.",
         WIDTH,
     )
 
@@ -174,8 +175,7 @@ def describe_completions(completions, row):
 
 
 def count_problems(row):
-    plural = "" if row["problems"] == 1 else "s"
-    return f"{row['problems']} held-out problem{plural}"
+    return count_of(row["problems"], "held-out problem")
 
 
 def gamma_text(row):

@@ -93,10 +93,15 @@ def describe_setting(setting, value, row):
     if setting == "cache":
         return "no cache" if value == "none" else f"{value} cache"
     if setting == "problems":
-        return f"{value} problems"
+        return count_of(value, "problem")
     if setting == "clusters":
-        return f"in {value} clusters"
+        return f"in {count_of(value, 'cluster')}"
     return str(value)
+
+
+def count_of(number, noun):
+    """ "1 problem", "2 problems"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def curves_of(rows):

@@ -27,7 +27,7 @@ def state_columns(results, number_of_rows, title):
     axes = figure.subplots(number_of_rows, len(results), squeeze=False, sharey="row")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     for axis, result in zip(axes[0], results, strict=True):
-        axis.set_title(result["state"]["name"], loc="left", fontsize=10)
+        axis.set_title(result["state"]["name"], loc="left", fontsize=10, parse_math=False)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     return figure, axes

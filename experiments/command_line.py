@@ -8,26 +8,21 @@ import argparse
 import sys
 from pathlib import Path
 
+from config import MAX_SEED, at_least
 from evaluation.flags import is_hub_name
-
-
-def at_least(minimum):
-    """An argparse type: a whole number that is not below `minimum`."""
-
-    def whole_number(text):
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{value}: it has to be at least {minimum}")
-        return value
-
-    whole_number.__name__ = "whole number"  # argparse names it in its message
-    return whole_number
 
 
 def existing_folder(path):
     """An argparse type: the path of a folder that exists."""
     if not Path(path).is_dir():
         raise argparse.ArgumentTypeError(f"{path} does not exist")
+    return path
+
+
+def folder_to_write(path):
+    """An argparse type: the path of a folder, which is made if it does not exist."""
+    if Path(path).exists() and not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a file")
     return path
 
 
@@ -83,13 +78,14 @@ def add_state_flags(parser, name):
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=at_least(0, maximum=MAX_SEED),
         default=0,
         metavar="INT",
         help="the seed of problems and rollouts [0]",
     )
     parser.add_argument(
         "--out",
+        type=folder_to_write,
         default=f"runs/{name}",
         metavar="DIR",
         help=f"where {name}.json and {name}.png go [%(default)s]",

@@ -21,7 +21,12 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import add_task_file_flag, existing_folder, exit_status
+from experiments.command_line import (
+    add_task_file_flag,
+    existing_folder,
+    exit_status,
+    folder_to_write,
+)
 from models import terminal
 
 
@@ -55,6 +60,7 @@ examples:
     add_task_file_flag(parser)
     parser.add_argument(
         "--out",
+        type=folder_to_write,
         default="runs/compare",
         metavar="DIR",
         help="where compare.json and compare.png go [%(default)s]",

@@ -14,8 +14,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config import FlagParser
-from experiments.command_line import at_least
+from config import FlagParser, at_least
 from models import terminal
 
 ROOT = Path(__file__).parent.parent

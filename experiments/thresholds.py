@@ -16,7 +16,12 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import add_task_file_flag, existing_folder, exit_status
+from experiments.command_line import (
+    add_task_file_flag,
+    existing_folder,
+    exit_status,
+    folder_to_write,
+)
 from models import terminal
 
 
@@ -40,6 +45,7 @@ and difficulty, and how much more it solves than one fixed gamma at equal NFE.""
     add_task_file_flag(parser)
     parser.add_argument(
         "--out",
+        type=folder_to_write,
         default="runs/thresholds",
         metavar="DIR",
         help="where thresholds.json and thresholds.png go [%(default)s]",
@@ -61,7 +67,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
-from evaluation.tables import WIDTH, print_columns, shorten
+from evaluation.tables import WIDTH, count_of, print_columns, shorten
 from models.checkpoints import find_checkpoint, read_run_config
 from tasks import mixture
 from tasks.expressions import solutions
@@ -306,7 +312,8 @@ def plot(report, path, title):
         axis.legend(fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
     figure.supxlabel(
-        f"n = {report['problems']} held-out problems in {report['clusters']} clusters, greedy. The "
+        f"n = {count_of(report['problems'], 'held-out problem')} in "
+        f"{count_of(report['clusters'], 'cluster')}, greedy. The "
         f"learned γ against one fixed γ at equal NFE: {100 * report['gain']:+.1f} points solved "
         f"(95% interval {100 * report['gain_low']:+.1f} to {100 * report['gain_high']:+.1f}, "
         "over clusters).",

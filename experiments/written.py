@@ -4,7 +4,7 @@
 
     python -m models.make_base --task experiments/written.py:WrittenCountdown \
         --out bases/written \
-        --steps 5000 --batch 128
+        --steps 5000 --batch 128 --habit_steps 400 --careless 0.8
     python train.py --task experiments/written.py:WrittenCountdown --model bases/written \
         --block_length 8
 

@@ -5,6 +5,7 @@ hub is ever imported. Whatever is missing, left over or not understood is refuse
 that loads is the model that was trained.
 """
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -59,6 +60,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     config, family = read_config(folder, name_or_path)
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
+    _refuse_paths_in_index(folder)
     if family in PLAIN:
         model_class = PLAIN[family]
         renames = {}
@@ -97,6 +99,18 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     with refusing(f"{folder} cannot be run"):
         check_attention(denoiser)
     return denoiser, tokenizer
+
+
+def _refuse_paths_in_index(folder):
+    """Raises ValueError if the list of a checkpoint's files leads out of its folder."""
+    file = folder / "model.safetensors.index.json"
+    if not file.is_file():
+        return
+    with one_line(f"{file} cannot be read"):
+        names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+        outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{file} names {outside[0]!r}, which is not a file beside it")
 
 
 def _four_bit_config(dtype):

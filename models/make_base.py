@@ -8,8 +8,8 @@ If it is interrupted, the same command continues. Everything random is derived f
 Only light modules are imported here: torch, which takes seconds, has to wait for main().
 """
 
-import math
 import re
+import shlex
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -44,12 +44,16 @@ class Recipe:
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1 or self.habit_steps < 0:
             raise ValueError("steps and batch are at least 1, habit_steps at least 0")
+        if max(self.steps, self.batch, self.habit_steps) > 1_000_000:
+            raise ValueError("steps, batch and habit_steps are at most a million")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed = {self.seed}: 0 to {2**63 - 1}")
         if not 1 <= self.layers <= 100:
             raise ValueError(f"layers = {self.layers}: 1 to 100")
         if not 0 <= self.careless <= 1:
             raise ValueError(f"careless = {self.careless}: it is a share of 0 to 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate = {self.learning_rate}: it has to be above 0")
+        if not 0 < self.learning_rate <= 1:
+            raise ValueError(f"learning_rate = {self.learning_rate}: above 0, and at most 1")
 
 
 # How bases/tiny was made.
@@ -105,7 +109,7 @@ def read_turns(text, names):
     """--turns as a list of numbers, one for each task. Raises ValueError."""
     pattern = ",".join(r"[1-9]\d?" for _ in names)
     if not re.fullmatch(pattern, text):
-        raise ValueError(f"turns {text}: a number of 1 to 99 for each task, with commas")
+        raise ValueError(f"turns {text!r}: a number of 1 to 99 for each task, with commas")
     return [int(number) for number in text.split(",")]
 
 
@@ -131,8 +135,10 @@ def main(arguments=None):
     try:
         if options.out.exists():
             raise ValueError(f"{options.out} is there already")
-        if options.turns or is_shipped:
-            turns = read_turns(options.turns or SHIPPED_TURNS, names)
+        if options.turns is not None:
+            turns = read_turns(options.turns, names)
+        elif is_shipped:
+            turns = read_turns(SHIPPED_TURNS, names)
         else:
             turns = [1 for _ in names]
         changes = {f.name: getattr(options, f.name) for f in fields(Recipe)}
@@ -148,10 +154,10 @@ def main(arguments=None):
     except KeyboardInterrupt:
         parser.exit(130, "\nstopped; the same command continues\n")
     except (ValueError, OSError) as error:
-        parser.exit(2, f"make_base: {error}\n")
-    print(
-        f"{options.out} is made. Train it: python train.py --model {options.out} --task {names[0]}"
-    )
+        parser.exit(2, f"make_base: {' '.join(str(error).split())}\n")
+    model = shlex.quote(str(options.out))
+    task = shlex.quote(names[0])
+    print(f"{options.out} is made. Train it: python train.py --model {model} --task {task}")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,18 @@ import hashlib
 import json
 import math
 import random
+import signal
+import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
+from models.families import one_line
 from models.permissions import apply_umask
 from models.tiny import DEVICE, tiny_denoiser, tiny_tokenizer
 
@@ -211,8 +216,9 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
 
     about: a dict of what made.json says besides the recipe, the versions and the weights' checksum.
 
-    Until it is done its state is in OUT.training, and the same call continues from there. Raises
-    ValueError if that state is of another recipe.
+    Until it is done its state is in OUT.training, and the same call continues from there. Ctrl-C
+    ends the step, saves and raises KeyboardInterrupt. Raises ValueError if that state is of another
+    recipe or broken, and if the loss is not finite.
     """
     training = Training(tasks, recipe, device)
     about = about | {
@@ -220,40 +226,75 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
         "torch": str(torch.__version__),
         "device": device,
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with one_line(f"{out} cannot be written"):  # better now than after an hour
+        tempfile.TemporaryFile(dir=out.parent).close()
     state_file = out.with_name(f"{out.name}.training")
     seconds_before = 0.0
     if state_file.exists():
-        saved = torch.load(state_file, device, weights_only=True)
+        with one_line(f"{state_file} is no training of make_base: move it away to begin anew"):
+            saved = torch.load(state_file, device, weights_only=True)
+            if saved["about"] == about:
+                training.load(saved)
+                seconds_before = saved["seconds"]
         if saved["about"] != about:
             raise ValueError(f"{state_file} is of another recipe: remove it to begin anew")
-        training.load(saved)
-        seconds_before = saved["seconds"]
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     began = time.perf_counter()
     seconds = seconds_before
     total = recipe.steps + recipe.habit_steps
     losses = []
     bar = tqdm(range(training.done, total), desc="base", total=total, initial=training.done)
-    for step in bar:
-        losses.append(training.step())
-        if (step + 1) % save_every == 0 or step + 1 == total:
-            seconds = seconds_before + time.perf_counter() - began
-            recent = losses[-save_every:]
-            bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}")
-            temporary = out.with_name(f"{out.name}.tmp")
-            torch.save(training.state() | {"about": about, "seconds": seconds}, temporary)
-            temporary.replace(state_file)
+    with finish_step_on_ctrl_c() as stopped:
+        for step in bar:
+            losses.append(training.step())
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"step {step + 1}: the loss is not finite: lower --learning_rate")
+            if (step + 1) % save_every == 0 or step + 1 == total or stopped:
+                seconds = seconds_before + time.perf_counter() - began
+                recent = losses[-save_every:]
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}")
+                with beside(state_file) as temporary:
+                    torch.save(training.state() | {"about": about, "seconds": seconds}, temporary)
+            if stopped:
+                raise KeyboardInterrupt
 
-    folder = out.with_name(f"{out.name}.made")  # renamed once it is complete
-    training.denoiser.to(torch.bfloat16).save_pretrained(folder)  # half the size
-    training.tokenizer.save_pretrained(folder)
-    apply_umask(folder)
-    made = about | {
-        "minutes": round(seconds / 60, 1),
-        "threads": torch.get_num_threads(),
-        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
-    }
-    (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    folder.rename(out)
+    with beside(out) as folder:  # renamed once it is complete
+        training.denoiser.to(torch.bfloat16).save_pretrained(folder)  # half the size
+        training.tokenizer.save_pretrained(folder)
+        apply_umask(folder)
+        made = about | {
+            "minutes": round(seconds / 60, 1),
+            "threads": torch.get_num_threads(),
+            "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        }
+        (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     state_file.unlink()
+
+
+@contextmanager
+def beside(path):
+    """Yields a path to write to, in a private folder beside `path`, which it then replaces."""
+    with (
+        one_line(f"{path} cannot be written"),
+        tempfile.TemporaryDirectory(prefix=".make_base-", dir=path.parent) as private,
+    ):
+        temporary = Path(private) / path.name
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def finish_step_on_ctrl_c():
+    """Yields a list that is empty until Ctrl-C is typed. A second Ctrl-C stops at once."""
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -116,7 +116,7 @@ def attack_models(work):
 
 # ---- a run's folder ------------------------------------------------------------------------------
 
-CORRUPTED_TEXTS = ("", "{", "[]", "{}", "null", "3", '"x"', "[[]]", "[{}]", '{"step": 1}', "\0\0")
+CORRUPTED_TEXTS = ("", "{", "[]", "{}", "null", '"x"', "[{}]", '{"step": 1}')
 
 
 def edited_json(file):
@@ -126,7 +126,7 @@ def edited_json(file):
         yield f"is {text!r}", text
     rows = value if isinstance(value, list) else [value]
     for key in rows[0]:
-        for odd in (None, [], "x", -1, {"a": 1}):
+        for odd in (None, "x", [1]):
             changed = copy.deepcopy(rows)
             changed[0][key] = odd
             changed = changed if isinstance(value, list) else changed[0]
@@ -166,9 +166,7 @@ def attack_runs(work):
         file = run_dir / name
         edits = list(edited_json(work / "whole" / name))
         if name == "config.json":
-            edits = (
-                edits[:11] + edits[11::5]
-            )  # one odd value of each setting: config.py checks them
+            edits = edits[:8] + edits[8::3]  # one odd value of each setting: config.py checks them
         for what, text in edits:
             attack(f"{name} {what}", lambda file=file, text=text: file.write_text(text), names)
         attack(f"{name} is a folder", lambda file=file: make_folder(file), names)
@@ -290,6 +288,9 @@ PARTS = {
 
 
 def main():
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return 0
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     names = sys.argv[1:] or list(PARTS)

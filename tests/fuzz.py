@@ -373,6 +373,9 @@ def judge_lengths(name, problem):
 
 
 def main():
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return 0
     num_paid_of_kinds = judge_kinds()
     num_slow_lengths = 0
     for name in sys.argv[3:] or MAKERS:

@@ -194,6 +194,9 @@ def kill_at_every_event(work):
 
 
 def main():
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return 0
     work = Path(tempfile.mkdtemp())
     mode = sys.argv[1] if len(sys.argv) > 1 else "20"
     if mode == "events":

@@ -169,6 +169,9 @@ def print_growth(life, rows):
 
 
 def main():
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(__doc__)
+        return 0
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 120
     # A run needs a minute to start before it can take a fault.
     seconds_between = min(SECONDS_BETWEEN_FAULTS, max(60, minutes * 5))

@@ -67,9 +67,12 @@ def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
     ("flags", "message"),
     [
         ([], "the following arguments are required: RUN"),
-        (["tiny", "--batches", "2"], "argument --batches: 2: it has to be at least 4"),
-        (["tiny", "--prompts", "0"], "argument --prompts: 0: it has to be at least 1"),
-        (["tiny", "--prompts", "few"], "argument --prompts: invalid whole number value: 'few'"),
+        (["tiny", "--batches", "2"], "argument --batches: it has to be at least 4, not 2"),
+        (["tiny", "--prompts", "0"], "argument --prompts: it has to be at least 1, not 0"),
+        (["tiny", "--prompts", "few"], "argument --prompts: a whole number, not 'few'"),
+        (["tiny", "--seed", "99999999999999999999"], "argument --seed: it has to be at most"),
+        (["tiny", "--prompts", "9" * 5000], "argument --prompts: it has to be at most 1000000"),
+        (["tiny", "--out", "config.py"], "argument --out: config.py is a file"),
     ],
 )
 def test_bad_flags_get_one_line_without_torch(flags, message, run_program):

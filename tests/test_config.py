@@ -95,3 +95,24 @@ def test_the_config_of_a_run_is_read_back_and_one_with_other_fields_is_refused()
 def test_a_value_that_would_fill_the_memory_or_overflow_is_refused(too_large):
     with pytest.raises(ValueError, match="at most"):
         config.Config(**too_large)
+
+
+def test_a_flags_old_name_gets_its_new_one_and_no_other(capsys):
+    names = {f.name for f in fields(config.Config)}
+    for old, new in config.OLD_FLAGS.items():
+        with pytest.raises(SystemExit):
+            config.parse_flags([f"--{old}", "1"])
+        message = capsys.readouterr().err
+        assert f"unknown --{old}" in message and message.count("\n") == 1
+        if new in names:
+            assert f"it is called --{new} now" in message
+        else:
+            assert "did you mean" not in message  # --unmask is no --task
+    log = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
+    renamed = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", log, re.M))
+    assert len(renamed) == 15 and renamed.items() <= config.OLD_FLAGS.items()
+
+
+def test_a_cap_that_rounds_to_zero_is_refused():
+    with pytest.raises(ValueError, match="importance_weight_cap = 1e-300: 0, or at least 1e-6"):
+        config.Config(importance_weight_cap=1e-300)

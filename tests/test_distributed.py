@@ -155,6 +155,21 @@ def test_the_others_hear_of_a_process_that_has_ended(tmp_path):
     assert run_together(2, tmp_path, one_ends) == [0, 9]
 
 
+def main_process_writes_long(folder):
+    distributed.init()
+    if distributed.is_main_process():
+        time.sleep(0.5)
+        (folder / "written").touch()
+    distributed.finish()
+    assert (folder / "written").exists()
+    assert not torch.distributed.is_initialized()
+
+
+def test_no_process_ends_before_the_main_one_has_written_its_files(tmp_path):
+    """torchrun took one that left early for a failed one, and ended the main one while it drew."""
+    assert run_together(2, tmp_path, main_process_writes_long, tmp_path) == [0, 0]
+
+
 def some_have_no_gradient():
     """Weights a, b, c: both processes use a, the second alone b, none c."""
     distributed.init()

@@ -525,3 +525,11 @@ def test_a_run_written_by_another_version_is_refused_and_not_measured_with_defau
         evaluate.resolve_options(tmp_path / "old", {})
     assert evaluate.main([str(tmp_path / "old"), "--problems", "2"]) != 0
     assert "another version" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_said_to_have_none(tmp_path, capsys):
+    make_run_folder(tmp_path / "young", Config())
+    for flags in ([], ["--level", "0.1"]):
+        assert evaluate.main([str(tmp_path / "young"), "--task", "countdown", *flags]) == 2
+        message = capsys.readouterr().err
+        assert "young has no checkpoint yet" in message and message.count("\n") == 1

@@ -105,6 +105,14 @@ def test_levels_are_refused_as_the_decoder_refuses_them(rule, level):
         ("tiny --decoder top_k --level 1.5", "takes a whole --level, not 1.5"),
         ("tiny --colour", "unknown --colour"),
         ("tiny --leve 1", "did you mean --level?"),
+        ("tiny --setting 1", "unknown --setting: it is called --level now"),
+        ("tiny --json .", "--json '.': give the name of a file"),
+        ("tiny --json=", "--json '': give the name of a file"),
+        ("tiny --trace 1 --json rows.jsonl", "leave out --json"),
+        ("tiny --adapter nope", "--adapter nope does not exist"),
+        ("tiny --seed 99999999999999999999", "at most 9223372036854775807"),
+        ("tiny --samples 1000000000 --temperature 1", "at most 1000000, not 1000000000"),
+        ("tiny --block_length 99999999999999999999", "at most 1000000, not 9999999"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(arguments, message, capsys):

@@ -222,6 +222,14 @@ def test_damaged_shards_are_refused_in_one_line(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path):
+    write_checkpoint(tmp_path / "llada", "llada")
+    file = tmp_path / "llada" / "model.safetensors.index.json"
+    file.write_text(file.read_text().replace("model-00001", "../llada/model-00001"))
+    with pytest.raises(ValueError, match="names '../llada/model-00001.*not a file beside it"):
+        load_denoiser(str(tmp_path / "llada"))
+
+
 def test_weights_in_a_pickle_are_not_read(tmp_path):
     write_checkpoint(tmp_path, "llada")
     weights = {}

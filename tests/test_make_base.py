@@ -69,6 +69,11 @@ def test_a_base_for_ones_own_task_is_made_by_one_command(small, tmp_path, capsys
         ("--careless nan", "careless"),
         ("--learning_rate nan", "learning_rate"),
         ("--step 3", "did you mean --steps"),
+        ("--turns=", "turns '': a number"),
+        ("--steps 2000000", "at most a million"),
+        ("--batch 1000000000", "at most a million"),
+        ("--seed -1", "seed = -1"),
+        ("--learning_rate 1e9", "at most 1"),
     ],
 )
 def test_bad_flags_get_one_line(flags, message, tmp_path, capsys):

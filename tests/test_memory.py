@@ -231,6 +231,11 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
         (["--model", "LLaDA-8B", "--gpu_gib", "8"], "8 GiB are too few"),
         (["--model", "LLaDA-8B", "--processes", "17"], "at least 1 for each of the 17"),
         (["--model", "LLaDA-8B", "--shard", "true"], "start them by torchrun"),
+        (["--model", "LLaDA-8B", "--resume"], "--resume is for train.py alone"),
+        (["--model", "LLaDA-8B", "--export", "x"], "--export is for train.py alone"),
+        (["--model", "LLaDA-8B", "--dtype", "4bit", "--lora_rank", "0"], "a --lora_rank above 0"),
+        (["--model", "LLaDA-8B", "--max_completion_length", "0"], "completions need a length"),
+        (["--model", "LLaDA-8B", "--group_size", "8"], "it is called --num_generations now"),
     ],
 )
 def test_bad_flags_get_one_line_and_the_hub_is_not_asked(capsys, monkeypatch, flags, message):
@@ -239,3 +244,12 @@ def test_bad_flags_get_one_line_and_the_hub_is_not_asked(capsys, monkeypatch, fl
         memory.main(flags)
     error = capsys.readouterr().err
     assert end.value.code == 2 and message in error and error.count("\n") == 1
+    assert error.startswith("python -m training.memory: ")
+
+
+def test_tiny_has_a_memory_too_and_the_help_fits_80_columns(capsys):
+    assert "10 of a completion" in printed(capsys, "tiny")
+    assert "19 of a completion" in printed(capsys, "tiny", "--task", "sudoku")
+    with pytest.raises(SystemExit):
+        memory.main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import math
+import os
 import random
+import signal
 import stat
 
 import pytest
@@ -200,3 +202,63 @@ def test_whoever_may_read_new_files_may_read_a_base(small, tmp_path):
     modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "base").iterdir()}
     (tmp_path / "new").touch()
     assert modes == {stat.S_IMODE((tmp_path / "new").stat().st_mode)}
+
+
+def test_ctrl_c_ends_the_step_and_saves_and_the_same_call_continues(small, tmp_path, monkeypatch):
+    recipe = Recipe(steps=6, habit_steps=4, batch=4)
+    make_small(tmp_path / "whole", recipe)
+    step = Training.step
+
+    def interrupted_step(training):
+        if training.done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(training)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "step", interrupted_step)
+        with pytest.raises(KeyboardInterrupt):
+            make_small(tmp_path / "broken", recipe)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.load(tmp_path / "broken.training", weights_only=True)["done"] == 2
+    make_small(tmp_path / "broken", recipe)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert weights[0] == weights[1]
+
+
+def test_what_lies_beside_a_base_is_not_touched(small, tmp_path):
+    """Earlier versions overwrote OUT.tmp, and took OUT.made for their own."""
+    for name in ("base.tmp", "base.made"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("the user's")
+    make_small(tmp_path / "base", Recipe(steps=1, habit_steps=0, batch=2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "base.made", "base.tmp"]
+    assert not (tmp_path / "base" / "file").exists()
+    for name in ("base.tmp", "base.made"):
+        assert (tmp_path / name / "file").read_text() == "the user's"
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"{}"])
+def test_a_broken_state_is_one_line_and_left_where_it_is(small, tmp_path, content):
+    (tmp_path / "base.training").write_bytes(content)
+    with pytest.raises(ValueError, match="base.training is no training of make_base") as error:
+        make_small(tmp_path / "base", Recipe(steps=1, habit_steps=0, batch=2))
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "base.training").read_bytes() == content
+
+
+def test_a_loss_that_is_not_finite_makes_no_base(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "step", lambda training: math.nan)
+    with pytest.raises(ValueError, match="step 1: the loss is not finite"):
+        make_small(tmp_path / "base", Recipe(steps=1, habit_steps=0, batch=2))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_first_step(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "step", lambda training: pytest.fail("a step was made"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises((ValueError, OSError)):
+        make_small(tmp_path / "file" / "base", Recipe(steps=1, habit_steps=0, batch=2))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: open("/nowhere/x"))  # noqa: SIM115
+    with pytest.raises(ValueError, match="base cannot be written"):
+        make_small(tmp_path / "base", Recipe(steps=1, habit_steps=0, batch=2))

@@ -73,6 +73,35 @@ def test_an_export_into_the_runs_own_folder_is_refused_before_anything_is_lost(t
     assert "the folder is not empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("export", "says"),
+    [
+        ("", "needs the name of a new folder"),
+        ("FILE", "is a file"),
+        ("FILE/out", "cannot be made"),
+        ("a/out", "inside the run's folder"),
+        ("a/checkpoint/out", "inside the run's folder"),
+        ("a", "the folder is not empty"),
+    ],
+)
+def test_a_place_that_cannot_be_exported_to_is_told_before_the_first_step(
+    tmp_path, capsys, monkeypatch, export, says
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
+    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    assert start(tmp_path / "a", "--steps", "1", "--export", export) == 2
+    message = capsys.readouterr().err
+    assert "--export" in message and says in message and message.count("\n") == 1
+    assert not (tmp_path / "a").exists() and (tmp_path / "FILE").read_text() == ""
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_said_to_be_one(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert start(tmp_path / "file", "--steps", "1") == 2
+    assert capsys.readouterr().err == f"train.py: {tmp_path}/file is a file: a run needs a folder\n"
+
+
 # ---- models and problems -------------------------------------------------------------------------
 
 

@@ -84,3 +84,9 @@ def test_long_names_of_runs_are_cut_where_they_are_alike():
 def test_what_may_steer_a_terminal_is_escaped_and_the_rest_is_not():
     assert tables.printable("γ ✓ 好 é") == "γ ✓ 好 é"
     assert tables.printable("\x1b[2J\n") == r"\x1b[2J\n"
+
+
+def test_one_is_singular():
+    assert tables.count_of(1, "problem") == "1 problem" and tables.count_of(2, "problem")[-1] == "s"
+    one = tables.conditions([row("a", "eb", 0.1, 3.0, 1.0, problems=1, clusters=1)])
+    assert "1 problem in 1 cluster" in one and "problems" not in one

@@ -17,7 +17,7 @@ def save_checkpoint(run_dir, policy, optimizers, step):
     """Write the state after `step` steps to RUN/checkpoint; the one before it stays beside it.
 
     Split tensors are put together first, so that any number of processes can resume. Every process
-    has to call this; the main one writes.
+    has to call this; the main one writes, and the others wait for it.
     """
     denoiser = policy.denoiser
     has_adapter = hasattr(denoiser, "disable_adapter")
@@ -36,21 +36,28 @@ def save_checkpoint(run_dir, policy, optimizers, step):
             }
             for index, moments in optimizer_state["state"].items()
         }
-    if not distributed.is_main_process():
-        return
+    if distributed.is_main_process():
+        write_checkpoint(run_dir, policy, optimizer_states, weights, step)
+    distributed.barrier()
 
-    for name in LOGS:  # their rows up to this step count as done from now on
+
+def write_checkpoint(run_dir, policy, optimizer_states, weights, step):
+    """save_checkpoint's files. weights: the whole state dict if the model's own are split, or None.
+
+    The logs are synced before it: their rows up to this step count as done from now on.
+    """
+    for name in LOGS:
         if (run_dir / name).exists():
             files.sync_to_disk(run_dir / name)
     with files.atomic_write(run_dir / "checkpoint", keep=True) as folder:
-        if has_adapter:
+        if hasattr(policy.denoiser, "disable_adapter"):
             from models.lora import save_adapter  # peft takes a while to import
 
-            save_adapter(denoiser, folder, state_dict=weights)
+            save_adapter(policy.denoiser, folder, state_dict=weights)
         else:
             from models.export import export_model
 
-            export_model(denoiser, policy.tokenizer, folder, weights)
+            export_model(policy.denoiser, policy.tokenizer, folder, weights)
         save_file(policy.threshold_head.state_dict(), folder / "threshold_head.safetensors")
         torch.save({"step": step, "optimizers": optimizer_states}, folder / "state.pt")
         apply_umask(folder)

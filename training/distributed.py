@@ -81,6 +81,16 @@ def barrier():
         all_reduce(torch.zeros(1))
 
 
+def finish():
+    """Wait for all processes, so that none ends while another still writes, and disconnect.
+
+    torchrun ends every process as soon as one has failed, and one that leaves early looks so.
+    """
+    if dist.is_initialized():
+        barrier()
+        dist.destroy_process_group()
+
+
 @contextmanager
 def reraise_lost_peer():
     """Turns the error of a lost connection to another process into a ValueError of one line."""

@@ -208,8 +208,11 @@ def run_lock(folder):
 
     Raises ValueError if another run has it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: a run needs a folder")
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        with one_line(f"{folder} cannot be made"):
+            folder.mkdir(parents=True, exist_ok=True)
         handle = open(folder / ".lock", "a")  # noqa: SIM115
         try:
             import fcntl

@@ -10,17 +10,10 @@ from statistics import fmean
 import torch
 from safetensors.torch import save_file
 
+from diffusion_policy import NotFinite
 from training import distributed
 
 # ---- what stops a run ----------------------------------------------------------------------------
-
-
-class NotFinite(ValueError):
-    """A quantity is NaN or infinite. `rollout` is the batch that it comes from, or None."""
-
-    def __init__(self, message, rollout=None):
-        super().__init__(message)
-        self.rollout = rollout
 
 
 def assert_finite(name, tensor, rollout=None):

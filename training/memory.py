@@ -7,7 +7,7 @@ No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
 
 import math
 
-from config import Config, FlagParser, parse_flags
+from config import RECIPES, Config, FlagParser, at_least, parse_flags
 from models import terminal
 from training.estimate import count_parameters, estimate_gib
 from training.recipe import (
@@ -51,35 +51,56 @@ def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
     print(f"It does not fit {gpu_gib:g} GiB: lower {' and '.join(lower)}")
 
 
+def run_config(flags, gpu_gib):
+    """(model_config, Config) of the run that train.py's flags describe. Raises ValueError."""
+    model_config = read_model_config(flags["model"])
+    if not getattr(model_config, "compact_prompts", False):
+        return model_config, Config(**recipe_for(model_config, gpu_gib) | flags)
+    from tasks.registry import load_task
+
+    tasks = ",".join(sorted(flags.get("task", "").split(",")))
+    config = Config(**RECIPES.get(tasks, {}) | flags)
+    config.max_completion_length = (
+        config.max_completion_length or load_task(config.task, compact=True).length
+    )
+    return model_config, config
+
+
 def main(arguments=None):
     """The command. Its own flags are read first, the others are train.py's."""
     parser = FlagParser(
         prog="python -m training.memory",
-        usage="%(prog)s --model NAME [--gpu_gib GIB] [flags of train.py]",
+        usage="%(prog)s --model NAME [--gpu_gib GIB] [train.py's flags]",
         description="What a training run takes of a GPU's memory, by arithmetic.\n"
-        f"--model is {', '.join(SHAPES)}, a checkpoint folder or a name on the hub.",
+        f"--model is {', '.join(SHAPES)}, tiny, a checkpoint's folder or a hub name.",
     )
     parser.add_argument("--gpu_gib", metavar="GIB", type=float, help="a GPU's memory: what fits it")
     parser.add_argument(
-        "--prompt_tokens", metavar="N", type=int, default=200, help="tokens of a prompt [200]"
+        "--prompt_tokens",
+        metavar="N",
+        type=at_least(1),
+        default=200,
+        help="tokens of a prompt [200]",
     )
     parser.add_argument(
-        "--processes", metavar="N", type=int, default=1, help="that torchrun starts [1]"
+        "--processes", metavar="N", type=at_least(1), default=1, help="that torchrun starts [1]"
     )
     options, train_flags = parser.parse_known_args(arguments)
     gpu_gib = options.gpu_gib
-    if options.prompt_tokens < 1 or options.processes < 1:
-        parser.error("--prompt_tokens and --processes have to be at least 1")
     if gpu_gib is not None and not 0 < gpu_gib < math.inf:
         parser.error("--gpu_gib has to be a number above 0")
-    flags = parse_flags(train_flags)
+    flags = parse_flags(train_flags, program=parser.prog)
+    for name in ("resume", "export"):
+        if name in flags:
+            parser.error(f"--{name} is for train.py alone: the arithmetic needs no run")
     if not flags.get("model"):
         parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
     try:
-        model_config = read_model_config(flags["model"])
         from training.run_folder import check_processes
 
-        config = Config(**recipe_for(model_config, gpu_gib) | flags)
+        model_config, config = run_config(flags, gpu_gib)
+        if not config.max_completion_length:
+            raise ValueError("--max_completion_length 0: this model's completions need a length")
         check_processes(config, options.processes)
         config = fit_to_memory(
             model_config, config, flags, gpu_gib, options.prompt_tokens, options.processes

@@ -129,11 +129,15 @@ SHAPES = ("LLaDA-8B", "Qwen3-0.6B")
 
 
 def read_model_config(name):
-    """The configuration of one of SHAPES, of a checkpoint folder, or of a model on the hub.
+    """The configuration of one of SHAPES, of tiny, of a checkpoint's folder, or of a hub's model.
 
     Raises ValueError for any other name. Only OWNER/NAME is asked of the hub.
     """
     unknown = f"{name!r} is none of {', '.join(SHAPES)}, and no folder"
+    if name == "tiny":
+        from models.tiny import BASE
+
+        name = str(BASE)
     is_folder = Path(name).is_dir()
     is_hub_name = name.count("/") == 1 and not name.startswith((".", "/"))
     if not (name in SHAPES or is_folder or is_hub_name):

@@ -136,8 +136,6 @@ def check_settings(config, export):
         block_length=config.block_length or None, cache=config.cache
     )
     ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
-    if config.dtype == "4bit" and not config.lora_rank:
-        raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
     if config.eval_split == "all" and not config.data:
         raise ValueError("eval_split all is of a file: give --data FILE")
     check_processes(config, distributed.world_size(), export)
@@ -309,7 +307,7 @@ def load_task(config):
     if config.model == "tiny" and not set(config.task.split(",")) <= set(shipped_tasks):
         raise ValueError(
             f"the shipped base knows {make_base.SHIPPED_TASKS}; make one for this task by "
-            f"python -m models.make_base --task {config.task} --out bases/my and give "
+            f"python -m models.make_base --task {shlex.quote(config.task)} --out bases/my and give "
             "--model bases/my"
         )
     if not config.max_completion_length and compact:
