@@ -38,8 +38,15 @@ RESULTS = {"eval": ROW, "frontier": ROW, "completions": COMPLETION}
 
 
 def has_results(run_dir):
-    """Whether a run has measured its base: whether all files of RESULTS are there."""
-    return all((run_dir / f"{name}.json").exists() for name in RESULTS)
+    """Whether a run has measured its base: all files of RESULTS are there.
+
+    Raises ValueError if one is broken: better before training than after it.
+    """
+    if not all((run_dir / f"{name}.json").exists() for name in RESULTS):
+        return False
+    for name in RESULTS:
+        read_results(run_dir, name)
+    return True
 
 
 def read_results(run_dir, name):

@@ -1,6 +1,9 @@
 """What a run says of itself is true whatever happened: better, worse, the same, one problem."""
 
+import json
+
 import pytest
+from rows import ROWS
 
 from evaluation import summary
 
@@ -160,3 +163,49 @@ def test_the_summary_has_the_base_at_its_best_gamma_if_it_was_measured_at_severa
         assert ("(base at its best γ, 1)" in out) == (frontier is several)
         assert ("(base at γ 0.1)" in out) == (frontier is one)
         assert max(map(len, out.splitlines())) <= 80
+
+
+# ---- what was measured, read back ----------------------------------------------------------------
+
+
+def write_results(folder, **changed):
+    """The files of a run that has measured its base; `changed` {name: text} are other contents."""
+    row = ROWS[0] | {"step": 0}
+    completion = {"name": "base", "question": "?", "text": "!", "nfe": 1, "solved": True}
+    files = {"eval": [row], "frontier": [row], "completions": [completion]}
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text(changed.get(name, json.dumps(rows)))
+
+
+BROKEN = [
+    "",
+    "{",
+    "[]",
+    "{}",
+    "null",
+    "[3]",
+    "[{}]",
+    json.dumps([ROWS[0] | {"step": 0, "nfe": "x"}]),
+]
+
+
+@pytest.mark.parametrize("name", summary.RESULTS)
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_broken_file_of_results_is_named_in_one_line(tmp_path, name, text):
+    write_results(tmp_path, **{name: text})
+    with pytest.raises(ValueError, match=f"cannot read .*{name}.json") as error:
+        summary.has_results(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_results_that_are_whole_are_read_and_missing_ones_are_none(tmp_path):
+    assert not summary.has_results(tmp_path)
+    write_results(tmp_path)
+    assert summary.has_results(tmp_path)
+    assert summary.read_results(tmp_path, "eval")[0]["nfe"] == 5.0
+    tasks = {"countdown": {"length": 10}}
+    write_results(tmp_path, eval=json.dumps([ROWS[0] | {"step": 0, "tasks": tasks}]))
+    with pytest.raises(ValueError, match="eval.json: countdown has no problems"):
+        summary.has_results(tmp_path)
+    (tmp_path / "frontier.json").unlink()
+    assert not summary.has_results(tmp_path)
