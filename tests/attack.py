@@ -7,17 +7,25 @@
     python tests/attack.py data         files of problems: as the field writes them, and broken
     python tests/attack.py terminals    terminals that close, readers that leave, full disks
 
-The first four call the programs' main functions, and count an exception that leaves them as a
-traceback. The last starts programs. tests/kill.py kills runs; EXPERIMENTS.md has the last results.
+The first four call the programs' functions, and count an exception that leaves them as a traceback.
+The last starts programs. tests/kill.py kills runs; EXPERIMENTS.md has the last results.
 """
 
 import contextlib
 import copy
+import fcntl
 import io
 import json
+import os
+import pty
 import shutil
+import signal
+import struct
+import subprocess
 import sys
 import tempfile
+import termios
+import time
 import traceback
 import warnings
 from functools import partial
@@ -34,6 +42,7 @@ import train
 from experiments import compare
 from models.loading import load_denoiser
 from models.tiny import BASE
+from tasks.registry import TASKS
 from training.files import write_checksums
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,12 +59,12 @@ MEANT = (SystemExit, ValueError)  # how a refusal leaves a main function, or a f
 
 
 class Count:
-    """How many attempts there were, and which of them ended in a traceback or in several lines."""
+    """How many attempts there were, and which of them ended otherwise than they should."""
 
     def __init__(self, name):
         self.name = name
         self.attempts = 0
-        self.tracebacks = []
+        self.failures = []
 
     def attempt(self, what, action):
         """Runs action(); its prints are dropped. What is no refusal counts as a traceback."""
@@ -66,18 +75,18 @@ class Count:
                 action()
         except MEANT as error:
             if "\n" in str(error):
-                self.tracebacks.append(what)
+                self.failures.append(what)
                 print(f"{self.name}: {what}: several lines: {str(error)[:100]!r}", flush=True)
         except Exception as error:
-            self.tracebacks.append(what)
+            self.failures.append(what)
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
             print(f"{self.name}: {what}: {reason} ({where})", flush=True)
 
     def tell(self):
-        print(f"{self.name}: {len(self.tracebacks)} tracebacks of {self.attempts}", flush=True)
-        return bool(self.tracebacks)
+        print(f"{self.name}: {len(self.failures)} failures of {self.attempts}", flush=True)
+        return bool(self.failures)
 
 
 # ---- a model's folder ----------------------------------------------------------------------------
@@ -279,11 +288,222 @@ def drop_weight(file):
     save_file(weights, file)
 
 
+# ---- tasks of one's own --------------------------------------------------------------------------
+
+TASK_FILE = """
+import math, sys
+import torch
+from tasks.countdown import Countdown
+
+class Mine:
+    name = "mine"
+    task = Countdown(is_compact=True)
+
+    def __getattr__(self, name):
+        if name == "compact":  # this is it
+            raise AttributeError(name)
+        return getattr(self.task, name)
+
+    def problems(self, *arguments):
+        return self.task.problems(*arguments)
+
+    def prompt(self, *arguments):
+        return self.task.prompt(*arguments)
+
+    def reward(self, *arguments):
+        return self.task.reward(*arguments)
+
+    def solved(self, *arguments):
+        return self.task.solved(*arguments)
+
+    def {method}(self, *arguments):
+        {body}
+"""
+BODIES = (
+    "return math.nan",
+    "return math.inf",
+    "return -5",
+    "return 100",
+    "return 1e30",
+    "return None",
+    "return 'text'",
+    "return []",
+    "return [1]",
+    "return {}",
+    "return torch.tensor(0.5)",
+    "return torch.ones(2)",
+    "return 1j",
+    "sys.exit(0)",
+    "raise ValueError('boom')",
+    "raise StopIteration",
+)
+FAST = ["--frontier", "false"]
+METHODS = ("reward", "solved", "prompt", "problems", "key")
+# A key that is a text, and a prompt that tiny can read, are right.
+NO_MISTAKES = {("key", "return 'text'")}
+
+
+def attack_tasks(work):
+    """Methods that fail or return odd values: status 2, and one line that names the task."""
+    count = Count("tasks")
+    train.draw_pictures = lambda config, run_dir: []
+    for method in METHODS:
+        for number, body in enumerate(BODIES):
+            file = work / f"{method}_{number}.py"
+            file.write_text(TASK_FILE.format(method=method, body=body))
+            flags = ["--task", f"{file}:Mine", "--model", str(BASE), "--steps", "1", *FAST]
+            flags = [*SMALL[4:-4], *flags, "--run_dir", str(work / f"{method}-{number}")]
+
+            def start(flags=flags, is_right=(method, body) in NO_MISTAKES):
+                errors = io.StringIO()
+                with contextlib.redirect_stderr(errors):
+                    status = train.main(flags)
+                message = errors.getvalue()
+                if status != (0 if is_right else 2) and not is_right:
+                    raise AssertionError(f"status {status}")
+                is_named = "task mine: " in message or "no tokens for a text" in message
+                if not is_right and not (is_named and message.count("\n") == 1):
+                    raise AssertionError(message)
+
+            count.attempt(f"{method}: {body}", start)
+    return count.tell()
+
+
+# ---- files of problems ---------------------------------------------------------------------------
+
+ROWS = {
+    "countdown": {"numbers": [3, 4, 5], "target": 35},
+    "sudoku": {"puzzle": "1234341221434321"},
+    "gsm8k": {"question": "What is 3 + 4?", "answer": "7"},
+    "math": {"question": "What is 3 + 4?", "answer": "7"},
+}
+
+
+def broken_files(row):
+    """{what: content} of files that hold no problem, or one that cannot be read."""
+    line = json.dumps(row)
+    return {
+        "empty": "",
+        "blank lines": "\n \n",
+        "no JSON": "What is 3 + 4?\n7\n",
+        "half a line": line + "\n" + line[:-4],
+        "a number": "3",
+        "null": "null",
+        "a list of lists": "[[3], [4]]",
+        "an empty list": "[]",
+        "a list with a hole": f"[{line}, null]",
+        "half a list": f"[{line},",
+        "other fields": json.dumps({"input": 3, "label": 4}),
+        "null fields": json.dumps(dict.fromkeys(row)),
+        "empty fields": json.dumps(dict.fromkeys(row, "")),
+        "lists in fields": json.dumps({key: [[]] for key in row}),
+        "deep": "[" * 100_000,
+        "zeros": "\0" * 100,
+    }
+
+
+def attack_data(work):
+    """Files that are right are read, and the others are refused in a line that names them."""
+    count = Count("data")
+
+    def load(task, path, is_right):
+        try:
+            assert len(task.load(path)) > 0 and is_right, "a broken file was read"
+        except ValueError as error:
+            assert not is_right, "a right file was refused"
+            assert str(path) in str(error), "the file is not named"
+            raise
+
+    for name, row in ROWS.items():
+        right = {
+            "rows.jsonl": "\n".join(2 * [json.dumps(row)]),
+            "rows.json": json.dumps(2 * [row], indent=1),
+            "bom.jsonl": "\ufeff" + json.dumps(row),
+        }
+        files = {what: (what, text, True) for what, text in right.items()}
+        for what, text in broken_files(row).items():
+            files[what] = ("broken.jsonl", text, False)
+        for what, (file, text, is_right) in files.items():
+            path = work / file
+            path.write_text(text, encoding="utf-8")
+            count.attempt(f"{name}: {what}", partial(load, TASKS[name], path, is_right))
+        (work / "folder.jsonl").mkdir(exist_ok=True)
+        count.attempt(f"{name}: a folder", partial(load, TASKS[name], work / "folder.jsonl", False))
+    return count.tell()
+
+
+# ---- terminals -----------------------------------------------------------------------------------
+
+LONG = [*SMALL[:-4], "--frontier", "false", "--steps", "60", "--save_every", "1000"]
+REDIRECTIONS = {
+    "| head -1": {128 + signal.SIGPIPE},
+    "| head -4": {128 + signal.SIGPIPE},
+    "2>&1 | head -1": {128 + signal.SIGPIPE},
+    ">&-": {0},
+    "2>&-": {0},
+    "<&- >&- 2>&-": {0},
+    "> /dev/full": {0},
+    "2> /dev/full": {0},
+}
+
+
+def run_in_closing_terminal(command, seconds):
+    """The status of a program whose terminal is closed `seconds` after its bar has appeared."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(command[0], command)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    printed = b""
+    while b"joint" not in printed:
+        printed += os.read(terminal, 1000)
+    time.sleep(seconds)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def attack_terminals(work):
+    """The step is finished and saved, and the run can go on; the status says what ended it."""
+    count = Count("terminals")
+    program = [sys.executable, str(ROOT / "train.py")]
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+    def check(run_dir, status, expected):
+        assert status in expected, f"status {status}"
+        steps = len((run_dir / "metrics.jsonl").read_text().splitlines())
+        assert (run_dir / "checkpoint" / "state.pt").exists(), f"nothing saved of {steps} steps"
+        flags = ["--resume", "--run_dir", str(run_dir), "--steps", str(steps + 1)]
+        if status == 0:
+            assert steps == 60
+        assert subprocess.run([*program, *flags], capture_output=True).returncode == 0
+
+    def redirect(redirection, run_dir, expected):
+        command = " ".join([*program, *LONG, "--run_dir", str(run_dir)])
+        script = f"set -o pipefail; {command} {redirection}"
+        done = subprocess.run(["bash", "-c", script], capture_output=True)
+        check(run_dir, done.returncode, expected)
+
+    def close(seconds, run_dir):
+        command = [*program, *LONG, "--run_dir", str(run_dir)]
+        check(run_dir, run_in_closing_terminal(command, seconds), {128 + signal.SIGHUP})
+
+    for number, (redirection, expected) in enumerate(REDIRECTIONS.items()):
+        run_dir = work / f"run-{number}"
+        count.attempt(redirection, partial(redirect, redirection, run_dir, expected))
+    for seconds in (0.5, 3):
+        what = f"a terminal that is closed after {seconds} s"
+        count.attempt(what, partial(close, seconds, work / f"closed-{seconds}"))
+    return count.tell()
+
+
 # ---- the program ---------------------------------------------------------------------------------
 
 PARTS = {
     "models": attack_models,
     "runs": attack_runs,
+    "tasks": attack_tasks,
+    "data": attack_data,
+    "terminals": attack_terminals,
 }
 
 
