@@ -557,7 +557,7 @@ def main(arguments=None):
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
-            hint = f"; go on with: {run_folder.resume_command(run_dir, config)}"
+            hint = f"; go on with: {inputs.resume_command(run_dir, config.task)}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:

@@ -91,7 +91,6 @@ from models.families import one_line
 from tasks import registry
 from training import files
 from training.logging import read_metrics
-from training.run_folder import resume_command
 
 # Runs that differ in one of these were not asked the same problems.
 SHARED_SETTINGS = ("task", "model", "data", "eval_split", "eval_problems")
@@ -144,7 +143,7 @@ def read_run(path):
     if len(log) < settings["steps"] or not trained:
         raise ValueError(
             f"{path} is not finished ({len(log)} of {settings['steps']} steps): "
-            f"{resume_command(path, config)}"
+            f"{inputs.resume_command(path, config.task)}"
         )
     base_frontier = [row for row in frontier if row["name"] == "base"]
     trained_frontier = [row for row in frontier if row["name"] == "trained"]

@@ -43,6 +43,11 @@ def task_flag(task):
     return f" --task {shlex.quote(task)}" if task_files(task) else ""
 
 
+def resume_command(run_dir, task):
+    """The command that goes on with a run, ready to be typed."""
+    return f"python train.py --resume --run_dir {shlex.quote(str(run_dir))}{task_flag(task)}"
+
+
 def absolute_task(task):
     """A --task with the absolute paths of its files, so that it is found from any folder."""
     names = []

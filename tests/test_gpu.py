@@ -18,7 +18,7 @@ from models.lora import add_lora
 from models.make_base import Recipe, find_demonstrated_task
 from models.pretraining import Training
 from sampler import ThresholdHead
-from training import distributed, run_folder
+from training import checks, distributed
 
 GPU = torch.cuda.is_available()
 ABSENT = pytest.mark.skipif(not GPU, reason="there is no CUDA device")
@@ -181,7 +181,7 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
     for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
-    monkeypatch.setattr(run_folder, "check_processes", lambda *_: None)
+    monkeypatch.setattr(checks, "check_processes", lambda *_: None)
     backends = []
 
     def finish():

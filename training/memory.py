@@ -96,7 +96,7 @@ def main(arguments=None):
     if not flags.get("model"):
         parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
     try:
-        from training.run_folder import check_processes
+        from training.checks import check_processes
 
         model_config, config = run_config(flags, gpu_gib)
         if not config.max_completion_length:

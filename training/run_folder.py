@@ -16,7 +16,6 @@ files.py says how these survive a kill. Nothing is unpickled but tensors (weight
 import platform
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -30,16 +29,15 @@ from models.checkpoints import (
     adapter_base,
     find_checkpoint,
     load_policy,
-    read_rows,
     read_run_config,
     reads_compact_prompts,
 )
 from models.device import pick_device
-from models.families import one_line, read_config
+from models.families import read_config
 from models.prompting import encode_prompts
-from sampler import Decoder, ThresholdHead
+from sampler import ThresholdHead
 from tasks import mixture, registry
-from training import checkpoint, distributed, files, logging, recipe
+from training import checkpoint, checks, distributed, files, recipe
 
 # ---- settings ------------------------------------------------------------------------------------
 
@@ -127,139 +125,6 @@ def default_run_dir(config):
     return f"runs/{task}-{config.train_target}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-# ---- checks, so that nothing fails hours later ---------------------------------------------------
-
-
-def check_settings(config, export):
-    """Raises ValueError for settings that do not go together."""
-    Decoder(  # raises for a cache without blocks
-        block_length=config.block_length or None, cache=config.cache
-    )
-    ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
-    if config.eval_split == "all" and not config.data:
-        raise ValueError("eval_split all is of a file: give --data FILE")
-    check_processes(config, distributed.world_size(), export)
-    if distributed.is_main_process():
-        logging.import_tracker(config.report_to)
-
-
-def check_processes(config, processes, export=None):
-    """Raises ValueError for what several processes, or split weights, cannot do."""
-    prompts = config.prompts_per_step
-    if prompts < processes:
-        raise ValueError(
-            f"prompts_per_step = {prompts}: "
-            f"it has to be at least 1 for each of the {processes} processes"
-        )
-    if not config.shard:
-        return
-    if processes == 1:
-        raise ValueError("--shard splits the weights over processes: start them by torchrun")
-    if prompts % processes:
-        raise ValueError(
-            f"--shard with {processes} processes takes --prompts_per_step a multiple of {processes}"
-        )
-    if config.dtype == "4bit":
-        raise ValueError("--shard splits no weights of --dtype 4bit: take bfloat16")
-    if export:
-        raise ValueError("--export is for one process: --resume --shard false after the run")
-
-
-def check_folders(config, run_dir, resume, export):
-    """Raises ValueError if a folder to write to is taken. Mends what a kill left half-done."""
-    if not resume and run_dir.is_dir():
-        check_unused(run_dir)
-    if export is not None:
-        check_export(export, run_dir)
-    files.remove_unfinished(run_dir)
-    files.recover_interrupted_rename(run_dir / "checkpoint")
-    if (run_dir / "checkpoint").is_dir():
-        files.restore_previous_checkpoint(run_dir / "checkpoint")
-    if resume:
-        check_progress(config, run_dir)
-
-
-def check_export(export, run_dir):
-    """Raises ValueError unless --export names a folder that can be written, and is not the run's.
-
-    A file is written there and removed again: after a night it would be too late to find out.
-    """
-    if not export:
-        raise ValueError("--export needs the name of a new folder")
-    folder = Path(export).absolute()
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"--export {export}: the folder is not empty")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--export {export} is a file: give a new folder")
-    if run_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ValueError(f"--export {export} is inside the run's folder: give one beside it")
-    with one_line(f"--export {export}: the folder cannot be made"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder.parent).close()
-
-
-def check_progress(config, run_dir):
-    """Raises ValueError if what is to be resumed is not what the run's folder says it is.
-
-    The steps to make have to lie beyond the checkpoint; and where steps were logged after which a
-    checkpoint was written, there has to be one. Otherwise the log would be cut and the run made
-    anew under its name.
-    """
-    step = checkpoint.saved_step(run_dir)
-    if config.steps < step:
-        raise ValueError(
-            f"--steps {config.steps}: {run_dir} has done {step} steps, and a step is not undone"
-        )
-    if step == 0:
-        rows = logging.read_metrics(run_dir)
-        saved_every = read_run_config(run_dir).save_every
-        if len(rows) > saved_every or is_trained_measured(run_dir):
-            raise ValueError(
-                f"{run_dir} has no checkpoint, although {len(rows)} steps are logged: it was "
-                "removed. Put it back, or start a new run"
-            )
-        if rows:
-            print(f"{run_dir} has no checkpoint yet: it begins again, at step 1", file=sys.stderr)
-
-
-def is_trained_measured(run_dir):
-    """Whether a run's eval.json has a row of the trained model."""
-    file = run_dir / "eval.json"
-    return file.exists() and any(
-        row["name"] == "trained" for row in read_rows(file, fields={"name": str})
-    )
-
-
-def check_unused(run_dir):
-    """Raises ValueError if a folder holds a run, or anything else, and says which."""
-    from_a_kill_before_the_first_step = {".lock", "environment.txt", inputs.INPUTS}
-    names = {file.name for file in run_dir.iterdir() if not file.name.startswith(files.PRIVATE)}
-    names -= from_a_kill_before_the_first_step
-    if not names:
-        return
-    if not (run_dir / "config.json").is_file():
-        raise ValueError(f"{run_dir} is in use, by {min(names)}: give a new --run_dir")
-    config = read_run_config(run_dir)
-    rows = files.read_log(run_dir / "metrics.jsonl")
-    steps_done = rows[-1]["step"] if rows else 0
-    command = resume_command(run_dir, config)
-    if steps_done >= config.steps:
-        raise ValueError(
-            f"{run_dir} holds a finished run ({steps_done} of {config.steps} steps): "
-            f"give a new --run_dir, or train on with {command} --steps N"
-        )
-    raise ValueError(
-        f"{run_dir} holds a run with {steps_done} of {config.steps} steps done: "
-        f"go on with {command}, or give a new --run_dir"
-    )
-
-
-def resume_command(run_dir, config):
-    """The command that goes on with a run, ready to be typed."""
-    task = inputs.task_flag(config.task)
-    return f"python train.py --resume --run_dir {shlex.quote(str(run_dir))}{task}"
-
-
 # ---- what a run starts from ----------------------------------------------------------------------
 
 
@@ -269,9 +134,9 @@ def prepare(config, run_dir, resume, export):
     Sets config.max_completion_length where the task says it. Raises ValueError or OSError for
     everything that would otherwise fail hours later.
     """
-    check_settings(config, export)
+    checks.check_settings(config, export)
     if distributed.is_main_process():
-        check_folders(config, run_dir, resume, export)
+        checks.check_folders(config, run_dir, resume, export)
     distributed.barrier()
 
     task = load_task(config)
