@@ -27,14 +27,19 @@ class CheckedTask:
     def __init__(self, task):
         self.task = task
         self.name = str(getattr(task, "name", type(task).__name__))
+        for attribute in ("length", "scoring_threads"):
+            value = getattr(task, attribute, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"task {self.name}: {attribute} is {short(value)}: it has to be a number from 1"
+                )
 
     def __getattr__(self, name):
         if name.startswith("__"):  # copying and pickling ask for what is not there yet
             raise AttributeError(name)
         value = getattr(self.task, name)
-        if name == "key":
-            return self._key
-        return value
+        checked = {"key": self._key, "load": self._load, "cells": self._cells}
+        return checked.get(name, value)
 
     def _call(self, method, *arguments):
         try:
@@ -74,12 +79,24 @@ class CheckedTask:
             self._refuse("key", (problem,), key, "a text")
         return key
 
+    def _load(self, path):
+        problems = self._call("load", path)
+        if not isinstance(problems, list) or not all(isinstance(p, dict) for p in problems):
+            self._refuse("load", (path,), problems, "a list of dicts")
+        return problems
+
+    def _cells(self, problem, text):
+        return self._share("cells", problem, text)
+
     def reward(self, problem, text):
-        reward = self._call("reward", problem, text)
-        is_number = isinstance(reward, Real) and math.isfinite(reward)
-        if not is_number or not -ROUNDING <= reward <= 1 + ROUNDING:
-            self._refuse("reward", (problem, text), reward, "a number of 0 to 1")
-        return min(max(float(reward), 0.0), 1.0)
+        return self._share("reward", problem, text)
+
+    def _share(self, method, problem, text):
+        share = self._call(method, problem, text)
+        is_number = isinstance(share, Real) and math.isfinite(share)
+        if not is_number or not -ROUNDING <= share <= 1 + ROUNDING:
+            self._refuse(method, (problem, text), share, "a number of 0 to 1")
+        return min(max(float(share), 0.0), 1.0)
 
     def solved(self, problem, text):
         solved = self._call("solved", problem, text)

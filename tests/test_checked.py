@@ -51,13 +51,24 @@ MISTAKES = [
     ("prompt", "return 3", "returned 3: it has to be a text"),
     ("prompt", "raise KeyError('x')", "raised KeyError"),
     ("key", "return 3", "returned 3: it has to be a text"),
+    ("cells", "return 7", "returned 7: it has to be a number of 0 to 1"),
+    ("load", "return 1 / 0", "raised ZeroDivisionError"),
+    ("load", "return [3]", "returned [3]: it has to be a list of dicts"),
     ("problems", "return []", "returned []: it has to be"),
     ("problems", "return None", "returned None: it has to be a list of dicts"),
     ("problems", "return [3] * arguments[1]", "it has to be a list of dicts"),
 ]
 
 
-ARGUMENTS = {"problems": ("train", 4, 0), "prompt": ({},), "key": ({},)}
+ARGUMENTS = {"problems": ("train", 4, 0), "prompt": ({},), "key": ({},), "load": ("file",)}
+
+
+@pytest.mark.parametrize("length", ["'x'", "None", "0", "2.5", "True"])
+def test_a_length_that_is_no_number_is_one_line(tmp_path, length):
+    source = TASK_FILE.format(method="extra", body="pass") + f"\n    length = {length}\n"
+    (tmp_path / "mine.py").write_text(source)
+    with pytest.raises(ValueError, match="^task mine: length is .*a number from 1$"):
+        registry.load_task(f"{tmp_path}/mine.py:Mine", compact=True)
 
 
 @pytest.mark.parametrize(("method", "body", "says"), MISTAKES)
