@@ -100,7 +100,7 @@ def describe_setting(setting, value, row):
 
 
 def count_of(number, noun):
-    """ "1 problem", "2 problems"."""
+    """A number and what it counts: 1 problem, 2 problems."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 

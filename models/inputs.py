@@ -35,7 +35,7 @@ def task_files(task):
 
 
 def task_flag(task):
-    """ " --task FILE.py:NAME", quoted, for a command to type; "" for the built-in tasks.
+    """The flag --task of a command to type, after a space; nothing for the built-in tasks.
 
     A task's file is run only if it is named on the command line, so a command that goes on with
     such a run has to name it.
