@@ -6,6 +6,8 @@ import pytest
 
 import evaluate
 from evaluation.completions import score_file
+from tasks import latex
+from tasks.formulas import VerifierError
 from tasks.registry import TASKS
 
 PUZZLE = {"puzzle": "0310200404001043", "solution": "4312213434211243"}
@@ -97,3 +99,17 @@ def test_a_problem_is_read_as_data_reads_it(tmp_path):
     path.write_text(json.dumps(row))
     [scores] = score_file(path, TASKS)
     assert scores["solved"] == 1
+
+
+def test_a_verifier_that_cannot_run_is_no_fault_of_the_line(tmp_path, monkeypatch, capsys):
+    def cannot_run(*formulas):
+        raise VerifierError("the parser of formulas cannot be run: ImportError")
+
+    monkeypatch.setattr(latex, "same_formula", cannot_run)
+    row = {"task": "math", "problem": {"question": "q", "answer": "\\sqrt{2}"}}
+    path = tmp_path / "written.jsonl"
+    path.write_text(json.dumps(row | {"text": "<answer>2^{1/2}</answer>"}))
+    assert evaluate.main(["--completions", str(path)]) == 2
+    assert capsys.readouterr().err == (
+        "evaluate.py: the parser of formulas cannot be run: ImportError\n"
+    )
