@@ -42,7 +42,7 @@ class Config:
 
     # run
     task: str = setting(
-        "countdown", "countdown, sudoku, gsm8k, math, or FILE.py:NAME; several: A,B"
+        "countdown", "countdown, sudoku, chain, gsm8k, math, or FILE.py:NAME; several: A,B"
     )
     model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
     data: str = setting("", "a file of problems, split 70/10/20; default: the task's own")
@@ -180,6 +180,7 @@ class Config:
 # What other tasks and models change of the defaults.
 # Sudoku's rows are twice as long, so a step has half as many. Its rewards are dense (each cell
 # counts), so wrong grids earn something too, and a high price of speed would teach it to hurry.
+# Chain decodes in blocks of two numbers: a block's second number needs its first.
 # With both tasks in one run each has 120 steps, and both have one price of speed; not tuned.
 # LLaDA's settings are d1's where d1 has them. They are not tuned: no such model was at hand.
 RECIPES = {
@@ -187,6 +188,12 @@ RECIPES = {
         "prompts_per_step": 16,
         "steps": 140,
         "nfe_penalty": 0.15,
+        "learning_rate": 1e-3,
+    },
+    "chain": {
+        "prompts_per_step": 16,
+        "steps": 60,
+        "block_length": 2,
         "learning_rate": 1e-3,
     },
     "countdown,sudoku": {

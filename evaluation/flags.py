@@ -92,7 +92,7 @@ def parse_flags(arguments=None):
     problems = parser.add_argument_group("problems")
     problems.add_argument(
         "--task",
-        help="countdown, sudoku, gsm8k, math, FILE.py:NAME; several: A,B [the run's]",
+        help="countdown, sudoku, chain, gsm8k, math, FILE.py:NAME; several: A,B [the run's]",
     )
     problems.add_argument(
         "--data",

@@ -134,7 +134,52 @@ def written():
             yield f"runs/written/{row}-{seed}", flags
 
 
-PARTS = {"grid": grid, "states": states, "both": both, "written": written}
+# ---- chain: how much of the likelihood's error is felt, by how sequential decoding is -------------
+
+CHAIN = "--task chain --model bases/chain --eval_problems 500 --frontier false"
+# A dose is a way of decoding. At blocks of 1 every call writes one number.
+DOSES = {
+    "blocks-1": "--block_length 1 --train_target policy --nfe_penalty 0",
+    "blocks-2": "--block_length 2 --train_target policy --nfe_penalty 0",
+    "blocks-3": "--block_length 3 --train_target policy --nfe_penalty 0",
+    "free": "--block_length 0 --train_target policy --nfe_penalty 0",
+    "joint-2": "--block_length 2",  # the full method: the sampler learns too, and speed counts
+}
+MAIN_ROWS = ("mean-field", "mean-field-w", "two-stage", "two-stage-w", "exact")
+ALL_ROWS = (*MAIN_ROWS, "four-stage-w", "d1")
+ROWS_OF_DOSE = {
+    "blocks-1": ALL_ROWS,
+    "blocks-2": ALL_ROWS,
+    "blocks-3": MAIN_ROWS,
+    "free": MAIN_ROWS,
+    "joint-2": MAIN_ROWS,
+}
+TRIED_RATES = dict.fromkeys(MAIN_ROWS, ("1e-3", "3e-3", "3e-4"))
+TRIED_RATES["four-stage-w"] = TRIED_RATES["two-stage-w"]
+TRIED_RATES["d1"] = ("2.5e-4", "7.5e-4", "7.5e-5")  # d1 makes 12 updates per step
+
+
+def chain_flags(dose, row, rate):
+    """The flags of a row of the chain's grid, all but the seed."""
+    return f"{CHAIN} {DOSES[dose]} {ROWS[row]} --learning_rate {rate}"
+
+
+def chain_tune():
+    """Three rates for each row on chain, in blocks of 1 and 2; one seed, on validation."""
+    for dose in ("blocks-1", "blocks-2"):
+        for row in ALL_ROWS:
+            for rate in TRIED_RATES[row]:
+                flags = f"{chain_flags(dose, row, rate)} --seed 10 --eval_split validation"
+                yield f"runs/chain-tune/{dose}/{row}-{rate}", flags
+
+
+PARTS = {
+    "grid": grid,
+    "states": states,
+    "both": both,
+    "written": written,
+    "chain-tune": chain_tune,
+}
 
 # ---- making the runs -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import runpy
 from pathlib import Path
 
+from tasks.chain import Chain
 from tasks.checked import CheckedTask
 from tasks.competition_math import MATH
 from tasks.countdown import Countdown
@@ -16,6 +17,7 @@ TASKS = {
     "sudoku": Sudoku(),
     "gsm8k": GSM8K(),
     "math": MATH(),
+    "chain": Chain(),
 }
 REQUIRED_METHODS = ("problems", "prompt", "reward", "solved")  # task.py explains them
 REQUIRED_BY_TINY = ("length", "demonstrations")

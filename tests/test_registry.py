@@ -17,7 +17,7 @@ def test_the_tiny_model_is_sent_elsewhere():
         with pytest.raises(ValueError, match="no length and no demonstrations.*--model") as caught:
             compact_form(TASKS[name])
         assert len(str(caught.value).splitlines()) == 1
-    for name in ("countdown", "sudoku"):
+    for name in ("countdown", "sudoku", "chain"):
         task = TASKS[name]
         assert compact_form(task) is compact_form(task.compact) is task.compact
 
@@ -75,7 +75,7 @@ def test_a_task_that_cannot_be_loaded_is_one_line(tmp_path):
     (tmp_path / "exits.py").write_text("raise SystemExit(3)")
     (tmp_path / "text.txt").write_text(OWN_TASKS)
     for name, part_of_message in {
-        "chess": "countdown, sudoku, gsm8k, math, or a FILE.py:NAME",
+        "chess": "countdown, sudoku, gsm8k, math, chain, or a FILE.py:NAME",
         "": "unknown task",
         f"{tmp_path}/none.py:Addition": "none.py",
         f"{tmp_path}/text.txt:Addition": "text.txt",
@@ -129,7 +129,7 @@ def test_verdicts_on_real_completions_are_d1s_but_for_a_list(completions):
 
 
 def test_real_completions_have_a_reward_to_climb(completions):
-    rewards = {name: [] for name in TASKS}
+    rewards = {row["task"]: [] for row in completions}
     for row in completions:
         task = TASKS[row["task"]]
         rewards[row["task"]].append(task.reward(row["problem"], row["text"]))
