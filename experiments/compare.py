@@ -147,11 +147,6 @@ def read_run(path):
         )
     base_frontier = [row for row in frontier if row["name"] == "base"]
     trained_frontier = [row for row in frontier if row["name"] == "trained"]
-    for rows in (base_frontier, trained_frontier):
-        if not set(GAMMAS) <= {row["level"] for row in rows}:
-            raise ValueError(
-                f"{path} was not measured at all gammas: make a new run, with --frontier true"
-            )
     at_fixed_gammas = {row["level"]: row for row in trained_frontier if row["level"] != "learned"}
     points = {AS_TRAINED: trained[0]} | dict(sorted(at_fixed_gammas.items()))
     for key, rows in {"solved_each": points.values(), "denoiser_rows": log}.items():
@@ -160,6 +155,15 @@ def read_run(path):
     seed = settings.pop("seed")
     settings.pop("run_dir")
     return Run(path, seed, settings, inputs.read_inputs(path) or {}, log, base_frontier, points)
+
+
+def check_frontier(run):
+    """Raises ValueError for a run whose base or trained model was not measured at all gammas."""
+    for levels in ({row["level"] for row in run.base}, set(run.points)):
+        if not set(GAMMAS) <= levels:
+            raise ValueError(
+                f"{run.path} was not measured at all gammas: make a new run, with --frontier true"
+            )
 
 
 def differs(run, other, name):
@@ -525,6 +529,8 @@ def compare(paths, out, title="", task=""):
     task: that of the runs, if it is in a file.
     """
     runs = [read_run(path) for path in paths]
+    for run in runs:
+        check_frontier(run)
     groups = group_runs(runs)
     first = runs[0]
     all_rows = [row for run in runs for row in [*run.base, *run.points.values()]]

@@ -134,7 +134,7 @@ def written():
             yield f"runs/written/{row}-{seed}", flags
 
 
-# ---- chain: how much of the likelihood's error is felt, by how sequential decoding is -------------
+# ---- chain: what the likelihood's error costs, by how sequential decoding is ---------------------
 
 CHAIN = "--task chain --model bases/chain --eval_problems 500 --frontier false"
 # A dose is a way of decoding. At blocks of 1 every call writes one number.
@@ -154,9 +154,18 @@ ROWS_OF_DOSE = {
     "free": MAIN_ROWS,
     "joint-2": MAIN_ROWS,
 }
-TRIED_RATES = dict.fromkeys(MAIN_ROWS, ("1e-3", "3e-3", "3e-4"))
+TRIED_RATES = dict.fromkeys(MAIN_ROWS, ("1e-3", "3e-3", "1e-2"))
 TRIED_RATES["four-stage-w"] = TRIED_RATES["two-stage-w"]
-TRIED_RATES["d1"] = ("2.5e-4", "7.5e-4", "7.5e-5")  # d1 makes 12 updates per step
+TRIED_RATES["d1"] = ("2.5e-4", "7.5e-4", "2.5e-3")  # d1 makes 12 updates per step
+
+
+# The rate with the largest mean of sampled share and learning curve's area, by chain-tune.
+CHAIN_RATES = {
+    "blocks-1": dict.fromkeys(ALL_ROWS, "3e-3"),
+    "blocks-2": dict.fromkeys(ALL_ROWS, "3e-3"),
+}
+# Not tuned: those of blocks of 2.
+CHAIN_RATES |= dict.fromkeys(("blocks-3", "free", "joint-2"), CHAIN_RATES["blocks-2"])
 
 
 def chain_flags(dose, row, rate):
@@ -173,12 +182,79 @@ def chain_tune():
                 yield f"runs/chain-tune/{dose}/{row}-{rate}", flags
 
 
+def chain():
+    """The estimators on chain at five doses of sequential decoding, five seeds each."""
+    for seed in range(5):
+        for dose, rows in ROWS_OF_DOSE.items():
+            for row in rows:
+                flags = chain_flags(dose, row, CHAIN_RATES[dose][row])
+                yield f"runs/chain/{dose}/{row}-{seed}", f"{flags} --seed {seed}"
+
+
+def doses():
+    """Mean-field, two stages and exact on countdown and sudoku beside the chain's, three seeds."""
+    for seed in range(3):
+        for row in ("mean-field", "two-stage", "two-stage-w", "exact"):
+            for task in TASKS:
+                rate = LEARNING_RATES[task][row]
+                yield (
+                    f"runs/doses/{task}/{row}-{seed}",
+                    f"{TASKS[task]} --seed {seed} {ROWS[row]} --train_target policy "
+                    f"--nfe_penalty 0 --learning_rate {rate} --frontier false",
+                )
+
+
+def lengths():
+    """Chains of 4, 8 and 12 numbers, in blocks of 1, three seeds. Their bases are made first."""
+    for seed in range(3):
+        for length in (4, 8, 12):
+            task = (
+                f"--task experiments/chains.py:chain{length} --model bases/chain{length} "
+                "--prompts_per_step 16 --steps 60 --eval_problems 500 --frontier false"
+            )
+            for row in ("mean-field", "two-stage", "two-stage-w", "four-stage-w", "exact"):
+                rate = CHAIN_RATES["blocks-1"][row]
+                yield (
+                    f"runs/lengths/chain{length}/{row}-{seed}",
+                    f"{task} {DOSES['blocks-1']} {ROWS[row]} --learning_rate {rate} --seed {seed}",
+                )
+
+
+# What stands against mean-field learning's drift over many updates on one batch.
+ROWS_OF_INNER = {
+    "mean-field": ROWS["mean-field"],
+    "mean-field-w": ROWS["mean-field-w"],
+    "mean-field-kl": f"{ROWS['mean-field']} --beta 0.04",
+    "two-stage": ROWS["two-stage"],
+    "two-stage-w": ROWS["two-stage-w"],
+}
+
+
+def inner():
+    """1, 4, 8 and 12 updates on each batch of rollouts, on chain in blocks of 2, three seeds.
+
+    All rows have one rate, so that they move equally far, and half as many steps.
+    """
+    for updates in (1, 12, 4, 8):
+        for seed in range(3):
+            for row, flags in ROWS_OF_INNER.items():
+                yield (
+                    f"runs/inner/updates-{updates}/{row}-{seed}",
+                    f"{CHAIN} {DOSES['blocks-2']} {flags} --num_iterations {updates} "
+                    f"--learning_rate 1e-3 --steps 30 --seed {seed}",
+                )
+
+
 PARTS = {
     "grid": grid,
     "states": states,
     "both": both,
     "written": written,
     "chain-tune": chain_tune,
+    "chain": chain,
+    "doses": doses,
+    "lengths": lengths,
+    "inner": inner,
 }
 
 # ---- making the runs -----------------------------------------------------------------------------
