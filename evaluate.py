@@ -35,7 +35,7 @@ import torch
 
 from evaluation import traces
 from evaluation.completions import completions_table, score_file
-from evaluation.metrics import area, aup, cluster_bootstrap_interval, pass_at_k
+from evaluation.metrics import area, aup, cluster_interval, pass_at_k
 from evaluation.tables import (
     AUP_EXPLAINED,
     NAME_WIDTH,
@@ -167,7 +167,7 @@ def summarise(places, decoder, solved, clusters, outcomes):
     hits = [solved[i] for i in places]
     nfe = outcomes.nfe[places]
     threshold = outcomes.threshold[places]
-    low, high, number_of_clusters = cluster_bootstrap_interval(hits, [clusters[i] for i in places])
+    low, high, number_of_clusters = cluster_interval(hits, [clusters[i] for i in places])
     has_threshold = decoder.rule == "eb"
     return {
         "problems": len(places),

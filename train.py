@@ -206,6 +206,8 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     """
     B = len(advantage)
     local = distributed.local_rows(B, config.num_generations)
+    # A row that two processes scored would count twice in the summed gradients.
+    assert distributed.all_reduce_sum(local.stop - local.start) == B
     size = config.micro_batch_size
     if size > config.num_generations:  # whole groups: what a group shares is run once
         size -= size % config.num_generations

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from evaluation.metrics import cluster_bootstrap_interval
+from evaluation.metrics import cluster_interval
 
 
 def score_file(path, tasks):
@@ -69,7 +69,7 @@ def summarise(name, scores):
     """The row of one task: means over its completions, and the interval of the solved share."""
     solved = [score["solved"] for score in scores]
     clusters = [score["cluster"] for score in scores]
-    low, high, num_clusters = cluster_bootstrap_interval(solved, clusters)
+    low, high, num_clusters = cluster_interval(solved, clusters)
     row = {
         "task": name,
         "completions": len(scores),

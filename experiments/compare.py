@@ -6,10 +6,11 @@
 Runs that differ in nothing but the seed are a group. A group is called as its runs' folders are,
 without the seed at their end: A and B above. Differences are from the first group. They are paired:
 runs of one seed trained on the same prompts, and all were asked the same test problems. The 95%
-interval of n pairs reaches sqrt(t² s² / n + 1.96² v) to both sides:
+interval of n pairs reaches sqrt(t² s² / n + u² v) to both sides:
 
     s²  the variance of their differences, for other seeds; t is Student's, of n - 1 degrees
-    v   the variance of the mean difference when clusters of problems are drawn anew
+    v   the variance of the mean difference when clusters of problems are drawn anew; u is Student's
+        too, of their number less one
 
 It is a little wide: what single runs do on single problems is in both. One pair has no s². Its
 interval is of problems alone, and holds for these two runs only.
@@ -84,7 +85,7 @@ from evaluation.metrics import area, bootstrap_weights
 from evaluation.summary import GAMMAS, has_results, read_results
 from evaluation.tables import WIDTH, conditions, print_columns
 from experiments.compare_chart import STYLES, plot_comparison
-from experiments.intervals import spread
+from experiments.intervals import problem_half_width, spread
 from models import inputs
 from models.checkpoints import read_run_config, reads_compact_prompts
 from models.families import one_line
@@ -352,6 +353,7 @@ def differences(group, reference):
     ]
     if not pairs:
         return []
+    [clusters] = {row["clusters"] for row in group[0].points.values()}
     rows = []
     for point in group[0].scores:
         if point not in reference[0].scores:
@@ -359,9 +361,9 @@ def differences(group, reference):
         drawn = torch.stack(
             [run.drawn_scores[point] - other.drawn_scores[point] for run, other in pairs]
         )
-        problem_variance = drawn.mean(dim=0).var().item()
         solved = spread(
-            [run.scores[point] - other.scores[point] for run, other in pairs], problem_variance
+            [run.scores[point] - other.scores[point] for run, other in pairs],
+            problem_half_width(drawn.mean(dim=0), clusters),
         )
         nfe = None
         if point != AREA:

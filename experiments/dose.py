@@ -149,9 +149,7 @@ def paired_differences(runs, reference, score):
 def difference(runs, reference):
     """How much more one row solves than another, a dict for JSON; None without a common seed."""
     [*greedy] = (
-        row
-        for row in compare.differences(runs, reference)
-        if row["point"] == compare.AS_TRAINED
+        row for row in compare.differences(runs, reference) if row["point"] == compare.AS_TRAINED
     )
     if not greedy:
         return None
@@ -246,7 +244,8 @@ COLUMNS = f"""
 sampled: solved share of rollouts in the last sixth of training. area: the same
 over all steps, the learning curve's area. greedy: held-out problems. KL(true ||
 surrogate) in nats a token and ESS of the weights at the end of training. steps:
-until {WINDOW} steps solve {SHARE_OF_CEILING:.0%} of the best row's sampled share; (k of n): in k runs.
+until {WINDOW} steps solve {SHARE_OF_CEILING:.0%} of the best row's sampled share
+(k of n: in so many runs).
 ± half of the 95% interval over seeds; of greedy differences over problems too."""
 
 

@@ -20,6 +20,9 @@ Products of *different* batches have independent noise, so their mean tells E[g]
     noise     r^2 = (E|g|^2 - |E[g]|^2) / |E[g]|^2                 falls as 1/P, P prompts per step
     cosine of a batch of x P prompts with G, about: bias / sqrt(1 + r^2 / x)
 
+The last line takes |g_b| as equally long in all batches, as noise over many parameters makes it.
+Where lengths differ from batch to batch, the mean cosine differs from it.
+
 Shapes: N batches, D parameters, B rows, L completion tokens, m stages.
 """
 
@@ -260,7 +263,7 @@ def summarise(gradients, calls):
         row = {"stages": stages, "weights": weights, "calls": calls[stages], "batches": N}
         for name, value in values[estimator].items():
             row[name] = value.item()
-            row[f"{name}_interval"] = interval(spreads[estimator][name])
+            row[f"{name}_interval"] = interval(spreads[estimator][name], N)
         rows.append(row)
     comparisons = []
     for name, first, second in PAIRS:
@@ -271,7 +274,7 @@ def summarise(gradients, calls):
                 "of": first,
                 "against": second,
                 "difference": difference.item(),
-                "interval": interval(spreads[first][name] - spreads[second][name]),
+                "interval": interval(spreads[first][name] - spreads[second][name], N),
             }
         )
     return rows, comparisons

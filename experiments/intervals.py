@@ -1,43 +1,47 @@
 """95% intervals: of bootstrap draws, and of a few runs' mean."""
 
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 
 import torch
 
+from evaluation.metrics import students_t
 
-def interval(draws):
+
+def interval(draws, number):
     """[low, high] at 95%, of bootstrap draws.
 
-    [None, None] if more than 2.5% of the draws are not finite: where noise hides a signal, the
-    signal has no direction.
+    draws   (draws,) double
+    number  how many things (groups, batches) were drawn from, each time as many
+
+    A bootstrap's spread is too small by sqrt((number - 1) / number), and its percentiles are a
+    normal distribution's where Student's is due. So percentiles further out are taken (Hesterberg's
+    expanded percentiles). [None, None] if more than 2.5% of the draws are not finite: where noise
+    hides a signal, the signal has no direction.
     """
     is_known = draws.isfinite()
-    if is_known.double().mean() < 0.975:
+    if number < 2 or is_known.double().mean() < 0.975:
         return [None, None]
-    edges = torch.tensor([0.025, 0.975], dtype=draws.dtype)
+    standard_errors = students_t(number - 1) * (number / (number - 1)) ** 0.5
+    low = NormalDist().cdf(-standard_errors)
+    edges = torch.tensor([low, 1 - low], dtype=draws.dtype)
     return torch.quantile(draws[is_known], edges).tolist()
 
 
-# Student's t at 95%, of 1 to 10 degrees of freedom.
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+def problem_half_width(draws, clusters):
+    """The 95% half-width of a mean, of problems alone, from its bootstrap draws over clusters."""
+    variance_of_mean = draws.var().item() * clusters / max(1, clusters - 1)
+    return students_t(max(1, clusters - 1)) * variance_of_mean**0.5
 
 
-def students_t(degrees):
-    """The half-width at 95%, in standard errors."""
-    if degrees <= len(T95):
-        return T95[degrees - 1]
-    return 1.96 + 2.37 / degrees + 2.8 / degrees**2  # good to 0.2%
-
-
-def spread(values, problem_variance=None):
+def spread(values, problem_half=None):
     """The mean of some values, and its 95% half-width, None if nothing is known of it.
 
-    problem_variance is what the choice of problems adds to the mean's variance; None: no such part.
-    Returns {"mean", "half"}.
+    problem_half: the half-width that the choice of problems alone gives the mean; None: no such
+    part. Returns {"mean", "half"}.
     """
     squares = []
     if len(values) > 1:
         squares.append(students_t(len(values) - 1) ** 2 * variance(values) / len(values))
-    if problem_variance is not None:
-        squares.append(1.96**2 * problem_variance)
+    if problem_half is not None:
+        squares.append(problem_half**2)
     return {"mean": fmean(values), "half": sum(squares) ** 0.5 if squares else None}

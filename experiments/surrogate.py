@@ -119,7 +119,7 @@ def by_step(step, group, log_weight, stages):
             "step": t,
             "tokens": int(is_here.sum()),
             "kl": -log_weight[is_here].mean().item(),
-            "kl_interval": interval(drawn_kl),
+            "kl_interval": interval(drawn_kl, K),
         }
         for name, cap in CAPS.items():
             if name != "no weights":
@@ -128,7 +128,7 @@ def by_step(step, group, log_weight, stages):
         if t == ALL_STEPS:
             row["histogram"], row["edges"] = histogram(log_weight)
             row["slope"] = slope(sums.sum(dim=0), counts.sum(dim=0)).item()
-            row["slope_interval"] = interval(slope(drawn_sums, drawn_counts))
+            row["slope_interval"] = interval(slope(drawn_sums, drawn_counts), K)
         rows.append(row)
     return rows
 

@@ -61,6 +61,7 @@ from dataclasses import dataclass, replace
 from textwrap import fill
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
@@ -68,6 +69,7 @@ import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, count_of, print_columns, shorten
+from experiments.intervals import interval
 from models.checkpoints import find_checkpoint, read_run_config
 from tasks import mixture
 from tasks.expressions import solutions
@@ -185,7 +187,7 @@ def gain_with_interval(solved, nfe, clusters, draws=2000):
     drawn_solved = times_drawn @ solved.T / number  # (draws, F + 1)
     drawn_nfe = times_drawn @ nfe.T / number
     gains = [gain(*means) for means in zip(drawn_solved, drawn_nfe, strict=True)]
-    low, high = np.quantile(gains, (0.025, 0.975)).tolist()
+    low, high = interval(torch.tensor(gains, dtype=torch.double), len(names))
     return gain(solved.mean(axis=1), nfe.mean(axis=1)), low, high
 
 
@@ -196,7 +198,7 @@ def summarise(measured, task, level, places):
     """
     solved = measured.solved[-1, places]
     gamma = measured.gamma[places]
-    low, high, number_of_clusters = metrics.cluster_bootstrap_interval(
+    low, high, number_of_clusters = metrics.cluster_interval(
         (solved > 0).tolist(), [measured.clusters[i] for i in places]
     )
     return {

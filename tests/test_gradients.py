@@ -137,7 +137,7 @@ def test_bias_and_noise_made_by_hand_are_told_apart():
         "true_cosine": math.cos(0.6) / math.sqrt(1 + 1.5**2),
     }
     for name, truth in expected.items():
-        low, high = gradients.interval(spread[name])
+        low, high = gradients.interval(spread[name], len(g))
         assert low < truth < high and high - low < 0.3, name
         assert value[name].item() == pytest.approx(truth, rel=0.1)
     cosines = torch.nn.functional.cosine_similarity(g, exact)
@@ -168,10 +168,12 @@ def test_a_row_has_every_statistic_and_a_comparison_its_interval():
 def test_a_signal_that_noise_hides_has_no_direction():
     draws = torch.linspace(0, 1, 1001, dtype=torch.double)
     draws[:20] = math.nan  # fewer than 2.5%
-    low, high = gradients.interval(draws)
-    assert low == pytest.approx(0.02 + 0.025 * 0.98, abs=0.002) and high == pytest.approx(0.9755)
+    low, high = gradients.interval(draws, 1000)
+    assert low == pytest.approx(0.02 + 0.025 * 0.98, abs=0.002) and high == pytest.approx(
+        0.9755, abs=0.002
+    )
     draws[:30] = math.nan
-    assert gradients.interval(draws) == [None, None]
+    assert gradients.interval(draws, 1000) == [None, None]
 
 
 @pytest.mark.parametrize("bias, noise", [(0.9, 1.0), (0.9, 3.0), (0.7, 0.5), (0.7, 1.9)])

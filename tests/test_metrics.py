@@ -10,10 +10,10 @@ from evaluation import metrics
 
 
 def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons():
-    # Newcombe (1998), table I: 81 of 263; a bootstrap has no continuity, so to a point
+    # Newcombe (1998), table I: 81 of 263; to a point
     solved = [True] * 81 + [False] * 182
     clusters = [str(i) for i in range(263)]
-    low, high, num_clusters = metrics.cluster_bootstrap_interval(solved, clusters)
+    low, high, num_clusters = metrics.cluster_interval(solved, clusters)
     assert low == pytest.approx(0.2553, abs=0.01)
     assert high == pytest.approx(0.3662, abs=0.01)
     assert num_clusters == 263
@@ -22,32 +22,40 @@ def test_the_interval_of_problems_that_have_nothing_in_common_is_about_wilsons()
 def test_problems_of_a_cluster_count_together():
     solved = [i % 3 == 0 for i in range(60)]
     clusters = [str(i) for i in range(60)]
-    apart = metrics.cluster_bootstrap_interval(solved, clusters)
-    together = metrics.cluster_bootstrap_interval(solved * 16, clusters * 16)
+    apart = metrics.cluster_interval(solved, clusters)
+    together = metrics.cluster_interval(solved * 16, clusters * 16)
     assert together == apart  # sixteen copies tell nothing new
-    naive = metrics.cluster_bootstrap_interval(solved * 16, [str(i) for i in range(960)])
+    naive = metrics.cluster_interval(solved * 16, [str(i) for i in range(960)])
     assert naive[1] - naive[0] < 0.3 * (apart[1] - apart[0])
 
 
-def test_the_interval_covers_the_true_share_as_often_as_it_says():
+@pytest.mark.parametrize(
+    ("num_clusters", "cluster_size", "share"),
+    [(12, 10, 0.5), (12, 10, 0.8), (51, 20, 0.8), (51, 10, 0.97), (303, 3, 0.5), (303, 3, 0.97)],
+)
+def test_the_interval_covers_the_true_share_as_often_as_it_says(num_clusters, cluster_size, share):
+    """Each cluster's own share is drawn around the true one, so that problems go together."""
     rng = random.Random(0)
+    strength = 9.0  # a correlation of 1 / (1 + 9) within a cluster
+    repeats = 600
     hits = 0
-    for _ in range(200):
+    for _ in range(repeats):
         solved = []
         clusters = []
-        for cluster in range(60):  # of unequal sizes, each solved or missed as a whole
-            right = rng.random() < 0.3
-            size = rng.choice([1, 5, 20])
-            solved += [right] * size
-            clusters += [str(cluster)] * size
-        low, high, _ = metrics.cluster_bootstrap_interval(solved, clusters, draws=400)
-        hits += low <= 0.3 <= high
-    assert 0.88 <= hits / 200 <= 0.99
+        for cluster in range(num_clusters):
+            own_share = rng.betavariate(strength * share, strength * (1 - share))
+            size = rng.randint(1, 2 * cluster_size - 1)
+            solved += [rng.random() < own_share for _ in range(size)]
+            clusters += [cluster] * size
+        low, high, _ = metrics.cluster_interval(solved, clusters)
+        hits += low <= share <= high
+    # 95 ± 1.5%, and two standard errors of this simulation
+    assert 0.95 - 0.015 - 0.018 <= hits / repeats <= 0.95 + 0.015 + 0.018
 
 
 @pytest.mark.parametrize(("solved", "low", "high"), [(False, 0, 0.1611), (True, 0.8389, 1)])
 def test_where_none_or_all_are_solved_the_interval_is_wilsons(solved, low, high):  # 0 of 20
-    interval = metrics.cluster_bootstrap_interval([solved] * 40, [str(i % 20) for i in range(40)])
+    interval = metrics.cluster_interval([solved] * 40, [str(i % 20) for i in range(40)])
     assert interval == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4), 20)
 
 
