@@ -244,8 +244,8 @@ COLUMNS = f"""
 sampled: solved share of rollouts in the last sixth of training. area: the same
 over all steps, the learning curve's area. greedy: held-out problems. KL(true ||
 surrogate) in nats a token and ESS of the weights at the end of training. steps:
-until {WINDOW} steps solve {SHARE_OF_CEILING:.0%} of the best row's sampled share
-(k of n: in so many runs).
+until {WINDOW} steps solve {SHARE_OF_CEILING:.0%} of the best row's sampled share, in so
+many runs.
 ± half of the 95% interval over seeds; of greedy differences over problems too."""
 
 

@@ -37,6 +37,7 @@ def test_the_programs_are_those_of_the_folder():
     assert PROGRAMS == [
         "benchmark",
         "compare",
+        "dose",
         "gradients",
         "grids",
         "scaling",
@@ -82,7 +83,7 @@ def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["compare", "gradients", "surrogate", "thresholds"])
+@pytest.mark.parametrize("name", ["compare", "dose", "gradients", "surrogate", "thresholds"])
 def test_a_folder_that_does_not_exist_is_named_without_torch(name, run_program):
     done = run_program(name, "runs/nope")
     assert done.returncode == 2 and not done.stdout
