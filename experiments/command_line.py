@@ -77,6 +77,12 @@ def add_state_flags(parser, name):
         help="prompts in a batch [as in training]",
     )
     parser.add_argument(
+        "--block_length",
+        type=at_least(0),
+        metavar="INT",
+        help="decode in blocks of this many tokens, 0 for one block [as in training]",
+    )
+    parser.add_argument(
         "--seed",
         type=at_least(0, maximum=MAX_SEED),
         default=0,

@@ -371,7 +371,7 @@ def verdict(edges):
 
 def run(options):
     """Measures the states one by one; prints, writes and draws the results. Raises ValueError."""
-    states = load_states(options.paths, options.task, options.prompts)
+    states = load_states(options.paths, options.task, options.prompts, options.block_length)
     folder = Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
     results = []

@@ -49,15 +49,16 @@ class Batch:
 class State:
     """A model, its task, and the settings it is trained with.
 
-    path       a run's folder; or a base: "tiny", a checkpoint's folder, a hub name
-    task_name  the task of a base; None for a run, which has its own, unless that is in a file
-    prompts    P, prompts in a batch; None: as many as in training
+    path          a run's folder; or a base: "tiny", a checkpoint's folder, a hub name
+    task_name     the task of a base; None for a run, which has its own, unless that is in a file
+    prompts       P, prompts in a batch; None: as many as in training
+    block_length  decode in blocks of this many tokens, 0 for one block; None: as in training
 
     All weights have gradients, in float32. A run's adapter is merged into them, so that a base and
     its runs have the same parameters. Raises ValueError for a task that the model cannot do.
     """
 
-    def __init__(self, path, task_name=None, prompts=None):
+    def __init__(self, path, task_name=None, prompts=None, block_length=None):
         self.path = path
         is_compact = reads_compact_prompts(path)
         if is_run(path):
@@ -68,6 +69,8 @@ class State:
         else:
             recipe = RECIPES.get(task_name, {}) if is_compact else RECIPES["LLaDA"]
             self.config = replace(Config(**recipe), task=task_name, model=str(path))
+        if block_length is not None:
+            self.config = replace(self.config, block_length=block_length)
         self.task = registry.load_task(self.config.task, is_compact, self.config.data)
         if isinstance(self.task, mixture.TaskMixture):
             raise ValueError(f"{path}: {self.config.task} are several tasks, and a state has one")
@@ -83,7 +86,10 @@ class State:
         self.policy.denoiser.requires_grad_(True)
         prepare_threshold_head(self.policy, self.config, self.device)
         self.step = self.policy.step or 0
-        self.name = f"{self.config.task}, {f'after step {self.step}' if self.step else 'base'}"
+        self.name = self.config.task.rpartition(":")[2]  # of FILE.py:NAME the name
+        if block_length is not None:
+            self.name += f" in blocks of {block_length}" if block_length else " in one block"
+        self.name += f", after step {self.step}" if self.step else ", base"
 
     def description(self):
         """What was measured, as a dict for JSON."""
@@ -94,6 +100,7 @@ class State:
             "step": self.step,
             "prompts": self.prompts,
             "num_generations": self.config.num_generations,
+            "block_length": self.config.block_length,
             "device": device_name(self.device),
             "dtype": "float32",
         }
@@ -128,7 +135,7 @@ def is_run(path):
     return find_checkpoint(path) != Path(path)
 
 
-def load_states(paths, task_names, prompts):
+def load_states(paths, task_names, prompts, block_length):
     """A State for each run, and for each base and task. Raises ValueError."""
     states = []
     for path in paths:
@@ -137,10 +144,10 @@ def load_states(paths, task_names, prompts):
             named = [
                 task for task in task_names if inputs.bare_names(task) == inputs.bare_names(own)
             ]
-            states.append(State(path, named[0] if named else None, prompts))
+            states.append(State(path, named[0] if named else None, prompts, block_length))
             continue
         if not task_names:
             raise ValueError(f"{path} is no run, which would know its task: give a --task")
         for name in task_names:
-            states.append(State(path, name, prompts))
+            states.append(State(path, name, prompts, block_length))
     return states

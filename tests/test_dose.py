@@ -18,7 +18,7 @@ TASK = TASKS["chain"].compact
 CLUSTERS = len({TASK.key(problem) for problem in TASK.problems("test", N, 0)})
 
 
-def write_run(folder, seed, curve, solved_share, kl_before=1.4):
+def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
     """A run that solves curve(step), from 1, in training, and about `solved_share` at its end."""
     folder.mkdir(parents=True)
     config = replace(
@@ -47,7 +47,7 @@ def write_run(folder, seed, curve, solved_share, kl_before=1.4):
             "solved_mean": curve(step),
             "surrogate_kl": kl_before if step == 1 else 0.5,
             "ess_fraction": 0.8,
-            "nfe_mean": 7.0,
+            "nfe_mean": calls,
             "denoiser_rows": 100,
         }
         for step in range(1, STEPS + 1)
@@ -79,7 +79,8 @@ def test_curves_ends_and_differences_are_those_worked_by_hand(paths, tmp_path, c
     assert dose.main([*paths, "--out", str(tmp_path / "out")]) == 0
     [summary] = json.loads((tmp_path / "out" / "dose.json").read_text())
     assert summary["dose"] == "blocks-1"
-    assert summary["calls_before"] == 7
+    assert summary["calls"] == 7
+    assert summary["kl"] == pytest.approx((1.4 + 11 * 0.5) / 12)
     assert summary["kl_before"] == pytest.approx(1.4)
     mean_field = summary["rows"]["mean-field"]
     assert mean_field["sampled"]["mean"] == pytest.approx(0.04 * 11.5)  # of steps 11 and 12
@@ -137,6 +138,7 @@ def test_doses_are_in_order_and_each_row_has_a_line(paths, tmp_path, monkeypatch
             curve=lambda step: 0.05 * step,
             solved_share=0.6,
             kl_before=0.3,
+            calls=3.0,
         )
         for name in ("mean-field", "two-stage-w")
         for seed in range(2)

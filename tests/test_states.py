@@ -1,5 +1,7 @@
 """A state's rollouts are those of training; a run is its adapter merged; what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,8 +40,18 @@ def test_a_base_is_drawn_from_as_the_first_step_of_training_would():
     assert not torch.equal(other.rollout.completion, batch.rollout.completion)
 
 
+def test_a_state_decodes_in_the_blocks_that_are_asked_for():
+    path = Path(train.__file__).parent / "bases" / "chain"
+    state = State(path, "chain", prompts=2, block_length=1)
+    assert state.name == "chain in blocks of 1, base"
+    assert state.sample_batch(seed=0).rollout.nfe.tolist() == [7] * 16  # a token in each call
+    state = State(path, "chain", prompts=2)
+    assert state.config.block_length == 2  # as training does
+    assert state.sample_batch(seed=0).rollout.nfe.float().mean() < 7
+
+
 def test_a_run_is_its_adapter_merged_and_all_weights_have_gradients(run):
-    [state] = load_states([run], task_names=[], prompts=None)
+    [state] = load_states([run], task_names=[], prompts=None, block_length=None)
     assert state.name == "countdown, after step 2"
     assert state.prompts == 4
     assert state.config.num_generations == 4
@@ -63,7 +75,9 @@ def test_a_state_draws_with_the_settings_of_its_run(tmp_path):
 
 
 def test_a_base_is_loaded_once_for_each_task(run):
-    states = load_states(["tiny", run], task_names=["countdown", "sudoku"], prompts=2)
+    states = load_states(
+        ["tiny", run], task_names=["countdown", "sudoku"], prompts=2, block_length=None
+    )
     assert [state.name for state in states] == [
         "countdown, base",
         "sudoku, base",
@@ -77,7 +91,7 @@ def test_several_tasks_at_once_are_refused():
 
 
 def test_a_rollout_runs_the_different_canvases_of_each_step_and_the_log_counts_them(run):
-    [state] = load_states([run], task_names=[], prompts=None)
+    [state] = load_states([run], task_names=[], prompts=None, block_length=None)
     state.policy.rows_run = 0
     rollout = state.sample_batch(seed=0).rollout
     prompts = rollout.prompt_ids.tolist()

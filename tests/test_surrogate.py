@@ -77,6 +77,32 @@ def test_the_surrogates_kl_is_the_one_that_training_logs():
     assert kl_of_all[1] > kl_of_all[2] > kl_of_all[8] == pytest.approx(0, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("kl", "scatter", "meaning"),
+    [
+        (0.15, 0.05, "near, as on countdown and sudoku"),
+        (1.4, 0.05, "far, as on chain"),
+        (0.7, 0.05, "between countdown and sudoku"),
+        (0.23, 0.5, "between countdown and sudoku"),  # its interval reaches beyond what is near
+        (1.22, 0.5, "between countdown and sudoku"),
+    ],
+)
+def test_the_last_line_says_how_far_mean_field_is_and_what_that_meant(kl, scatter, meaning):
+    draw = torch.Generator().manual_seed(0)
+    group = torch.arange(400) // 4
+    step = torch.ones(400, dtype=torch.long)
+    noise = scatter * torch.randn(400, generator=draw, dtype=torch.double)
+    noise -= noise.mean()
+    rows = surrogate.by_step(step, group, noise - kl, 1)
+    rows += surrogate.by_step(step, group, noise - kl / 2, 2)
+    line = surrogate.reading(rows)
+    low, high = rows[0]["kl_interval"]
+    assert low < kl < high
+    assert line.startswith(f"Mean-field is {kl:.2f} nats a token ({low:.2f} to {high:.2f}) from")
+    assert f"two stages are {kl / 2:.2f}: {meaning}" in line
+    assert line.count("\n") == 0
+
+
 def test_results_are_printed_written_and_drawn(tmp_path, capsys):
     flags = ["--task", "countdown", "--batches", "4", "--prompts", "2", "--out", str(tmp_path)]
     assert surrogate.main([str(TINY), *flags]) == 0
@@ -85,4 +111,5 @@ def test_results_are_printed_written_and_drawn(tmp_path, capsys):
     [result] = json.loads((tmp_path / "surrogate.json").read_text())
     row = next(row for row in result["rows"] if row["stages"] == 1 and row["step"] == 2)
     assert f"{row['kl']:.3f} ±" in out
+    assert surrogate.reading(result["rows"]) in out
     assert (tmp_path / "surrogate.png").stat().st_size > 20_000
