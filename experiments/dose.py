@@ -139,6 +139,9 @@ def read_doses(paths):
             raise ValueError(f"{dose.name} has no {REFERENCE}-SEED to compare the others with")
         for runs in dose.rows.values():
             runs.sort(key=lambda run: run.seed)
+        known = [name for name in STYLES if name in dose.rows]
+        others = [name for name in dose.rows if name not in STYLES]
+        dose.rows = {name: dose.rows[name] for name in [*known, *others]}
     return list(doses.values())
 
 
@@ -296,8 +299,8 @@ STYLES = {
 def plot(summaries, path, title):
     """dose.png: learning curves at the largest dose, and the differences at all doses."""
     summaries = sorted(summaries, key=lambda summary: summary["calls"])
-    figure = Figure((13, 4.9), layout="constrained")
-    curves, by_kl, by_calls = figure.subplots(1, 3, width_ratios=(1, 1.15, 1.15))
+    figure = Figure((14, 4.6), layout="constrained")
+    curves, by_kl, by_calls = figure.subplots(1, 3)
     draw_curves(curves, summaries[-1])
     draw_differences(by_kl, summaries, x="kl")
     draw_differences(by_calls, summaries, x="calls")
@@ -307,14 +310,14 @@ def plot(summaries, path, title):
     )
     by_calls.set(xlabel="calls a completion in training")
     handles, labels = curves.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, handlelength=4)
+    figure.legend(handles, labels, loc="outside right upper", handlelength=4, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
     counts = ", ".join(
         f"{summary['dose']} {len(summary['rows'][REFERENCE]['seeds'])}" for summary in summaries
     )
     figure.supxlabel(
-        f"Seeds of each dose: {counts}. Bars and bands: 95% intervals over seeds, paired in the "
-        "middle and on the right.\nsolved: share of rollouts, sampled. Each row at its own rate.",
+        f"Number of seeds: {counts}. solved: share of rollouts, sampled; left: mean over seeds. "
+        "Bars: 95% intervals of paired differences, over seeds.",
         fontsize=8,
         color="0.3",
     )
@@ -337,15 +340,6 @@ def draw_curves(axis, summary):
             mfc="white",
             mec=style["color"],
         )
-        if curve[0]["half"] is not None:
-            axis.fill_between(
-                steps,
-                [max(0, point["mean"] - point["half"]) for point in curve],
-                [min(1, point["mean"] + point["half"]) for point in curve],
-                color=style["color"],
-                alpha=0.12,
-                linewidth=0,
-            )
     axis.set(xlabel="step", ylabel="solved", ylim=(0, 1.02), xlim=(0, None))
     axis.yaxis.set_major_formatter("{x:.0%}")
     axis.grid(alpha=0.3)

@@ -116,7 +116,7 @@ def test_the_shipped_base_is_the_one_that_the_results_began_with(task):
 def folder(tmp_path_factory):
     """Where the README's commands run: shared, since later ones read the runs of earlier ones."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "chain.py").write_text(EXAMPLES[1], encoding="utf-8")
+    (folder / "my_chain.py").write_text(EXAMPLES[1], encoding="utf-8")
     write_checkpoint(folder / "LLaDA", "llada", max_sequence_length=2048)
     problems = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(60)]
     lines = "".join(json.dumps(problem) + "\n" for problem in problems)
@@ -127,7 +127,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(COMMANDS)))
 def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch):
     program, *words = shlex.split(COMMANDS[number].removeprefix("python ").removeprefix("-m "))
-    ours = ("runs/", "bases/", "chain")
+    ours = ("runs/", "bases/", "my_chain")
     words = [str(folder / word) if word.startswith(ours) else word for word in words]
     uses_llada = LLADA in words  # a small random one in its place, and problems from a file
     is_of_llada = uses_llada or str(folder / "runs/llada") in words
