@@ -1,11 +1,18 @@
 """What a threshold that is learned for each prompt is good for: gamma by task and difficulty.
 
     python -m experiments.thresholds runs/NAME
+    python -m experiments.thresholds runs/NAME-?        and the mean over runs of several seeds
 
 First: does the head tell prompts apart? On a run's held-out problems, completed greedily, gamma is
 listed by task and by difficulty: the blanks of a sudoku, the inverse operations (- and /) in
-countdown's tidiest expression. Then: does it help? One gamma for all problems is the rival. At as
-many calls, between the two fixed gammas on either side, how much would it solve?
+countdown's tidiest expression. Then: does it help? There are two kinds of rivals:
+
+    at equal calls    one gamma for all problems. Between the two fixed gammas on either side, how
+                      much would it solve in as many calls as the learned gamma takes?
+    in the reward     solved x (1 - lambda NFE / L), which gamma was trained for. The rival is the
+                      best fixed gamma, one for all problems or one for each task. Half of the
+                      clusters choose it and the other half are scored, and the other way round:
+                      the best of eleven on the problems it is scored on is good by luck too.
 
 Shapes: N problems, F fixed gammas, K clusters of problems.
 """
@@ -13,6 +20,7 @@ Shapes: N problems, F fixed gammas, K clusters of problems.
 # ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
 
 import sys
+import zlib
 from pathlib import Path
 
 from config import FlagParser
@@ -29,15 +37,17 @@ def parse_flags(arguments=None):
     """The flags as a namespace. Bad ones end the program with code 2."""
     parser = FlagParser(
         prog="python -m experiments.thresholds",
-        usage="%(prog)s RUN [flags]",
+        usage="%(prog)s RUN ... [flags]",
         description="""\
 What is the learned threshold good for?
 
 Prints the gamma that a run's threshold head gives to held-out problems, by task
-and difficulty, and how much more it solves than one fixed gamma at equal NFE.""",
+and difficulty, and how much more it solves or earns than fixed gammas; of
+several runs also the mean.""",
     )
     parser.add_argument(
-        "run",
+        "runs",
+        nargs="+",
         type=existing_folder,
         metavar="RUN",
         help="the folder of a run that trained its threshold head",
@@ -48,7 +58,7 @@ and difficulty, and how much more it solves than one fixed gamma at equal NFE.""
         type=folder_to_write,
         default="runs/thresholds",
         metavar="DIR",
-        help="where thresholds.json and thresholds.png go [%(default)s]",
+        help="where thresholds.json and, of the first run, thresholds.png go [%(default)s]",
     )
     return parser.parse_args(arguments)
 
@@ -69,7 +79,7 @@ import evaluate
 from evaluation import metrics, plots
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, count_of, print_columns, shorten
-from experiments.intervals import interval
+from experiments.intervals import interval, problem_half_width, spread
 from models.checkpoints import find_checkpoint, read_run_config
 from tasks import mixture
 from tasks.expressions import solutions
@@ -104,6 +114,12 @@ class Measurements:
     gamma: np.ndarray  # (N,) nats, the learned one
     solved: np.ndarray  # (F + 1, N) of 0 and 1, the learned gamma's last
     nfe: np.ndarray  # (F + 1, N)
+    price: np.ndarray  # (N,) lambda / L: what a call costs of a solved problem's reward
+
+    @property
+    def reward(self):
+        """What each problem earns, (F + 1, N)."""
+        return self.solved * (1 - self.price * self.nfe)
 
 
 def measure(path, task=""):
@@ -156,6 +172,12 @@ def measure(path, task=""):
         gamma=np.array(outcomes.threshold.tolist()),  # of the last decoder, the learned one
         solved=np.array(all_solved),
         nfe=np.array(all_nfe),
+        price=np.array(
+            [
+                config.nfe_penalty / mixture.completion_length(task, problem, length)
+                for problem in problems
+            ]
+        ),
     )
 
 
@@ -189,6 +211,36 @@ def gain_with_interval(solved, nfe, clusters, draws=2000):
     gains = [gain(*means) for means in zip(drawn_solved, drawn_nfe, strict=True)]
     low, high = interval(torch.tensor(gains, dtype=torch.double), len(names))
     return gain(solved.mean(axis=1), nfe.mean(axis=1)), low, high
+
+
+def gain_over_chosen(reward, clusters, groups, draws=2000):
+    """How much more the learned gamma earns than the best fixed one, chosen on other problems.
+
+    reward    (F + 1, N), the learned gamma's last
+    clusters  N names; their checksums part them into halves. One half's best is the other's rival.
+    groups    N names: each group has a rival of its own
+
+    Returns the gain, and bootstrap draws of it (draws,), all with the sample's own choice. (Draws
+    that choose anew vary more than the gain does: 99% coverage of a 95% interval.)
+    """
+    names = sorted(set(clusters))
+    times_drawn = metrics.bootstrap_weights(len(names), draws).numpy()
+    times_drawn = np.vstack([np.ones(len(names)), times_drawn])  # first the sample itself
+    place_of = {name: place for place, name in enumerate(names)}
+    weight = times_drawn[:, [place_of[cluster] for cluster in clusters]]  # (1 + draws, N)
+    half = np.array([zlib.crc32(f"half {cluster}".encode()) % 2 for cluster in clusters])
+    groups = np.array(groups)
+    total = np.zeros(len(weight))
+    for group in set(groups.tolist()):
+        earned = []  # by each half: (1 + draws, F + 1)
+        for side in (0, 1):
+            is_here = (groups == group) & (half == side)
+            earned.append(weight[:, is_here] @ reward[:, is_here].T)
+        for here, elsewhere in (earned, earned[::-1]):
+            best = elsewhere[0, :-1].argmax()  # of the sample itself, in all draws
+            total += here[:, -1] - here[:, best]
+    gains = total / weight.sum(axis=1)
+    return gains[0], gains[1:]
 
 
 def summarise(measured, task, level, places):
@@ -241,6 +293,12 @@ def report_on(measured):
         )
     ]
     learned_gain, low, high = gain_with_interval(measured.solved, measured.nfe, measured.clusters)
+    number_of_clusters = len(set(measured.clusters))
+    gains = {}
+    for rival, groups in rivals(measured).items():
+        value, draws = gain_over_chosen(measured.reward, measured.clusters, groups)
+        edges = interval(torch.tensor(draws), number_of_clusters)
+        gains[rival] = {"gain": value, "interval": edges}
     return {
         "problems": len(measured.tasks),
         "clusters": len(set(measured.clusters)),
@@ -250,7 +308,36 @@ def report_on(measured):
         "gain": learned_gain,
         "gain_low": low,
         "gain_high": high,
+        "reward_gains": gains,
     }
+
+
+def rivals(measured):
+    """{name of a rival: the group of each problem, N}"""
+    return {
+        "the best γ for all": ["all"] * len(measured.tasks),
+        "the best γ of each task": measured.tasks,
+    }
+
+
+def mean_gains(all_measured):
+    """The gains in the reward over runs of several seeds, each a spread over seeds and problems.
+
+    Raises ValueError for runs that were not asked the same problems.
+    """
+    first = all_measured[0]
+    if any(measured.clusters != first.clusters for measured in all_measured):
+        raise ValueError("the runs were not asked the same problems: compare runs of one task")
+    means = {}
+    for rival, groups in rivals(first).items():
+        pairs = [
+            gain_over_chosen(measured.reward, measured.clusters, groups)
+            for measured in all_measured
+        ]
+        draws = np.mean([draws for _, draws in pairs], axis=0)  # the same clusters in each run
+        half = problem_half_width(torch.tensor(draws), len(set(first.clusters)))
+        means[rival] = spread([value for value, _ in pairs], half)
+    return means
 
 
 # ---- the table -----------------------------------------------------------------------------------
@@ -298,6 +385,17 @@ def describe_gain(report):
             f"{min(calls):.2f} to {max(calls):.2f}."
         )
     return text
+
+
+def describe_reward_gains(gains):
+    """A line for each rival of one run."""
+    for rival, row in gains.items():
+        low, high = row["interval"]
+        edges = "" if low is None else f" (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+        yield (
+            f"In reward x 100 the learned γ earns {100 * row['gain']:+.1f}{edges} against {rival}, "
+            "chosen on half of the clusters and scored on the other."
+        )
 
 
 # ---- the picture ---------------------------------------------------------------------------------
@@ -409,19 +507,32 @@ def draw_frontier(axis, frontier):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def thresholds(path, out, task=""):
-    """Prints the table; writes thresholds.json and thresholds.png. Raises ValueError."""
-    report = {"run": str(path)} | report_on(measure(path, task))
-    print_columns(table(report["rows"]))
-    print()
-    print(fill(describe_gain(report), WIDTH, subsequent_indent="  "))
+def thresholds(paths, out, task=""):
+    """Prints the tables; writes thresholds.json and thresholds.png. Raises ValueError."""
+    reports = []
+    all_measured = []
+    for path in paths:
+        all_measured.append(measure(path, task))
+        reports.append({"run": str(path)} | report_on(all_measured[-1]))
+        report = reports[-1]
+        print_columns(table(report["rows"]))
+        print()
+        for sentence in (describe_gain(report), *describe_reward_gains(report["reward_gains"])):
+            print(fill(sentence, WIDTH, subsequent_indent="  "))
+    if len(paths) > 1:
+        print(f"\nMean of {len(paths)} runs, ± half of the 95% interval over seeds and problems:")
+        for rival, estimate in mean_gains(all_measured).items():
+            print(
+                f"  reward x 100 above {rival}: {100 * estimate['mean']:+.2f} "
+                f"± {100 * estimate['half']:.2f}"
+            )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "thresholds.json", report)
+    files.write_json(folder / "thresholds.json", reports)
     plot(
-        report,
+        reports[0],
         folder / "thresholds.png",
-        title=f"{Path(path).name}: what the learned γ follows, and its worth",
+        title=f"{Path(paths[0]).name}: what the learned γ follows, and its worth",
     )
     print("written:", folder / "thresholds.png", folder / "thresholds.json")
 
@@ -430,7 +541,7 @@ def main(arguments=None):
     """The program. Returns its exit status: 0, 2 (bad input), 130 (Ctrl-C)."""
     options = parse_flags(arguments)
     return exit_status(
-        "experiments.thresholds", lambda: thresholds(options.run, options.out, options.task)
+        "experiments.thresholds", lambda: thresholds(options.runs, options.out, options.task)
     )
 
 

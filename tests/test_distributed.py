@@ -233,3 +233,11 @@ def test_a_process_without_a_gpu_of_its_own_gets_one_line(monkeypatch, capsys):
     assert train.main(["--task", "countdown"]) == 2
     error = capsys.readouterr().err
     assert "process 2 finds 1 GPU(s)" in error and error.count("\n") == 1
+
+
+def test_a_row_that_two_processes_score_is_refused(monkeypatch, tmp_path):
+    """Its gradient would be summed twice. Here every process is given the whole batch."""
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda number: 2 * number)  # of two alike
+    flags = ["--prompts_per_step", "2", "--steps", "1", "--run_dir", str(tmp_path / "run")]
+    with pytest.raises(AssertionError):
+        train.main([*SMALL_RUN, *flags])

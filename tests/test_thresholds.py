@@ -80,6 +80,89 @@ def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
     assert copies == pytest.approx((gain, low, high))  # copies of a problem tell nothing new
 
 
+def chances(rng, learned_ahead, F=11, clusters=60, size=4):
+    """(reward, clusters) of problems that all fixed gammas solve alike, the learned one so much
+    more often. All gammas share a problem's luck in part, as those of one model do.
+    """
+    reward = np.zeros((F + 1, clusters * size))
+    names = [f"{i // size}" for i in range(clusters * size)]
+    ease = rng.normal(size=clusters).repeat(size)
+    for gamma in range(F + 1):
+        ahead = learned_ahead if gamma == F else 0.0
+        solved = ease + rng.normal(size=len(names)) > -ahead
+        reward[gamma] = solved
+    return reward, names
+
+
+@pytest.mark.parametrize(("learned_ahead", "gain"), [(0.0, 0.0), (0.5, 0.1381)])
+def test_the_gain_over_the_chosen_gamma_is_right_on_average_and_its_interval_covers_it(
+    learned_ahead, gain
+):
+    """A sum of two standard normals exceeds -0.5 with probability 0.6381."""
+    rng = np.random.default_rng(0)
+    gains = []
+    gains_over_the_best = []
+    hits = 0
+    repeats = 400
+    for _ in range(repeats):
+        reward, clusters = chances(rng, learned_ahead)
+        value, draws = thresholds.gain_over_chosen(
+            reward, clusters, groups=["all"] * len(clusters), draws=400
+        )
+        low, high = thresholds.interval(torch.tensor(draws), 60)
+        hits += low <= gain <= high
+        gains.append(value)
+        shares = reward.mean(axis=1)
+        gains_over_the_best.append(shares[-1] - shares[:-1].max())
+    assert statistics.fmean(gains) == pytest.approx(gain, abs=0.006)
+    # The best of eleven on the problems it is scored on is ahead by luck.
+    assert statistics.fmean(gains_over_the_best) < gain - 0.03
+    assert 0.935 - 0.022 <= hits / repeats <= 0.965 + 0.022  # two standard errors
+
+
+def test_each_task_has_a_rival_of_its_own():
+    """Two tasks, each of which one of two fixed gammas solves, and the learned one solves both."""
+    tasks = ["a", "b"] * 40
+    clusters = [f"{i // 4}" for i in range(80)]
+    is_a = np.array([task == "a" for task in tasks], float)
+    reward = np.stack([is_a, 1 - is_a, np.ones(80)])
+    one, _ = thresholds.gain_over_chosen(reward, clusters, ["all"] * 80)
+    each, draws = thresholds.gain_over_chosen(reward, clusters, tasks)
+    assert one == pytest.approx(0.5)
+    assert each == 0
+    assert not draws.any()
+
+
+def test_the_mean_over_runs_has_seeds_and_problems_in_its_interval():
+    rng = np.random.default_rng(1)
+    runs = []
+    for _ in range(3):
+        reward, clusters = chances(rng, learned_ahead=0.5, F=2)
+        N = len(clusters)
+        runs.append(
+            thresholds.Measurements(
+                tasks=["chain"] * N,
+                clusters=clusters,
+                difficulties=[("", None)] * N,
+                gamma=np.full(N, 0.1),
+                solved=reward,
+                nfe=np.full(reward.shape, 4.0),
+                price=np.full(N, 0.05),
+            )
+        )
+    means = thresholds.mean_gains(runs)
+    values = [
+        thresholds.gain_over_chosen(0.8 * run.solved, run.clusters, ["all"] * N)[0] for run in runs
+    ]
+    one_for_all = means["the best γ for all"]
+    assert one_for_all["mean"] == pytest.approx(statistics.fmean(values))
+    over_seeds = 4.303 * statistics.stdev(values) / 3**0.5
+    assert over_seeds < one_for_all["half"] < over_seeds + 0.1
+    runs[1].clusters = runs[1].clusters[::-1]
+    with pytest.raises(ValueError, match="not asked the same problems"):
+        thresholds.mean_gains(runs)
+
+
 # ---- a run ---------------------------------------------------------------------------------------
 
 
@@ -126,7 +209,7 @@ def test_what_is_reported_of_a_run_of_two_tasks_is_what_evaluate_measures(
         rows.append(evaluate(policy, task, problems, decoder, length=19))
     path = make_run(task="countdown,sudoku", max_completion_length=19, eval_split="validation")
     assert thresholds.main([str(path), "--out", str(tmp_path / "out")]) == 0
-    report = json.loads((tmp_path / "out" / "thresholds.json").read_text())
+    [report] = json.loads((tmp_path / "out" / "thresholds.json").read_text())
     for point, row in zip(report["frontier"], rows, strict=True):
         assert point["level"] == row["level"]
         assert (point["solved"], point["nfe"]) == pytest.approx((row["solved"], row["nfe"]))
@@ -176,6 +259,7 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
         gamma=np.full(4, 0.1),
         solved=np.zeros((F + 1, 4)),
         nfe=np.array([[5.0] * 4] * F + [[9.0] * 4]),
+        price=np.full(4, 0.05),
     )
     report = thresholds.report_on(measured)
     [row] = report["rows"]
@@ -189,14 +273,14 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
 
 def test_what_learned_no_threshold_is_refused_in_a_line(make_run, tmp_path):
     with pytest.raises(ValueError, match="cannot read .*nothing.config.json"):
-        thresholds.thresholds(tmp_path / "nothing", tmp_path / "out")
+        thresholds.thresholds([tmp_path / "nothing"], tmp_path / "out")
     path = make_run(task="countdown", train_target="policy")
     with pytest.raises(ValueError, match="learned no threshold: its --train_target was policy"):
-        thresholds.thresholds(path, tmp_path / "out")
+        thresholds.thresholds([path], tmp_path / "out")
     folder = make_run(task="countdown")
     for name in ("checkpoint", "checkpoint.old"):
         if (folder / name).exists():
             (folder / name).rename(tmp_path / name)
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        thresholds.thresholds(path, tmp_path / "out")
+        thresholds.thresholds([path], tmp_path / "out")
     assert not (tmp_path / "out").exists()
