@@ -378,7 +378,9 @@ def draw_differences(axis, summaries, x):
             ha="center",
             va="top",
         )
-    axis.margins(x=0.12, y=0.2)
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.25 * (high - low))  # room for the names of the doses
+    axis.margins(x=0.12)
     axis.grid(alpha=0.3)
 
 
