@@ -40,8 +40,10 @@ def cluster_interval(solved, clusters):
         var p   = K / (K - 1) sum_k (h_k - p n_k)^2 / n^2
         logit p ± t_{K-1} sqrt(var p) / (p (1 - p))
 
-    A bootstrap over clusters is too narrow where they are few or nearly all are solved: 85 to 90%
-    coverage with 12 clusters, or with 51 and 97% solved, where this one has 94 to 98%.
+    A bootstrap over clusters is too narrow where they are few or nearly all problems are solved. In
+    simulation (EXPERIMENTS.md) it covers the true share in 85 to 90% of samples of 12 clusters, and
+    of 51 with 97% solved; this one in 94 to 98% of them. Where hardly any cluster but a few is ever
+    missed (97%, correlation 0.4 within 51 clusters) it covers 89%, the bootstrap 85%.
 
     Returns (low, high, K), the bounds in [0, 1]. Where clusters do not differ (none or all are
     solved, or there is one) the interval is Wilson's, as if each cluster were one problem.

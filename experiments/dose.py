@@ -1,7 +1,7 @@
 """When does the likelihood matter? Estimators compared at several doses of sequential decoding.
 
-    python -m experiments.grids chain                     makes the chain's runs
-    python -m experiments.dose runs/chain/*/*-?           compares and draws them
+    python -m experiments.grids chain                            makes the chain's runs
+    python -m experiments.dose runs/chain/{blocks-?,free}/*-?    compares and draws them
 
 A run's folder is DOSE/ROW-SEED. A dose is a task and a way to decode it: blocks of one number, say.
 A row is an estimator, and "mean-field" is the row that the others are compared with. Differences
@@ -36,7 +36,7 @@ dose: learning curves, end scores, the surrogate's error. Draws the differences
 against how sequential decoding is.""",
         epilog="""\
 example:
-  python -m experiments.dose runs/chain/*/*-?""",
+  python -m experiments.dose runs/chain/{blocks-?,free}/*-?""",
     )
     parser.add_argument(
         "paths",
