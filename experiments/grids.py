@@ -97,7 +97,7 @@ def grid():
 
 
 def states():
-    """Two rows half-way to their end, for gradients.py and surrogate.py."""
+    """Two rows half-way, for gradients.py and surrogate.py."""
     steps = {"countdown": 60, "sudoku": 70}
     for row in ("two-stage-w", "mean-field"):
         for task in TASKS:
@@ -170,7 +170,7 @@ def chain_flags(dose, row, rate):
 
 
 def chain_tune():
-    """Three rates for each row on chain, in blocks of 1 and 2; one seed, on validation."""
+    """Three rates for each row on chain; one seed, validation problems."""
     for dose in ("blocks-1", "blocks-2"):
         for row in ALL_ROWS:
             for rate in TRIED_RATES[row]:
@@ -179,7 +179,7 @@ def chain_tune():
 
 
 def chain():
-    """The estimators on chain at five doses of sequential decoding, five seeds each."""
+    """The estimators on chain, decoded in five ways, five seeds each."""
     for seed in range(5):
         for dose, rows in ROWS_OF_DOSE.items():
             for row in rows:
@@ -188,7 +188,7 @@ def chain():
 
 
 def doses():
-    """Mean-field, two stages and exact on countdown and sudoku beside the chain's, three seeds."""
+    """The same on countdown and sudoku, the policy alone, three seeds."""
     for seed in range(3):
         for row in ("mean-field", "two-stage", "two-stage-w", "exact"):
             for task in TASKS:
@@ -201,7 +201,7 @@ def doses():
 
 
 def lengths():
-    """Chains of 4, 8 and 12 numbers, in blocks of 1, three seeds. Their bases are made first."""
+    """Chains of 4, 8, 12 numbers; make their bases first; three seeds."""
     for seed in range(3):
         for length in (4, 8, 12):
             task = (
@@ -227,10 +227,8 @@ ROWS_OF_INNER = {
 
 
 def inner():
-    """1, 4, 8 and 12 updates on each batch of rollouts, on chain in blocks of 2, three seeds.
-
-    All rows have one rate, so that they move equally far, and half as many steps.
-    """
+    """1 to 12 updates on each batch of rollouts of chain, three seeds."""
+    # All rows have one rate, so that they move equally far, and half as many steps.
     for updates in (1, 12, 4, 8):
         for seed in range(3):
             for row, flags in ROWS_OF_INNER.items():
@@ -290,7 +288,7 @@ def make_run(folder, flags):
 
 def parse_flags(arguments=None):
     """The flags as a namespace. Bad ones end the program with code 2."""
-    descriptions = "\n".join(f"  {name:10}{part.__doc__}" for name, part in PARTS.items())
+    descriptions = "\n".join(f"  {name:12}{part.__doc__}" for name, part in PARTS.items())
     parser = FlagParser(
         prog="python -m experiments.grids",
         usage="%(prog)s PART ... [flags]",

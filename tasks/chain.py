@@ -81,8 +81,16 @@ class Chain(Generated):
         )
 
     def reward(self, problem, text):
-        """Returns 1.0 if the last number of the answer is right, else 0.0."""
+        """Returns 1.0 if the last number of the answer is right, else 0.0.
+
+        A large model could write anything before it ("12 or 13"), so its answer has to be as many
+        numbers as there are signs, and nothing else. Which numbers come first does not matter.
+        """
         numbers = (text if self.is_compact else answers.final_answer(text)).split()
+        if not self.is_compact:
+            is_whole = all(number.isdecimal() for number in numbers)
+            if not is_whole or len(numbers) != self.steps:
+                return 0.0
         return float(numbers[-1:] == [str(follow(problem)[-1])])
 
     def problem_from_row(self, row):

@@ -1,4 +1,4 @@
-"""A million completions through the four verifiers: none fails, none is slow, none is paid wrongly.
+"""A million completions through the verifiers: none fails, none is slow, none is paid wrongly.
 
     python tests/fuzz.py [N] [SEED] [TASK ...]    250,000 each: about half an hour of one core;
                                                   EXPERIMENTS.md has the last result
@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import verdict_kinds
 
+from tasks.chain import SIGNS, TABLES
 from tasks.registry import TASKS
 
 CPU_SECONDS_LIMIT = 0.005  # for one completion
@@ -229,7 +230,28 @@ def math(rng):
     return {"question": "q", "answer": gold}, text, is_right
 
 
-MAKERS = {"countdown": countdown, "sudoku": sudoku, "gsm8k": gsm8k, "math": math}
+def chain(rng):
+    signs = "".join(rng.choices(SIGNS, k=6))
+    problem = {"start": rng.randrange(20), "signs": signs}
+    numbers = [problem["start"]]
+    for sign in signs:
+        numbers.append(TABLES[sign][numbers[-1]])
+    words = list(map(str, numbers[1:]))
+    is_right = True
+    kind = rng.random()
+    if kind < 0.3:
+        words[-1] = str((numbers[-1] + rng.randrange(1, 20)) % 20)
+        is_right = False
+    elif kind < 0.4:
+        words[rng.randrange(5)] = rng.choice(("or", "5④9x", "1.5", "not"))
+        is_right = False
+    elif kind < 0.5:
+        words = words[rng.randrange(1, 6) :]
+        is_right = False
+    return problem, " ".join(words), is_right
+
+
+MAKERS = {"countdown": countdown, "sudoku": sudoku, "gsm8k": gsm8k, "math": math, "chain": chain}
 
 
 def completion(name, rng):
@@ -383,7 +405,7 @@ def main():
         num_slow_lengths += len(judge_lengths(name, problem))
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     seed = sys.argv[2] if len(sys.argv) > 2 else "0"
-    results = [fuzz_task(name, n // 4, seed) for name in sys.argv[3:] or MAKERS]
+    results = [fuzz_task(name, n // len(MAKERS), seed) for name in sys.argv[3:] or MAKERS]
     num_paid_wrongly = num_paid_of_kinds + sum(paid_wrongly for paid_wrongly, _ in results)
     num_slow = num_slow_lengths + sum(slow for _, slow in results)
     print(

@@ -52,7 +52,16 @@ def test_a_large_model_reads_the_tables_and_answers_in_tags():
         assert f"\n{sign} {' '.join(map(str, table))}\n" in prompt
     assert "Start with 7" in prompt and "+ ( - * / )" in prompt
     assert CHAIN.solved(PROBLEM, "It is 18, then ... <answer>18 19 17 1 13 7</answer>")
-    assert not CHAIN.solved(PROBLEM, "18 19 17 1 13 7")
+    assert CHAIN.solved(PROBLEM, "<answer>0 0 0 0 0 7</answer>")
+    for wrong in (
+        "18 19 17 1 13 7",
+        "<answer>18 19 17 1 13 8</answer>",
+        "<answer>7</answer>",
+        "<answer>18 19 17 1 13 8 or 7</answer>",
+        "<answer>18 19 17 1 or 7</answer>",
+        "<answer>1 18 19 17 1 13 7</answer>",
+    ):
+        assert not CHAIN.solved(PROBLEM, wrong), wrong
 
 
 def test_no_two_splits_share_a_sequence_of_signs():
