@@ -284,8 +284,10 @@ def better_from(row, other, prompts):
     """At which batch sizes the estimator of `row` points closer to the true gradient than `other`.
 
     Both have their bias and noise at `prompts` per step. Returns "always", "never", or a sentence's
-    end: "above N prompts per step", "below N prompts per step".
+    end: "above N prompts per step", "below N prompts per step". "no signal" if noise hides either.
     """
+    if not isfinite(row["bias_cosine"] + row["noise"] + other["bias_cosine"] + other["noise"]):
+        return "no signal"
     bias = row["bias_cosine"] ** 2
     other_bias = other["bias_cosine"] ** 2
     # Above 0 where `row` has less noise for its signal.

@@ -230,6 +230,10 @@ def test_a_signal_that_noise_hides_is_not_printed(capsys):
     gradients.print_table({"state": state, "rows": rows, "comparisons": comparisons})
     table = capsys.readouterr().out.splitlines()[3 : 3 + len(rows)]
     assert all(re.search(r" -      -  +no signal", line) for line in table)
+    unknown = {"bias_cosine": math.nan, "noise": 1.0}
+    known = {"bias_cosine": 0.8, "noise": 1.0}
+    assert gradients.better_from(unknown, known, prompts=4) == "no signal"
+    assert gradients.better_from(known, unknown, prompts=4) == "no signal"
 
 
 def test_a_batch_without_a_gradient_is_refused(tmp_path, capsys, monkeypatch):
