@@ -10,6 +10,7 @@ import pytest
 from config import Config
 from evaluation import plots
 from experiments import dose
+from models.inputs import input_checksums
 from tasks.registry import TASKS
 
 N = 60
@@ -33,11 +34,23 @@ def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
         {
             "name": name,
             "level": 0.1,
+            "step": 0 if name == "base" else STEPS,
             "nfe": 7.0,
             "solved": bits.count("1") / N,
             "solved_each": bits,
+            "solved_low": 0.0,
+            "solved_high": 1.0,
             "problems": N,
             "clusters": CLUSTERS,
+            "length": 7,
+            "block_length": 7,
+            "decoder": "eb",
+            "temperature": 0.0,
+            "cache": "none",
+            "reward": 0.5,
+            "tokens_per_call": 1.0,
+            "threshold_mean": 0.1,
+            "threshold_std": 0.0,
         }
         for name, bits in (("base", "0" * N), ("trained", each))
     ]
@@ -49,11 +62,27 @@ def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
             "ess_fraction": 0.8,
             "nfe_mean": calls,
             "denoiser_rows": 100,
+            "reward_mean": curve(step),
+            "speed_reward_mean": curve(step),
+            "threshold_mean": 0.1,
+            "seconds_rollout": 1.0,
+            "seconds_update": 1.0,
         }
         for step in range(1, STEPS + 1)
     ]
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
-    (folder / "eval.json").write_text(json.dumps(rows))
+    completions = [
+        {"name": name, "question": "?", "text": "!", "nfe": 7, "solved": True}
+        for name in ("base", "trained")
+    ]
+    files = {
+        "config": asdict(config),
+        "inputs": input_checksums(config),
+        "eval": rows,
+        "frontier": rows,
+        "completions": completions,
+    }
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     return str(folder)
 
