@@ -219,10 +219,10 @@ def reading(rows):
             "near, as on countdown and sudoku, where m = 1 learns as well as any other m."
         )
     if low >= FAR:
-        return distance + "far, as on chain, where m = 1 learns half of what m = 2 learns."
+        return distance + "far, as on chain, where m = 1 ends 28 to 53 points below m = 2."
     return distance + (
         f"between countdown and sudoku (below {NEAR}), where m = 1 learns as well as any other m, "
-        f"and chain (above {FAR}), where it learns half: take m = 2, or try both."
+        f"and chain (above {FAR}), where it ends 28 to 53 points below m = 2: try both."
     )
 
 
