@@ -4,12 +4,14 @@
     python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
     python evaluate.py runs/A runs/B --frontier                    all rules and levels, a picture
     python evaluate.py runs/NAME --trace 3                         completions, call by call
+    python evaluate.py runs/NAME --json rows.jsonl                 rows and completions as they come
     python evaluate.py --help                                      the other flags
 
 NFE is the number of denoiser calls that a completion took. A run is measured with its own task,
 length, blocks and cache, but greedily and at each prompt's median gamma, on problems held out from
-it, unless flags say otherwise. (Held out: no multiset of numbers, no solution grid of training. A
-grid's twin with relabelled digits may be there.)
+it, unless flags say otherwise. A run's adapter on its base is decoded as the run is. (Held out: no
+multiset of numbers, no solution grid of training. A grid's twin with relabelled digits may be
+there.)
 
 Shapes: n problems, L completion tokens.
 """
@@ -24,7 +26,7 @@ from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from evaluation.flags import DEFAULTS, FROM_RUN, parse_flags
+from evaluation.flags import DECODING_FROM_RUN, DEFAULTS, FROM_RUN, parse_flags
 from models import terminal
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
@@ -34,8 +36,9 @@ if __name__ == "__main__":  # flags are checked before torch is imported, which 
 import torch
 
 from evaluation import traces
-from evaluation.completions import completions_table, score_file
+from evaluation.completions import append_completions, completions_table, score_file
 from evaluation.metrics import area, aup, cluster_interval, pass_at_k
+from evaluation.progress import Progress
 from evaluation.tables import (
     AUP_EXPLAINED,
     NAME_WIDTH,
@@ -54,6 +57,7 @@ from models.checkpoints import (
     load_policy,
     read_run_config,
     reads_compact_prompts,
+    run_of_checkpoint,
 )
 from models.device import describe_out_of_memory, device_name, pick_device
 from models.loading import DTYPES, dtype_of
@@ -71,7 +75,17 @@ LEVELS = {  # of --frontier
 # ---- accuracy against NFE ------------------------------------------------------------------------
 
 
-def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0, rollout=None):
+def evaluate(
+    policy,
+    task,
+    problems,
+    decoder,
+    length,
+    batch_size=256,
+    seed=0,
+    rollout=None,
+    on_batch=None,
+):
     """Complete the problems and score them. Returns one row of results, a dict for JSON.
 
     policy      diffusion_policy.DiffusionPolicy
@@ -83,12 +97,23 @@ def evaluate(policy, task, problems, decoder, length, batch_size=256, seed=0, ro
     seed        of the draws, if the decoder's temperature is above 0
     rollout     the function that completes a batch (training/distributed.py has one for several
                 processes); default: policy.rollout
+    on_batch    called after each batch, with the indices of its problems and the Outcomes so far
 
     The row has every setting beside the scores; with several tasks also each one's own scores.
     Raises ValueError for problems that do not fit the model.
     """
     began = time.perf_counter()
-    outcomes = generate(policy, task, problems, decoder, length, batch_size, seed, rollout)
+    outcomes = generate(
+        policy,
+        task,
+        problems,
+        decoder,
+        length,
+        batch_size=batch_size,
+        seed=seed,
+        rollout=rollout,
+        on_batch=on_batch,
+    )
     scores = mixture.score_completions(task, problems, outcomes.texts)
     rewards = [reward for reward, _ in scores]
     solved = [is_solved for _, is_solved in scores]
@@ -134,7 +159,15 @@ class Outcomes:
 
 
 def generate(
-    policy, task, problems, decoder, length, batch_size=256, seed=0, rollout=None
+    policy,
+    task,
+    problems,
+    decoder,
+    length,
+    batch_size=256,
+    seed=0,
+    rollout=None,
+    on_batch=None,
 ) -> Outcomes:
     """Complete n problems, batch by batch; arguments as in `evaluate`."""
     generator = torch.Generator(policy.denoiser.device).manual_seed(seed)
@@ -142,6 +175,7 @@ def generate(
     nfe = torch.zeros(len(problems), dtype=torch.double)
     tokens = torch.zeros(len(problems), dtype=torch.double)
     threshold = torch.zeros(len(problems), dtype=torch.double)
+    outcomes = Outcomes(texts, nfe, tokens, threshold)  # filled in below
     for places, L in mixture.batches_by_task(task, problems, length, batch_size):
         prompts = [task.prompt(problems[i]) for i in places]
         prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)
@@ -153,7 +187,9 @@ def generate(
         nfe[places] = completed.nfe.double().cpu()
         tokens[places] = completed.token_mask.sum(dim=1).double().cpu()
         threshold[places] = completed.threshold.double().cpu()
-    return Outcomes(texts, nfe, tokens, threshold)
+        if on_batch is not None:
+            on_batch(places, outcomes)
+    return outcomes
 
 
 def policy_rollout(policy, prompt_ids, prompt_mask, length, decoder, generator):
@@ -188,7 +224,9 @@ def summarise(places, decoder, solved, clusters, outcomes):
 def resolve_options(path, flags):
     """The options for one path: the flags given, then the run's own settings, then defaults.
 
-    flags: a dict from parse_flags. Returns a namespace with a field per flag, and:
+    flags: a dict from parse_flags. A run's checkpoint, or its adapter on a model, is decoded as the
+    run was, but its task and problems are the flags'. Returns a namespace with a field per flag,
+    and:
         path                of the run, checkpoint or model
         folder              where pictures go: the run's, or the current one
         is_threshold_fixed  the run trained the policy alone: its threshold head has learned nothing
@@ -199,14 +237,19 @@ def resolve_options(path, flags):
     path = Path(path)
     from_run = {}
     is_run = find_checkpoint(path) != path
+    run_dir = path if is_run else run_of_checkpoint(flags.get("adapter") or path)
     is_threshold_fixed = False
     saved_inputs = None
     if is_run:
-        config = read_run_config(path)
         saved_inputs = inputs.read_inputs(path)
-        verify_inputs(path, flags, config, saved_inputs)
-        from_run = {name: getattr(config, name) for name in FROM_RUN}
-        from_run["max_completion_length"] = [config.max_completion_length]
+        verify_inputs(path, flags, read_run_config(path), saved_inputs)
+    if run_dir:
+        config = read_run_config(run_dir)
+        names = FROM_RUN if is_run else DECODING_FROM_RUN
+        from_run = {name: getattr(config, name) for name in names}
+        is_same_task = flags.get("task", config.task) == config.task
+        if is_run or is_same_task or not reads_compact_prompts(path):  # tiny's length is its task's
+            from_run["max_completion_length"] = [config.max_completion_length]
         is_threshold_fixed = config.train_target == "policy"
         if is_threshold_fixed and flags.get("decoder", "eb") == "eb":
             from_run["level"] = [config.initial_threshold]
@@ -224,10 +267,13 @@ def resolve_options(path, flags):
         options.is_new_file = inputs.data_checksum(options.data) != saved_inputs["data"]
     is_all = options.is_new_file or (is_run and config.eval_split == "all")
     options.split = options.split or ("all" if is_all else "test")
+    if options.data and options.split == "all" and "problems" not in flags:
+        options.problems = None  # the whole file
     if options.adapter:
         verify_adapter(options.adapter, path)
-    for level in options.level:  # raises for blocks and caches that do not fit
-        make_decoder(options, options.decoder, level)
+    if options.block_length is not None:
+        for level in options.level:  # raises for blocks and caches that do not fit
+            make_decoder(options, options.decoder, level)
     return options
 
 
@@ -291,10 +337,7 @@ def load(options):
     if compact and options.prompt:
         raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
     task = published_prompts.with_published_prompts(task, options.prompt, options.shots)
-    if options.data and options.split == "all":
-        problems = sum(task.pools.values(), [])
-    else:
-        problems = task.problems(options.split, options.trace or options.problems, options.seed)
+    problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_new_file and find_checkpoint(options.path) != options.path:
         own_data = options.run_data if Path(options.run_data).is_file() else ""
         published_prompts.warn_of_training_overlap(
@@ -311,20 +354,45 @@ def load(options):
         adapter=options.adapter,
     )
     policy.prefill = options.prefill
+    if options.block_length is None:
+        options.block_length = policy.denoiser.block_length
     if options.is_threshold_fixed:
         policy.threshold_head = None
-    return policy, task, problems[: options.trace or None], lengths
+    return policy, task, problems, lengths
 
 
-def measure(options, name):
-    """The rows of one checkpoint: one for each length and decoder."""
+def measure(options, name, rows):
+    """Appends the rows of one checkpoint to `rows`: one for each length and decoder.
+
+    With --json each row is in the file once it is measured, and each completion once its batch is.
+    """
     policy, task, problems, lengths = load(options)
     samples = options.samples
     problems = [problem for problem in problems for _ in range(samples)]
-    rows = []
+    decoders_of = {
+        length: decoders_for(options, length, policy.threshold_head is not None)
+        for length in lengths
+    }
+    progress = Progress(name, total=len(problems) * sum(map(len, decoders_of.values())))
+    own_rows = []
     with policy.remembering_states():  # many canvases come under several decoders
         for length in lengths:
-            for decoder in decoders_for(options, length, policy.threshold_head is not None):
+            for decoder in decoders_of[length]:
+                level = "learned" if decoder.level is None else decoder.level
+                setting = f"{name}, {decoder.rule} {level}, length {length}"
+
+                def on_batch(places, outcomes, setting=setting):
+                    progress.add(len(places))
+                    if options.json:
+                        append_completions(
+                            completions_file(options.json),
+                            name=setting,
+                            task=options.task,
+                            problems=[problems[i] for i in places],
+                            texts=[outcomes.texts[i] for i in places],
+                            nfe=outcomes.nfe[places].tolist(),
+                        )
+
                 row = {
                     "name": name,
                     "task": options.task,
@@ -338,11 +406,21 @@ def measure(options, name):
                     "revision": revision(policy),
                 }
                 row |= evaluate(
-                    policy, task, problems, decoder, length, options.batch_size, options.seed
+                    policy,
+                    task,
+                    problems,
+                    decoder,
+                    length,
+                    batch_size=options.batch_size,
+                    seed=options.seed,
+                    on_batch=on_batch,
                 )
                 if samples > 1:
                     row |= pass_rates(row["solved_each"], samples)
+                own_rows.append(row)
                 rows.append(row)
+                if options.json:
+                    write_rows(rows, options.json)
                 if options.frontier:
                     print(
                         f"{name}: {row['decoder']} {row['level']}: {row['solved']:.1%} solved, "
@@ -350,12 +428,16 @@ def measure(options, name):
                         flush=True,
                     )
     for length in lengths:
-        line = [row for row in rows if row["length"] == length]
+        line = [row for row in own_rows if row["length"] == length]
         if len(line) > 1 and not options.frontier:
             score = aup(line, best=max(row["solved"] for row in line))
             for row in line:
                 row["aup"] = score
-    return rows
+
+
+def completions_file(json_file):
+    """Where the completions behind the rows of --json go."""
+    return Path(f"{json_file.removesuffix('.jsonl')}.completions.jsonl")
 
 
 def pass_rates(solved_each, samples):
@@ -456,7 +538,11 @@ def run(flags):
     flags = dict(flags)
     paths = flags.pop("paths")
     if "completions" in flags:
-        rows = score_file(flags["completions"], registry.TASKS)
+        tasks = dict(registry.TASKS)
+        for name in flags.get("task", "").split(","):
+            if name:
+                tasks[name.rpartition(":")[2]] = registry.load_task(name, compact=False)
+        rows = score_file(flags["completions"], tasks)
         print_columns(completions_table(rows))
         if "json" in flags:
             write_rows(rows, flags["json"])
@@ -476,8 +562,17 @@ def run(flags):
     if len(set(names)) < len(names):  # of runs in different folders
         names = paths
     rows = []
-    for options, name in zip(all_options, names, strict=True):
-        rows += measure(options, name)
+    if first.json:
+        completions_file(first.json).unlink(missing_ok=True)
+    try:
+        for options, name in zip(all_options, names, strict=True):
+            measure(options, name, rows)
+    except BaseException:  # Ctrl-C, or no memory for the next one: the rows until here count
+        if rows and not first.frontier:
+            print_table(rows)
+        if first.json and completions_file(first.json).exists():
+            print(f"completions until here: {completions_file(first.json)}", file=sys.stderr)
+        raise
     if first.frontier:
         show_frontiers(rows, first.folder)
     else:

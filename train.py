@@ -48,6 +48,7 @@ from diffpo_loss import (
     weight_metrics,
 )
 from evaluate import evaluate, generate
+from evaluation.progress import Progress
 from evaluation.summary import GAMMAS, describe_base, has_results, print_summary, read_results
 from evaluation.tables import count_of
 from models import inputs
@@ -439,6 +440,12 @@ def measure(config, policy, task, problems, run_dir, name, step):
         flush=True,
     )
     rows = []
+    progress = Progress(f"the {name} model", total=len(problems) * len(decoders))
+
+    def on_batch(places, outcomes):
+        if distributed.is_main_process():
+            progress.add(len(places))
+
     with policy.remembering_states():  # many canvases come at several thresholds
         for decoder in decoders:
             scores = evaluate(
@@ -449,6 +456,7 @@ def measure(config, policy, task, problems, run_dir, name, step):
                 length=config.max_completion_length,
                 batch_size=batch_size * distributed.world_size(),
                 rollout=distributed.rollout,
+                on_batch=on_batch,
             )
             rows.append({"name": name, "step": step} | scores)
             if name == "base" and len(rows) == 1:

@@ -1,8 +1,9 @@
-"""Scoring a file of completions that some model wrote elsewhere, without that model.
+"""Scoring a file of completions without the model that wrote them, and writing such a file.
 
     python evaluate.py --completions FILE.jsonl
 
-Each line of the file is JSON: {"task": "gsm8k", "problem": {...}, "text": "..."}.
+Each line of the file is JSON: {"task": "gsm8k", "problem": {...}, "text": "..."}. A "name" says
+what wrote it; completions of one name and task are scored together. Other fields are left alone.
 """
 
 import json
@@ -12,8 +13,34 @@ from statistics import fmean
 from evaluation.metrics import cluster_interval
 
 
+def append_completions(path, name, task, problems, texts, nfe):
+    """Appends completions to a file that score_file reads.
+
+    name                  says what wrote them
+    task                  as --task names it; the problems of several name their own
+    problems, texts, nfe  lists with an item for each completion
+    """
+    rows = []
+    for problem, text, calls in zip(problems, texts, nfe, strict=True):
+        task_name = task
+        if "," in task:  # tasks/mixture.py added the name to the problem
+            task_name = problem["task"]
+            problem = {key: value for key, value in problem.items() if key != "task"}
+        rows.append(
+            {
+                "name": name,
+                "task": task_name.rpartition(":")[2],
+                "problem": problem,
+                "text": text,
+                "nfe": int(calls),
+            }
+        )
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def score_file(path, tasks):
-    """What the completions in a file are worth: a dict for each task, in the file's order.
+    """What the completions in a file are worth: a dict for each name and task, in its order.
 
     path   of the file, JSON lines
     tasks  {name: task}, those that a line may name
@@ -25,53 +52,57 @@ def score_file(path, tasks):
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
-    scores = {}  # {task: its completions' scores}
+    scores = {}  # {(name, task): their completions' scores}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            name, score = score_line(line, tasks)
+            name, task_name, score = score_line(line, tasks)
         except OSError:  # no fault of the line: what compares formulas cannot run here
             raise
         except Exception as error:  # whatever a hand-written line can do to a task
             expected = f'{path}, line {number}: expected {{"task", "problem", "text"}}'
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise ValueError(f"{expected} ({reason})") from None
-        scores.setdefault(name, []).append(score)
+        scores.setdefault((name, task_name), []).append(score)
     if not scores:
         raise ValueError(f"{path} holds no completions")
-    return [summarise(name, task_scores) for name, task_scores in scores.items()]
+    return [summarise(*names, task_scores) for names, task_scores in scores.items()]
 
 
 def score_line(line, tasks):
-    """Returns (task name, the scores of the completion in this line of JSON, a dict)."""
+    """Returns (name, task name, the scores of the completion in this line of JSON, a dict)."""
     row = json.loads(line)
-    name = row["task"]
+    name = row.get("name", "")
+    task_name = row["task"]
     problem = row["problem"]
     text = row["text"]
-    if name not in tasks:
-        raise ValueError(f"unknown task {name!r}: choose one of {', '.join(tasks)}")
-    if not isinstance(text, str):
-        raise ValueError("text has to be a string")
-    task = tasks[name]
-    problem = task.problem_from_row(problem)  # raises for one that --data would refuse
+    if task_name not in tasks:
+        raise ValueError(f"unknown task {task_name!r}: choose one of {', '.join(tasks)}")
+    if not isinstance(text, str) or not isinstance(name, str):
+        raise ValueError("text, and name if there is one, have to be strings")
+    task = tasks[task_name]
+    if hasattr(task, "problem_from_row"):
+        problem = task.problem_from_row(problem)  # raises for one that --data would refuse
+    cluster_of = getattr(task, "key", task.prompt)
     score = {
-        "cluster": task.key(problem),
+        "cluster": cluster_of(problem),
         "solved": task.solved(problem, text),
         "reward": task.reward(problem, text),
     }
     if hasattr(task, "cells"):
         score["cells"] = task.cells(problem, text)
-    return name, score
+    return name, task_name, score
 
 
-def summarise(name, scores):
-    """The row of one task: means over its completions, and the interval of the solved share."""
+def summarise(name, task_name, scores):
+    """The row of one name and task: means over completions, the interval of the solved share."""
     solved = [score["solved"] for score in scores]
     clusters = [score["cluster"] for score in scores]
     low, high, num_clusters = cluster_interval(solved, clusters)
     row = {
-        "task": name,
+        "name": name,
+        "task": task_name,
         "completions": len(scores),
         "clusters": num_clusters,
         "solved": fmean(solved),
@@ -90,7 +121,7 @@ def completions_table(rows):
     for row in rows:
         table.append(
             [
-                row["task"],
+                f"{row['name']} {row['task']}".strip(),
                 str(row["completions"]),
                 str(row["clusters"]),
                 f"{row['solved']:.1%}",

@@ -42,7 +42,7 @@ DEFAULTS = {
     "level": [None],  # None: the learned one
     "temperature": 0.0,
     "max_completion_length": [0],
-    "block_length": 0,
+    "block_length": None,  # None: the model's own, which only its denoiser knows
     "cache": "none",
     "prefill": "",
     "adapter": "",
@@ -57,6 +57,8 @@ DEFAULTS = {
 
 # If such a flag is not given, a run's own setting of the same name comes before DEFAULTS.
 FROM_RUN = ("task", "data", "block_length", "cache", "prefill", "dtype")
+# And of these before DEFAULTS, if not the run but its checkpoint or adapter is measured.
+DECODING_FROM_RUN = ("block_length", "cache", "prefill")
 
 # Lowest and highest level of each rule, as in sampler.Decoder, which cannot be imported here.
 LEVELS_ALLOWED = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
@@ -108,7 +110,7 @@ def parse_flags(arguments=None):
         "--problems",
         type=at_least(1),
         metavar="N",
-        help="how many [1000]",
+        help="how many; of split all its first N, or the whole file [1000]",
     )
     problems.add_argument(
         "--samples",
@@ -164,7 +166,8 @@ def parse_flags(arguments=None):
         "--block_length",
         type=at_least(0),
         metavar="N",
-        help="decode left to right in blocks of N tokens; 0: one block [the run's, or 0]",
+        help="decode left to right in blocks of N tokens; 0: one block [the run's; a LLaDA's 32, "
+        "another model's 0]",
     )
     decoding.add_argument(
         "--cache",
@@ -215,12 +218,14 @@ def parse_flags(arguments=None):
     output.add_argument(
         "--json",
         metavar="FILE",
-        help="also write the rows to this file, as JSON lines",
+        help="also write the rows to this file, as JSON lines, each once it is measured; and "
+        "beside it, in FILE.completions.jsonl, every completion once its batch is done",
     )
     output.add_argument(
         "--completions",
         metavar="FILE",
-        help="score the completions of this file, without a model",
+        help="score the completions of this file, without a model; name the task if it is your "
+        "own (FILE.py:NAME)",
     )
 
     flags = vars(parser.parse_args(arguments))

@@ -147,6 +147,13 @@ def is_run(path):
     return (Path(path) / "config.json").is_file() and (Path(path) / "environment.txt").is_file()
 
 
+def run_of_checkpoint(path):
+    """The run's folder that a checkpoint lies in, or None. path: the run's folder, or the other."""
+    folder = find_checkpoint(path)
+    is_checkpoint = folder.name in ("checkpoint", "checkpoint.old")
+    return folder.parent if is_checkpoint and is_run(folder.parent) else None
+
+
 def adapter_base(folder):
     """The name or folder of the model that the adapter in `folder` was trained on, or None.
 

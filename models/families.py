@@ -42,6 +42,8 @@ class Family:
     constants: dict = field(default_factory=dict)
     # {pattern of a weight's name in their files: its name in `model`}, where the two differ.
     weights: dict = field(default_factory=dict)
+    # Tokens of a block in their own example of decoding; 0: the whole canvas is one block.
+    block_length: int = 0
 
 
 COMMON_FIELDS = {
@@ -99,6 +101,7 @@ FAMILIES = {
         },
         required=LLADA_REQUIRED,
         weights=LLADA_WEIGHTS,
+        block_length=32,
     ),
     # A LLaDA with a bias for q, k and v alone, as Qwen2 has it (see complete_llada).
     "llada-qkv": Family(
@@ -107,6 +110,7 @@ FAMILIES = {
         required=LLADA_REQUIRED,
         constants={"use_sliding_window": False},
         weights=LLADA_WEIGHTS,
+        block_length=32,
     ),
     "llada-moe": Family(
         model=Qwen3MoeForCausalLM,
@@ -120,6 +124,7 @@ FAMILIES = {
             "num_experts_per_tok": "num_experts_per_tok",
         },
         constants={"norm_topk_prob": False, "decoder_sparse_step": 1},
+        block_length=32,
     ),
     "dream": Family(
         model=Qwen2ForCausalLM,

@@ -43,11 +43,12 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     on_host  load the weights as for `device`, but leave them in the CPU's memory. (A model that is
              split over GPUs does not fit into one.)
 
-    The denoiser has three attributes besides transformers' own:
+    The denoiser has four attributes besides transformers' own:
 
-    source      the hub name, or the folder's absolute path: a LoRA adapter notes it as its base
-    renames     {pattern of a weight's name in the files: its name in the denoiser}
-    hub_folder  the folder whose layout an export has; None for transformers' own format
+    source        the hub name, or the folder's absolute path: a LoRA adapter notes it as its base
+    renames       {pattern of a weight's name in the files: its name in the denoiser}
+    hub_folder    the folder whose layout an export has; None for transformers' own format
+    block_length  tokens of a block in the family's own example of decoding; 0: one block
 
     Raises ValueError, in one line, for whatever is broken, missing, left over or not understood.
     """
@@ -64,9 +65,11 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     if family in PLAIN:
         model_class = PLAIN[family]
         renames = {}
+        block_length = 0
     else:
         model_class = FAMILIES[family].model
         renames = FAMILIES[family].weights
+        block_length = FAMILIES[family].block_length
     with refusing(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
 
@@ -92,6 +95,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
     denoiser.renames = renames
+    denoiser.block_length = block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
     if getattr(config, "shift_logits", False):
         denoiser.get_decoder().register_forward_hook(_shift_states)

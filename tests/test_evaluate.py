@@ -6,13 +6,14 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from checkpoints import write_checkpoint
 from small_run import make_run_folder
 from toy import random_tiny
 
 import evaluate
 from config import Config
 from diffusion_policy import DiffusionPolicy
-from evaluation import metrics, tables
+from evaluation import metrics, progress, tables
 from models import loading, lora
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder, ThresholdHead
@@ -245,6 +246,153 @@ def test_a_runs_own_data_file_is_measured_by_what_was_held_out(policy, tmp_path,
     assert measured(tmp_path / "c", f"--level 1 --data {other}")[0]["split"] == "test"
     other.write_text(path.read_text() + json.dumps(rows[0]) + "\n")
     assert measured(tmp_path / "c", f"--level 1 --data {other}")[0]["split"] == "all"
+
+
+def test_problems_of_a_whole_file_are_its_first_or_all(run_dir, tmp_path, measured):
+    rows = [{"numbers": [a, b, 3], "target": a + b + 3} for a in range(1, 9) for b in (5, 6)]
+    path = tmp_path / "sixteen.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = f"--level 1 --data {path}"
+    assert measured(run_dir, f"{flags} --problems 4")[0]["problems"] == 4
+    assert measured(run_dir, f"{flags} --split all --problems 4")[0]["problems"] == 4
+    assert measured(run_dir, flags)[0]["problems"] == 16
+    options = evaluate.resolve_options(run_dir, {"data": str(path), "problems": 4})
+    _, _, problems, _ = evaluate.load(options)
+    assert problems == rows[:4]
+
+
+TRAINED = {
+    "task": "countdown",
+    "max_completion_length": 12,
+    "block_length": 4,
+    "cache": "dual",
+    "prefill": "<answer>",
+    "train_target": "policy",
+    "initial_threshold": 0.3,
+}
+
+
+def test_a_runs_adapter_on_its_base_is_decoded_as_the_run_was(tmp_path, measured):
+    denoiser, tokenizer = loading.load_denoiser("tiny")
+    model = DiffusionPolicy(lora.add_lora(denoiser, 2, 4), tokenizer, ThresholdHead(104))
+    make_run_folder(tmp_path / "run", Config(**TRAINED, model="tiny"))
+    save_checkpoint(tmp_path / "run", model, [], 1)
+    settings = ("length", "block_length", "cache", "prefill", "level")
+    flags = "--problems 2 --task countdown"
+    own = measured(tmp_path / "run", "--problems 2")[0]
+    expected = [own[name] for name in settings]
+    assert expected == [12, 4, "dual", "<answer>", 0.3]
+    for path, adapter in (
+        ("tiny", tmp_path / "run" / "checkpoint"),
+        ("tiny", tmp_path / "run"),
+        (tmp_path / "run" / "checkpoint", None),
+    ):
+        row = measured(path, f"{flags} --adapter {adapter}" if adapter else flags)[0]
+        assert [row[name] for name in settings] == expected
+        assert row["solved_each"] == own["solved_each"] and row["nfe"] == own["nfe"]
+    adapter = f"--adapter {tmp_path / 'run'}"
+    given = measured("tiny", f"{flags} {adapter} --block_length 0 --cache none --level 1")[0]
+    assert (given["block_length"], given["cache"], given["level"]) == (12, "none", 1)
+    # Of another task the tiny model has another length; the rest is the run's.
+    sudoku = measured("tiny", f"--problems 2 --task sudoku {adapter}")[0]
+    assert [sudoku[name] for name in settings] == [19, 4, "dual", "<answer>", 0.3]
+
+
+@pytest.mark.parametrize(
+    ("family", "block_length"),
+    [("llada", 32), ("llada-qkv", 32), ("llada-moe", 32), ("dream", 40), ("a2d-qwen3", 40)],
+)
+def test_a_bare_llada_is_decoded_in_blocks_of_32_as_its_own_example_does(
+    tmp_path, measured, family, block_length
+):
+    write_checkpoint(tmp_path / "model", family)
+    flags = "--task countdown --decoder top_k --level 40 --problems 1 --max_completion_length 40"
+    assert measured(tmp_path / "model", flags)[0]["block_length"] == block_length
+    assert measured(tmp_path / "model", f"{flags} --block_length 0")[0]["block_length"] == 40
+    arguments = [str(tmp_path / "model"), *flags.split(), "--cache", "prefix"]
+    assert evaluate.main(arguments) == (0 if block_length == 32 else 2)  # a cache needs blocks
+
+
+def test_a_long_evaluation_says_how_far_it_is(run_dir, capsys, monkeypatch):
+    flags = [str(run_dir), "--problems", "5", "--batch_size", "2", "--level", "1", "2"]
+    assert evaluate.main(flags) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    assert evaluate.main(flags) == 0
+    lines = capsys.readouterr().err.splitlines()
+    counts = [re.match(r"a: (\d+) of 10 completions in .* minutes, about", line) for line in lines]
+    assert [int(count[1]) for count in counts] == [2, 4, 5, 7, 9]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(run_dir, tmp_path, capsys, monkeypatch):
+    """Two levels of five problems in batches of two; Ctrl-C in the second batch of the second."""
+    rollout = DiffusionPolicy.rollout
+    calls = []
+
+    def interrupted(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return rollout(*arguments, **named)
+
+    monkeypatch.setattr(DiffusionPolicy, "rollout", interrupted)
+    rows_file = tmp_path / "rows.jsonl"
+    flags = "--problems 5 --batch_size 2 --level 1 20 --json"
+    assert evaluate.main([str(run_dir), *flags.split(), str(rows_file)]) == 130
+    out, err = capsys.readouterr()
+    [row] = read_rows(rows_file)
+    assert (row["level"], row["problems"]) == (1, 5) and "5 problems" in out
+    written = tmp_path / "rows.completions.jsonl"
+    assert str(written) in err
+    completions = read_rows(written)
+    names = [completion["name"] for completion in completions]
+    assert names == ["a, eb 1.0, length 10"] * 5 + ["a, eb 20.0, length 10"] * 2
+    problems = TASKS["countdown"].compact.problems("test", 5, 0)
+    assert [completion["problem"] for completion in completions] == problems + problems[:2]
+    nfe = [completion["nfe"] for completion in completions]
+    assert sum(nfe[:5]) / 5 == row["nfe"]
+
+
+@pytest.mark.parametrize("task", ["countdown", "countdown,sudoku"])
+def test_saved_completions_are_scored_as_they_were_measured(
+    policy, tmp_path, measured, capsys, monkeypatch, task
+):
+    for name in task.split(","):
+        monkeypatch.setattr(type(TASKS[name]), "solved", lambda self, _, text: len(text) % 3 == 0)
+        monkeypatch.setattr(type(TASKS[name]), "reward", lambda self, _, text: len(text) % 7 / 7)
+    make_run_folder(tmp_path / "c", Config(task=task))
+    save_checkpoint(tmp_path / "c", policy, [], 1)
+    rows = measured(tmp_path / "c", "--problems 6 --level 0.5 20")
+    capsys.readouterr()
+    written = tmp_path / "rows.completions.jsonl"
+    rescored = tmp_path / "rescored.jsonl"
+    assert evaluate.main(["--completions", str(written), "--json", str(rescored)]) == 0
+    assert "c, eb 0.5, length" in capsys.readouterr().out
+    scores = read_rows(rescored)
+    assert len(scores) == 2 * len(task.split(","))
+    for row in rows:
+        own = [score for score in scores if f"eb {row['level']}," in score["name"]]
+        for name in ("solved", "reward"):
+            total = sum(score[name] * score["completions"] for score in own)
+            assert total / 6 == pytest.approx(row[name])
+
+
+def test_completions_of_a_task_of_ones_own_are_scored_if_it_is_named(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "class Echo:\n"
+        "    def problems(self, split, n, seed): return [{'word': 'x'}] * n\n"
+        "    def prompt(self, problem): return problem['word']\n"
+        "    def reward(self, problem, text): return float(text == problem['word'])\n"
+        "    def solved(self, problem, text): return text == problem['word']\n"
+    )
+    rows = [{"task": "Echo", "problem": {"word": word}, "text": "x"} for word in ("x", "y")]
+    file = tmp_path / "written.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate.main(["--completions", str(file)]) == 2
+    assert "unknown task 'Echo'" in capsys.readouterr().err
+    task = f"{tmp_path / 'own.py'}:Echo"
+    assert evaluate.main(["--completions", str(file), "--task", task]) == 0
+    assert "50.0%" in capsys.readouterr().out
 
 
 def test_out_of_memory_says_which_setting_to_lower(run_dir, capsys, monkeypatch):
