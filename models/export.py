@@ -1,5 +1,6 @@
 """Writing a whole model for the other tools of its family."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -64,6 +65,9 @@ def _restore_layout(folder, source, dtype):
         rf'\1"{dtype}"',
         config_file.read_text(encoding="utf-8"),
     )
+    says_is_causal = "is_causal" in json.loads(config)
+    if str(json.loads(config).get("model_type")).startswith("a2d") and not says_is_causal:
+        config = config.replace("{", '{\n  "is_causal": false,', 1)  # see families.read_config
     config_file.write_text(config, encoding="utf-8")
 
 

@@ -177,8 +177,37 @@ PLAIN_FIELDS = {
     "shift_logits",
 }
 
-# Words in the type, the architecture or the name of models whose attention is block-causal.
-BLOCK_CAUSAL = ("sdar", "fast_dllm", "llada2", "bd3lm", "block_diffusion")
+# Models that are refused, and why: {reason: words in their type or architecture, without - and _}.
+# The words are looked for in a model's name too, where its type may be that of several kinds.
+BLOCK_CAUSAL = (
+    "is block-causal: its blocks see only those before them, which no rollout or likelihood here "
+    "does"
+)
+REFUSED = {
+    "is noised with random tokens instead of masks, which no sampler or likelihood here knows": (
+        "diffusiongemma",
+    ),
+    BLOCK_CAUSAL: (
+        "bd3lm",
+        "blockdiffusion",
+        "efficientdlm",
+        "fastdllm",
+        "llada2",
+        "nemotronlabsdiffusion",
+        "sdar",
+        "sdlm",
+        "stablediffcoder",
+        "trado",
+    ),
+    "has causal attention, which no rollout or likelihood here does": ("wedlm",),
+    "could be a family here, but its published config.json was not at hand to read it by": (
+        "coda",
+        "mmada",
+        "rnd1",
+    ),
+}
+# Fields by which a folder in transformers' own format says that it is block-causal.
+BLOCK_FIELDS = {"bd_size", "block_size", "causal_attn"}
 
 # Fields of a family that may be missing or null.
 OPTIONAL_FIELDS = {
@@ -206,6 +235,7 @@ ALLOWED_VALUES = {
     "embedding_dropout": [0.0],
     "hidden_act": ["silu"],
     "input_emb_norm": [False],
+    "is_causal": [False],
     "layer_norm_type": ["rms"],
     "layer_norm_with_affine": [True],
     "moe_layer_freq": [1, None],
@@ -304,14 +334,24 @@ def read_config(folder, name=""):
     or of PLAIN. Raises ValueError, in one line, for a checkpoint that is not understood.
     """
     file = folder / "config.json"
+    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        name = f"{name} {folder.parent.parent.name}"
     with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
         config = json.loads(file.read_text(encoding="utf-8"))
         family = str(config.get("model_type")).lower()
-        description = f"{family} {config.get('architectures')} {Path(name).name}".lower()
-    if any(word in description for word in BLOCK_CAUSAL):
+        architectures = config.get("architectures")
+    name = Path(name or folder).name.lower()
+    is_a2d = family.startswith("a2d")
+    description = f"{family} {architectures} {name if is_a2d or family in PLAIN else ''}"
+    description = description.lower().replace("-", "").replace("_", "")
+    for reason, words in REFUSED.items():
+        for word in words:
+            if word in description:
+                raise ValueError(f"{file}: {word} {reason}")
+    if is_a2d and "mdlm" not in name and config.get("is_causal") is None:
         raise ValueError(
-            f"{file}: {family} is block-causal: its blocks see only those before them, "
-            "which no rollout or likelihood here does"
+            f"{file}: {family} can be fully bidirectional (mdlm) or block-causal (bd3lm), and "
+            f'neither it nor the name {name} says which. If it is an mdlm, add "is_causal": false'
         )
     with refusing(f"{file} is not understood"):
         if family in PLAIN:
@@ -357,6 +397,8 @@ def read_plain_config(config, file):
     Raises ValueError if the model is causal, sees a window only, or says what is not understood.
     """
     model_type = config["model_type"]
+    for field_name in sorted(BLOCK_FIELDS & config.keys()):
+        raise ValueError(f"{file}: a {model_type} with {field_name} {BLOCK_CAUSAL}")
     if config.get("is_causal") is not False:
         raise ValueError(
             f'{file}: a causal model, unless it says "is_causal": false; and "shift_logits": true'

@@ -272,6 +272,7 @@ def a2d_config(family):
         "model_type": family,
         "architectures": ["A2DLMHeadModel"],
         "auto_map": {"AutoModelForMaskedLM": "modeling.A2DLMHeadModel"},
+        "is_causal": False,  # not published: without it a folder's name has to say mdlm
         "intermediate_size": MLP,
         "rope_theta": 1e6,
     }

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 import torch
-from checkpoints import FAMILIES, ids_and_mask, random_adapter, write_checkpoint
+from checkpoints import FAMILIES, drop_field, ids_and_mask, random_adapter, write_checkpoint
 from safetensors.torch import load_file
 
 from models.export import export_model
@@ -61,6 +61,19 @@ def test_an_export_in_the_sources_dtype_has_its_config_to_the_letter(tmp_path):
     source_text = (tmp_path / "source" / "config.json").read_text()
     assert (tmp_path / "out" / "config.json").read_text() == source_text
     assert '"bfloat16"' in source_text
+
+
+def test_an_exported_a2d_says_that_it_is_bidirectional_whatever_its_folders_name(tmp_path):
+    source = tmp_path / "Qwen3-mdlm"
+    write_checkpoint(source, "a2d-qwen3")
+    drop_field(source, "is_causal")  # as published
+    denoiser, tokenizer = load_denoiser(str(source))
+    export_model(denoiser, tokenizer, tmp_path / "out")
+    assert read_config(tmp_path / "out") == read_config(source) | {
+        "dtype": "float32",
+        "is_causal": False,
+    }
+    load_denoiser(str(tmp_path / "out"))
 
 
 def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, monkeypatch):

@@ -57,6 +57,7 @@ REFUSED = [
     ("dream", "use_mrope", True),
     ("dream", "use_sliding_window", True),
     ("a2d-qwen3", "hidden_act", "gelu"),
+    ("a2d-qwen3", "is_causal", True),
     ("a2d-qwen3", "layer_types", ["full_attention", "sliding_attention"]),
     ("a2d-qwen3", "novelty", 1),
     ("a2d-qwen3", "num_experts", 4),
@@ -169,21 +170,68 @@ def test_a_bias_of_every_matrix_needs_tied_embeddings(tmp_path):
         families.read_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({"model_type": "sdar"}, ""),
-        ({"model_type": "Fast_dLLM_Qwen"}, ""),
-        ({"model_type": "llada2_moe"}, ""),
-        ({"architectures": ["LLaDA2MoeModelLM"]}, ""),
-        ({}, "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1"),
-    ],
-)
-def test_a_block_causal_model_is_refused_with_the_reason(tmp_path, fields, name):
+WHY_REFUSED = [
+    ({"model_type": "sdar"}, "", "block-causal: its blocks see only"),
+    ({"model_type": "Fast_dLLM_Qwen"}, "", "block-causal"),
+    ({"model_type": "llada2_moe"}, "", "block-causal"),
+    ({"architectures": ["LLaDA2MoeModelLM"]}, "", "block-causal"),
+    ({"model_type": "nemotron_labs_diffusion"}, "", "block-causal"),
+    ({}, "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1", "block-causal"),
+    ({"model_type": "llama", "architectures": ["StableDiffcoderForCausalLM"]}, "", "block-causal"),
+    ({"model_type": "qwen2"}, "ByteDance-Seed/Stable-DiffCoder-8B-Instruct", "block-causal"),
+    ({"model_type": "qwen2"}, "OpenGVLab/SDLM-3B-D4", "block-causal"),
+    (
+        {"model_type": "qwen2", "block_size": 4, "causal_attn": False},
+        "",
+        "block_size is block-causal",
+    ),
+    ({"model_type": "qwen3"}, "someone/Efficient-DLM-4B", "block-causal"),
+    ({"model_type": "wedlm"}, "", "causal attention"),
+    ({"model_type": "qwen3", "architectures": ["WeDLMForCausalLM"]}, "", "causal attention"),
+    ({"model_type": "diffusion_gemma"}, "", "random tokens instead of masks"),
+    ({"architectures": ["DiffusionGemmaForBlockDiffusion"]}, "", "random tokens instead of masks"),
+    ({"model_type": "CoDA"}, "", "config.json was not at hand"),
+    ({"model_type": "rnd1"}, "", "config.json was not at hand"),
+    ({"model_type": "llada", "architectures": ["MMadaModelLM"]}, "", "config.json was not at hand"),
+]
+
+
+@pytest.mark.parametrize(("fields", "name", "reason"), WHY_REFUSED)
+def test_a_model_that_is_refused_is_told_why(tmp_path, fields, name, reason):
     write_checkpoint(tmp_path, "a2d-qwen3", **fields)
-    with pytest.raises(ValueError, match="block-causal: its blocks see only") as error:
+    with pytest.raises(ValueError, match=reason) as error:
         families.read_config(tmp_path, name)
     assert "\n" not in str(error.value)
+    assert "is_causal" not in str(error.value)  # that would be wrong advice
+
+
+def test_a_folder_may_have_the_name_of_another_method_where_its_type_is_clear(tmp_path):
+    for family, name in (("llada", "fast-dllm"), ("dream", "wedlm-against-dream")):
+        write_checkpoint(tmp_path / name, family)
+        assert families.read_config(tmp_path / name)[1] == family
+
+
+def test_an_a2d_that_is_not_known_to_be_bidirectional_is_asked_about(tmp_path):
+    """Its mdlm and its bd3lm have one configuration; a renamed bd3lm ran as the other, silently."""
+    folder = tmp_path / "renamed"
+    write_checkpoint(folder, "a2d-qwen3")
+    drop_field(folder, "is_causal")  # as published
+    with pytest.raises(ValueError, match='mdlm.*bd3lm.*add "is_causal": false') as error:
+        load_denoiser(str(folder))
+    assert "\n" not in str(error.value)
+    families.read_config(folder, "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1")
+    edit_config(folder, is_causal=False)
+    load_denoiser(str(folder))
+    drop_field(folder, "is_causal")
+    for kind, is_known in (("mdlm", True), ("bd3lm", False)):
+        cached = tmp_path / f"models--dllm-hub--a-{kind}" / "snapshots" / "0123"
+        cached.parent.mkdir(parents=True)
+        cached.symlink_to(folder)
+        if is_known:
+            load_denoiser(str(cached))
+        else:
+            with pytest.raises(ValueError, match="block-causal"):
+                load_denoiser(str(cached))
 
 
 # ---- folders in transformers' own format ---------------------------------------------------------
