@@ -45,6 +45,9 @@ class Config:
         "countdown", "countdown, sudoku, chain, gsm8k, math, or FILE.py:NAME; several: A,B"
     )
     model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
+    adapter: str = setting(
+        "", "start from this LoRA adapter, with its rank and alpha: a folder or a name on the hub"
+    )
     data: str = setting("", "a file of problems, split 70/10/20; default: the task's own")
     run_dir: str = setting("", "a new folder for this run; default runs/TASK-TARGET-TIME")
     seed: int = setting(0, "seed of all random numbers", minimum=0, maximum=MAX_SEED)
@@ -170,6 +173,13 @@ class Config:
             )
         if self.dtype == "4bit" and not self.lora_rank:
             raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
+        if self.adapter and not self.lora_rank:
+            raise ValueError("--adapter learns as an adapter: give a --lora_rank above 0")
+        if self.adapter and self.beta:
+            raise ValueError(
+                "beta keeps the policy near the base without its adapter: merge --adapter first, "
+                "by python -m models.merge, and train from the merged model"
+            )
         if self.prompts_per_step * self.num_generations > 1_000_000:
             raise ValueError(
                 f"prompts_per_step x num_generations = {self.prompts_per_step} x "
@@ -258,7 +268,7 @@ CHANGEABLE_ON_RESUME = (
     "save_every",
 )
 # What --resume may name anew: the same content in another place (models/inputs.py).
-MOVABLE_ON_RESUME = ("task", "model", "data")
+MOVABLE_ON_RESUME = ("task", "model", "adapter", "data")
 
 
 def config_from_json(saved, file):

@@ -94,9 +94,9 @@ from training import files
 from training.logging import read_metrics
 
 # Runs that differ in one of these were not asked the same problems.
-SHARED_SETTINGS = ("task", "model", "data", "eval_split", "eval_problems")
+SHARED_SETTINGS = ("task", "model", "adapter", "data", "eval_split", "eval_problems")
 # Of these it is the content that counts, wherever it lies (models/inputs.py).
-KNOWN_BY_CONTENT = ("task", "model", "data")
+KNOWN_BY_CONTENT = ("task", "model", "adapter", "data")
 # Beside the gammas, the points at which groups are compared.
 AS_TRAINED = "as trained"
 AREA = "area"

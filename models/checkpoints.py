@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from config import config_from_json
 from diffusion_policy import DiffusionPolicy
 from models.families import one_line
-from models.loading import load_denoiser
+from models.loading import load_denoiser, model_folder
 from models.prompting import end_token_ids
 from sampler import ThresholdHead
 
@@ -166,6 +166,20 @@ def adapter_base(folder):
     if base is not None and not isinstance(base, str):
         raise ValueError(f"cannot read {file} (base_model_name_or_path is no text)")
     return base
+
+
+def adapter_settings(name_or_path):
+    """{"lora_rank": int, "lora_alpha": number} of an adapter: a folder, a run or a hub name.
+
+    Raises ValueError.
+    """
+    folder = find_checkpoint(name_or_path)
+    if not folder.is_dir():
+        folder = model_folder(name_or_path)
+    file = folder / "adapter_config.json"
+    saved = read_json_object(file)
+    check_fields(saved, {"r": int, "lora_alpha": float}, where=f"cannot read {file}: it")
+    return {"lora_rank": saved["r"], "lora_alpha": saved["lora_alpha"]}
 
 
 def is_loadable(base):

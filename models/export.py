@@ -9,18 +9,56 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 
-from models.loading import dtype_of, load_denoiser
+from models.checkpoints import (
+    adapter_base,
+    find_checkpoint,
+    load_policy,
+    reads_compact_prompts,
+)
+from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
 from models.lora import attach_adapter
 from models.permissions import apply_umask
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
+def merge(name_or_path, folder, adapter=None):
+    """Puts an adapter onto its base, and writes the merged model to `folder`.
+
+    name_or_path  the base; or, without `adapter`, a run or an adapter that names its base
+    adapter       a folder or a hub name
+
+    Raises ValueError, in one line, for whatever cannot be loaded, and if there is no adapter.
+    """
+    base = adapter_base(find_checkpoint(name_or_path))
+    if adapter is None and base is None:
+        raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
+    dtype = None
+    if not reads_compact_prompts(name_or_path):
+        dtype = DTYPES[stored_dtype(model_folder(base or name_or_path))]
+    policy = load_policy(name_or_path, dtype=dtype, adapter=adapter)
+    # A folder appears whole or not at all.
+    unfinished = Path(folder).with_name(f"{Path(folder).name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    export_model(policy.denoiser, policy.tokenizer, unfinished)
+    unfinished.rename(folder)
+
+
+def stored_dtype(folder):
+    """ "bfloat16" if all weights in a checkpoint's folder are stored so, else "float32"."""
+    dtypes = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names = weights.keys()
+            dtypes.update(weights.get_slice(name).get_dtype() for name in names)
+    return "bfloat16" if dtypes == {"BF16"} else "float32"
+
+
 def export_model(denoiser, tokenizer, folder, weights=None):
     """Writes the whole model to `folder`, in the layout of the checkpoint that it was loaded from.
 
     An adapter is merged first, in place: there may be no memory for a second model of 8 billion
-    parameters.
+    parameters. On a base that is stored in bfloat16 the result is bfloat16 too, but for tiny.
 
     weights: the whole state dict, if the denoiser's own is split over processes.
     Raises ValueError if this version of transformers cannot write the source's weight names.
@@ -30,7 +68,11 @@ def export_model(denoiser, tokenizer, folder, weights=None):
     if dtype_of(denoiser) == "4bit":
         denoiser = _move_adapter_to_unrounded_base(denoiser)
     if hasattr(denoiser, "disable_adapter"):
+        base_folder = model_folder(denoiser.source)
         denoiser = denoiser.merge_and_unload()
+        is_tiny = getattr(denoiser.config, "compact_prompts", False)  # always run in float32
+        if stored_dtype(base_folder) == "bfloat16" and not is_tiny:
+            denoiser = denoiser.to(torch.bfloat16)  # on a CPU it was loaded in float32
     denoiser.save_pretrained(folder, max_shard_size="5GB", state_dict=weights)
     tokenizer.save_pretrained(folder)
     apply_umask(folder)

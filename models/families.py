@@ -334,6 +334,11 @@ def read_config(folder, name=""):
     or of PLAIN. Raises ValueError, in one line, for a checkpoint that is not understood.
     """
     file = folder / "config.json"
+    if (folder / "adapter_config.json").exists():  # beside a model transformers would put it on
+        raise ValueError(
+            f"{name or folder} is a LoRA adapter, or has one beside it: an adapter needs a folder "
+            "of its own. Give its base as the model, and this as --adapter"
+        )
     if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         name = f"{name} {folder.parent.parent.name}"
     with one_line(f"{folder} is no checkpoint: config.json cannot be read"):

@@ -1,6 +1,6 @@
-"""What a run is made from, known by content: its file of problems, its task's file, its base.
+"""What a run is made from, known by content: its problems, its task's file, its base and adapter.
 
-    runs/NAME/inputs.json   {"data": ..., "task": ..., "model": ...}: a checksum each, "" for none
+    runs/NAME/inputs.json   {"data", "task", "model", "adapter"}: a checksum each, "" for none
 
 A path says where a file is, and not what it holds. So whoever goes on with a run, measures it or
 compares it with another asks for the contents: the same file under another name is the same file,
@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from models.checkpoints import checksum, read_json_object
+from models.checkpoints import checksum, find_checkpoint, read_json_object
 from models.loading import model_folder
 
 INPUTS = "inputs.json"
@@ -88,12 +88,24 @@ def model_checksum(name_or_path):
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
+def adapter_checksum(name_or_path):
+    """What identifies the adapter that a run starts from; "" for none."""
+    if not name_or_path:
+        return ""
+    folder = find_checkpoint(name_or_path)
+    if not folder.is_dir():
+        folder = model_folder(name_or_path)
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    return " ".join(checksum(folder / file) for file in files)
+
+
 def input_checksums(config):
     """The content of inputs.json for a run's Config."""
     return {
         "data": data_checksum(config.data),
         "task": task_checksum(config.task),
         "model": model_checksum(config.model),
+        "adapter": adapter_checksum(config.adapter),
     }
 
 
@@ -104,8 +116,9 @@ def read_inputs(run_dir):
         print(f"{file} is missing: whether data and base are unchanged is unknown", file=sys.stderr)
         return None
     saved = read_json_object(file)
-    if any(not isinstance(saved.get(name), str) for name in ("data", "task", "model")):
-        raise ValueError(f"{file} is not as train.py writes it: it has data, task and model")
+    names = ("data", "task", "model", "adapter")
+    if any(not isinstance(saved.get(name), str) for name in names):
+        raise ValueError(f"{file} is not as train.py writes it: it has {', '.join(names)}")
     return saved
 
 
@@ -158,3 +171,9 @@ def verify_model(run_dir, name_or_path, inputs):
             f"{name_or_path} is not the base that {run_dir} was trained from: its weights, "
             "tokenizer or configuration differ"
         )
+
+
+def verify_adapter(run_dir, adapter, inputs):
+    """Raises ValueError unless an adapter is the one that the run was begun with."""
+    if inputs and adapter_checksum(adapter) != inputs["adapter"]:
+        raise ValueError(f"{adapter} is not the adapter that {run_dir} was begun with")

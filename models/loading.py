@@ -53,11 +53,6 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     Raises ValueError, in one line, for whatever is broken, missing, left over or not understood.
     """
     folder = model_folder(name_or_path)
-    if (folder / "adapter_config.json").exists():
-        raise ValueError(  # transformers would put it onto the model, without a word
-            f"{folder} has an adapter_config.json that names no base, or full weights beside it: "
-            "an adapter needs a folder of its own, and --adapter puts it onto a model"
-        )
     config, family = read_config(folder, name_or_path)
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")

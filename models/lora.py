@@ -90,6 +90,14 @@ def load_lora(denoiser, name_or_path, trainable=False):
     return model
 
 
+def set_dropout(model, dropout):
+    """Gives a PeftModel's adapter another dropout than it was saved with."""
+    model.peft_config["default"].lora_dropout = dropout
+    for layer in lora_layers(model).values():
+        # A new module is in training mode, and would drop in rollouts too.
+        layer.lora_dropout["default"] = torch.nn.Dropout(dropout).train(layer.training)
+
+
 def _say_if_of_another_base(folder, source):
     """A message if an adapter names another base than the one it is put onto."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
@@ -148,9 +156,10 @@ denoiser, tokenizer = load_denoiser("{base}")
 model = PeftModel.from_pretrained(denoiser, "FOLDER")
 ```
 
-FOLDER is the folder of this file. The weights have the module names of transformers' own classes,
-so they do not fit modelling code that a checkpoint brings along, such as LLaDA's. For other tools,
-write the merged model: `python train.py --resume --run_dir RUN --export DIR`.
+FOLDER is the folder of this file. The weights have the module names of transformers' own classes.
+On modelling code that a checkpoint brings along, such as LLaDA's, peft finds no module of these
+names: it warns, and the model stays the bare base. For other tools, write the merged model, which
+has the base's own names and layout: `python -m models.merge {base} DIR --adapter FOLDER`.
 """
 
 

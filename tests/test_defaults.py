@@ -30,6 +30,8 @@ COUNTERPARTS = {
 }
 # Not a setting's value: a BlockCache.
 OTHER_MEANING = {
+    "denoiser.DenoiserCalls.adapter",
+    "diffusion_policy.DiffusionPolicy.adapter",
     "denoiser.DenoiserCalls.hidden.cache",
     "denoiser.DenoiserCalls.hidden_of_distinct.cache",
 }

@@ -2,14 +2,19 @@
 
 import json
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import FAMILIES, drop_field, ids_and_mask, random_adapter, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from models.export import export_model
+from models import merge
+from models.export import export_model, stored_dtype
 from models.loading import load_denoiser
+from models.lora import save_adapter
 from models.tiny import tiny_denoiser, tiny_tokenizer
 
 
@@ -103,3 +108,79 @@ def test_whoever_may_read_new_files_may_read_an_export(tmp_path, source):
     modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()}
     (tmp_path / "new").touch()
     assert modes == {stat.S_IMODE((tmp_path / "new").stat().st_mode)}
+
+
+# ---- the command that merges ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names_base", [True, False])
+def test_an_adapter_is_merged_into_its_bases_own_layout_and_dtype(tmp_path, names_base):
+    source = tmp_path / "source"
+    write_checkpoint(source, "llada")
+    for file in source.glob("*.safetensors"):
+        weights = {name: w.bfloat16() for name, w in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    adapter = tmp_path / "adapter"
+    model = random_adapter(load_denoiser(str(source))[0])
+    save_adapter(model, adapter)
+    ids, _ = ids_and_mask()
+    expected = model(input_ids=ids).logits
+    out = tmp_path / "merged"
+    words = [str(adapter), str(out)] if names_base else [str(source), str(out)]
+    words += [] if names_base else ["--adapter", str(adapter)]
+    assert not merge.main(words)
+    names = {name for file in out.glob("*.safetensors") for name in load_file(file)}
+    assert names == {name for file in source.glob("*.safetensors") for name in load_file(file)}
+    assert stored_dtype(out) == "bfloat16" == read_config(out).get("torch_dtype", "bfloat16")
+    merged, _ = load_denoiser(str(out))
+    error = (merged(input_ids=ids).logits - expected).abs().max()
+    assert error < 0.1 * expected.abs().max()  # bfloat16 has three digits
+    bare = load_denoiser(str(source))[0](input_ids=ids).logits
+    assert (bare - expected).abs().max() > 5 * error
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_what_cannot_be_merged_is_told_in_a_line(tmp_path, capsys):
+    write_checkpoint(tmp_path / "model", "llada")
+    save_adapter(random_adapter(load_denoiser(str(tmp_path / "model"))[0]), tmp_path / "adapter")
+    for words, message in (
+        (["tiny", tmp_path], "is there already"),
+        (["tiny", tmp_path / "out"], "tiny is no adapter that names its base: give an --adapter"),
+        ([tmp_path / "model", tmp_path / "out", "--adapter", tmp_path / "nope"], "nope"),
+        (["tiny", tmp_path / "out", "--adapter", tmp_path / "adapter"], "cannot be loaded on tiny"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            merge.main(list(map(str, words)))
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and message in error
+        assert not (tmp_path / "out").exists()
+
+
+def test_the_last_export_of_a_bfloat16_base_on_a_cpu_is_bfloat16(tmp_path):
+    source = tmp_path / "source"
+    write_checkpoint(source, "llada")
+    for file in source.glob("*.safetensors"):
+        weights = {name: w.bfloat16() for name, w in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    denoiser, tokenizer = load_denoiser(str(source))
+    assert denoiser.dtype == torch.float32
+    export_model(random_adapter(denoiser), tokenizer, tmp_path / "out")
+    assert stored_dtype(tmp_path / "out") == "bfloat16"
+    # Without an adapter the weights themselves have learned, in float32.
+    denoiser, tokenizer = load_denoiser(str(source))
+    export_model(denoiser, tokenizer, tmp_path / "full")
+    assert stored_dtype(tmp_path / "full") == "float32"
+
+
+def test_the_help_of_merge_answers_without_torch_in_80_columns(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    done = subprocess.run(
+        [sys.executable, "-m", "models.merge", "--help"],
+        cwd=Path(merge.__file__).parent.parent,
+        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: python -m models.merge ")
+    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -4,10 +4,13 @@ import json
 from dataclasses import asdict
 
 import pytest
+from checkpoints import random_adapter
 from small_run import SMALL_RUN
 
 import train
 from config import Config
+from models.loading import load_denoiser
+from models.lora import lora_layers, save_adapter
 from training import run_folder
 
 
@@ -110,11 +113,47 @@ def test_a_run_rolls_out_as_many_rows_at_once_as_its_settings_say():
     assert run_folder.base_policy(config, "cpu").rollout_batch_size == 6
 
 
-def test_an_adapter_is_no_model_to_train_another_on(tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny"}')
-    with pytest.raises(ValueError, match="cannot carry another: .*--export DIR") as error:
+@pytest.mark.parametrize(
+    ("base", "advice"),
+    [
+        (
+            "tiny",
+            "is an adapter of tiny: train it further by --model tiny --adapter .*models.merge",
+        ),
+        (None, "is a LoRA adapter.*Give its base as the model, and this as --adapter"),
+    ],
+)
+def test_an_adapter_given_as_the_model_is_told_to_be_one(tmp_path, base, advice):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(ValueError, match=advice) as error:
         run_folder.resolve_config({"task": "countdown", "model": str(tmp_path)})
     assert "\n" not in str(error.value)
+
+
+def test_a_run_has_the_rank_and_alpha_of_the_adapter_that_it_starts_from(tmp_path):
+    adapter = tmp_path / "adapter"
+    save_adapter(random_adapter(load_denoiser("tiny")[0]), adapter)  # of rank 3, alpha 6
+    flags = {"task": "countdown", "model": "tiny", "adapter": str(adapter)}
+    config, *_ = run_folder.resolve_config(flags)
+    assert (config.lora_rank, config.lora_alpha, config.adapter) == (3, 6, str(adapter))
+    for flag, message in (
+        ({"lora_rank": 8}, "--lora_rank 8: .*adapter has 3. Leave it out"),
+        ({"lora_alpha": 7.0}, "--lora_alpha 7.0: .*has 6"),
+        ({"beta": 0.1}, "merge --adapter first, by python -m models.merge"),
+        ({"adapter": str(tmp_path)}, "cannot read .*adapter_config.json"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            run_folder.resolve_config(flags | flag)
+        assert "\n" not in str(error.value)
+
+
+def test_the_adapter_that_a_run_starts_from_has_the_runs_dropout(tmp_path):
+    save_adapter(random_adapter(load_denoiser("tiny")[0]), tmp_path / "adapter")  # with 0.2
+    for dropout in (0.0, 0.5):
+        config = Config(model="tiny", adapter=str(tmp_path / "adapter"), lora_dropout=dropout)
+        model = run_folder.starting_policy(config, "cpu").denoiser
+        modules = [module.lora_dropout["default"].p for module in lora_layers(model).values()]
+        assert set(modules) == {dropout} and model.peft_config["default"].lora_dropout == dropout
 
 
 def test_a_training_prompt_that_does_not_fit_is_told_before_the_first_step(tmp_path, capsys):

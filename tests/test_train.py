@@ -3,13 +3,14 @@
 import copy
 import dataclasses
 import json
+import shutil
 import signal
 
 import pytest
 import torch
-from checkpoints import write_checkpoint
+from checkpoints import random_adapter, write_checkpoint
 from safetensors.torch import load_file
-from toy import metrics_of, random_tiny
+from toy import metrics_of, random_tiny, scores_of
 
 import likelihood
 import train
@@ -19,6 +20,7 @@ from evaluate import evaluate
 from likelihood import draw_boundaries, draw_masked_prompt, surrogate_logp
 from models.checkpoints import load_policy, read_json
 from models.loading import load_denoiser
+from models.lora import save_adapter
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks.registry import TASKS
@@ -502,6 +504,71 @@ def test_what_only_costs_memory_may_be_lowered_when_resuming(run):
     assert run("a", resume=True, steps=3, micro_batch_size=2, cache="none")[0] == 0
     config = config_of(folder)
     assert config["micro_batch_size"] == 2 and config["cache"] == "none"
+
+
+@pytest.fixture
+def published_adapter(tmp_path):
+    """(logits of tiny with a random adapter, its folder)."""
+    denoiser, _ = load_denoiser("tiny")
+    model = random_adapter(denoiser)
+    save_adapter(model, tmp_path / "published")
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    return model(input_ids=ids).logits, tmp_path / "published", ids
+
+
+START = {
+    "lora_rank": 3,
+    "lora_dropout": 0.3,
+    "learning_rate": 1e-2,
+    "num_iterations": 2,
+    "save_every": 2,
+}
+
+
+def test_a_run_starts_from_a_published_adapter_and_goes_on_exactly(run, published_adapter):
+    logits, adapter, ids = published_adapter
+    _, still = run("still", adapter=adapter, **START | {"learning_rate": 0.0, "steps": 1})
+    assert torch.equal(load_policy(still).denoiser(input_ids=ids).logits, logits)
+    _, whole = run("whole", adapter=adapter, steps=4, **START)
+    _, folder = run("grown", adapter=adapter, steps=2, **START)
+    # Once there is a checkpoint, the adapter that the run began with is needed no more.
+    shutil.rmtree(adapter)
+    assert run("grown", resume=True, steps=4)[0] == 0 and metrics_of(folder) == metrics_of(whole)
+    trained = load_policy(folder).denoiser(input_ids=ids).logits
+    assert not torch.allclose(trained, logits, atol=1e-3)
+    bare = load_policy("tiny").hidden(ids)
+    assert torch.equal(load_policy(folder).without_adapter().hidden(ids), bare)
+
+
+def test_the_base_of_such_a_run_is_what_it_starts_from(run, published_adapter, tmp_path):
+    """Also if it is measured after steps were made."""
+    _, adapter, _ = published_adapter
+    _, folder = run("a", adapter=adapter, **START)
+    first = scores_of(folder)[0]
+    policy = load_policy("tiny", adapter=adapter)
+    config = Config(**config_of(folder))
+    assert config.adapter == str(adapter)
+    for name in ("eval.json", "frontier.json", "completions.json"):
+        (folder / name).unlink()
+    assert run("a", resume=True, steps=3)[0] == 0
+    assert scores_of(folder)[0]["solved_each"] == first["solved_each"]
+    start = run_folder.untrained_policy(config, policy, folder)
+    ids = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(start.denoiser(input_ids=ids).logits, policy.denoiser(input_ids=ids).logits)
+
+
+def test_a_run_that_begins_again_wants_the_adapter_that_it_began_with(
+    run, published_adapter, tmp_path, capsys
+):
+    _, adapter, _ = published_adapter
+    _, folder = run("a", adapter=adapter, **START)
+    for name in ("checkpoint", "checkpoint.old"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.jsonl", "eval.json"):
+        (folder / name).unlink()
+    (adapter / "adapter_model.safetensors").write_bytes(b"another")
+    assert run("a", resume=True)[0] == 2
+    assert "is not the adapter that" in capsys.readouterr().err
 
 
 def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):

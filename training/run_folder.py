@@ -27,6 +27,7 @@ from config import CHANGEABLE_ON_RESUME, MOVABLE_ON_RESUME, RECIPES, Config
 from models import inputs, loading, make_base
 from models.checkpoints import (
     adapter_base,
+    adapter_settings,
     find_checkpoint,
     load_policy,
     read_run_config,
@@ -61,11 +62,15 @@ def resolve_config(flags):
         settings["model"], reason = recipe.default_model()
     name = settings["model"]
     print(f"model: {name} ({reason})", flush=True)
-    if adapter_base(find_checkpoint(name)):
+    base = adapter_base(find_checkpoint(name))
+    if base:
         raise ValueError(
-            f"{name} is an adapter, and cannot carry another: train.py --resume "
-            f"--run_dir {shlex.quote(name)} --export DIR, then --model DIR"
+            f"{name} is an adapter of {base}: train it further by --model {shlex.quote(base)} "
+            f"--adapter {shlex.quote(name)}, or merge it by python -m models.merge "
+            f"{shlex.quote(name)} DIR, and give --model DIR"
         )
+    if settings.get("adapter"):
+        settings |= settings_of_adapter(settings)
     if reads_compact_prompts(name):
         tasks = sorted(settings.get("task", "").split(","))
         config = Config(**RECIPES.get(",".join(tasks), {}) | settings)
@@ -81,14 +86,27 @@ def resolve_config(flags):
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
 
+def settings_of_adapter(flags):
+    """The rank and alpha of the --adapter to start from. Raises ValueError if a flag differs."""
+    settings = adapter_settings(flags["adapter"])
+    for name, value in settings.items():
+        if flags.get(name, value) != value:
+            raise ValueError(
+                f"--{name} {flags[name]}: {flags['adapter']} has {value}. Leave it out; or merge "
+                "the adapter by python -m models.merge, and train a new one on that"
+            )
+    return settings
+
+
 def with_absolute_paths(flags):
-    """The flags with absolute paths of data, base and task file: a run is resumed from anywhere."""
+    """The flags with absolute paths of all they name: a run is resumed from anywhere."""
     settings = dict(flags)
     if settings.get("data"):
         settings["data"] = str(Path(settings["data"]).absolute())
-    model = settings.get("model")
-    if model and model != "tiny" and Path(model).is_dir():
-        settings["model"] = str(Path(model).absolute())
+    for name in ("model", "adapter"):
+        path = settings.get(name)
+        if path and path != "tiny" and Path(path).is_dir():
+            settings[name] = str(Path(path).absolute())
     if "task" in settings:
         settings["task"] = inputs.absolute_task(settings["task"])
     return settings
@@ -116,6 +134,8 @@ def resumed_config(settings):
         inputs.verify_task(run_dir, config.task, saved["task"], saved_inputs)
         inputs.verify_data(run_dir, config.data, saved_inputs)
         inputs.verify_model(run_dir, config.model, saved_inputs)
+        if find_checkpoint(run_dir) == run_dir:  # else the checkpoint has what became of it
+            inputs.verify_adapter(run_dir, config.adapter, saved_inputs)
     return config, run_dir
 
 
@@ -187,13 +207,14 @@ def load_task(config):
 def load_run_policy(config, run_dir, device):
     """The run's policy as it was saved last, or the base with a new adapter and threshold head."""
     has_checkpoint = find_checkpoint(run_dir) != run_dir
-    policy = (
-        saved_policy(config, device, run_dir) if has_checkpoint else base_policy(config, device)
-    )
+    if has_checkpoint:
+        policy = saved_policy(config, device, run_dir)
+    else:
+        policy = starting_policy(config, device)
     if config.lora_rank:
         from models import lora  # peft takes a while to import
 
-        if not has_checkpoint:
+        if not has_checkpoint and not config.adapter:
             policy.denoiser = lora.add_lora(
                 policy.denoiser,
                 rank=config.lora_rank,
@@ -229,6 +250,20 @@ def training_problems(task, config):
 def base_policy(config, device):
     """The policy before RL, without an adapter."""
     return loaded_policy(config, device, config.model)
+
+
+def starting_policy(config, device):
+    """The policy before RL: the base, or the base with the adapter that the run starts from.
+
+    An adapter of another run brings its threshold head along.
+    """
+    if not config.adapter:
+        return base_policy(config, device)
+    from models import lora  # peft takes a while to import
+
+    policy = loaded_policy(config, device, config.model, adapter=config.adapter)
+    lora.set_dropout(policy.denoiser, config.lora_dropout)
+    return policy
 
 
 def saved_policy(config, device, run_dir):
@@ -276,7 +311,13 @@ def untrained_policy(config, policy, run_dir):
     """What to measure as the base: `policy` itself, unless something of it was learned."""
     if checkpoint.saved_step(run_dir) == 0:
         return policy
-    return reference_policy(config, policy)
+    if not config.adapter:
+        return reference_policy(config, policy)
+    device = policy.denoiser.device
+    start = starting_policy(config, device)
+    if config.shard:
+        distributed.shard_model(start.denoiser, device)
+    return start
 
 
 def write_config(run_dir, config):

@@ -1,0 +1,55 @@
+"""Merges a LoRA adapter into its base model: the command. export.py says what is written.
+
+    python -m models.merge GSAI-ML/LLaDA-8B-Instruct merged --adapter FOLDER_OR_HUB_NAME
+    python -m models.merge runs/NAME merged
+
+The merged model has the layout, the names and the dtype of its base, so the base's other tools read
+it. Only light modules are imported here: torch, which takes seconds, has to wait for main().
+"""
+
+import sys
+from pathlib import Path
+
+from config import FlagParser
+from models import terminal
+
+DESCRIPTION = """\
+Merges a LoRA adapter into its base model, and writes the whole model.
+
+  python -m models.merge GSAI-ML/LLaDA-8B-Instruct merged --adapter FOLDER
+  python -m models.merge runs/NAME merged     a run's own adapter and base
+"""
+
+
+def main(arguments=None):
+    """The program. Bad flags end it with code 2, before torch is imported."""
+    parser = FlagParser(
+        prog="merge",
+        usage="python -m models.merge MODEL OUT [--adapter ADAPTER]",
+        description=DESCRIPTION,
+    )
+    parser.add_argument("model", help="a folder or a hub name; or a run, or an adapter with a base")
+    parser.add_argument("out", type=Path, help="the new folder for the merged model")
+    parser.add_argument(
+        "--adapter",
+        metavar="ADAPTER",
+        help="a folder or a hub name; without it, the adapter that MODEL is",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        if options.out.exists():
+            raise ValueError(f"{options.out} is there already")
+
+        from models.export import merge  # torch takes seconds to import
+
+        merge(options.model, options.out, options.adapter)
+    except KeyboardInterrupt:
+        parser.exit(130, "\nstopped\n")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"merge: {' '.join(str(error).split())}\n")
+    print(f"{options.out} is made")
+
+
+if __name__ == "__main__":
+    terminal.prepare()
+    sys.exit(main())
