@@ -11,7 +11,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Co
 from config import RECIPES, Config
 from models.lora import LORA
 from training import memory, recipe
-from training.estimate import CHUNK, count_parameters, estimate_gib
+from training.estimate import (
+    CHUNK,
+    count_parameters,
+    describe_size,
+    estimate_gib,
+    least_step_seconds,
+)
 
 SIZES = dict(
     vocab_size=100,
@@ -57,6 +63,31 @@ def test_parameters_are_counted_as_the_model_has_them(name):
 def test_the_built_in_shapes_are_those_of_the_published_models():
     assert count_parameters(MODELS["LLaDA-8B"])["total"] == 8_015_581_184
     assert count_parameters(MODELS["Qwen3-0.6B"])["total"] == 596_049_920
+
+
+def test_a_small_models_size_is_not_told_as_0_billion():
+    tiny = describe_size(recipe.read_model_config("tiny"))
+    assert tiny.endswith(" million parameters") and 0.8 < float(tiny.split()[0]) < 1
+    assert describe_size(MODELS["Qwen3-0.6B"]) == "0.6 billion parameters"
+    assert describe_size(MODELS["LLaDA-8B"]) == "8.0 billion parameters"
+
+
+def test_a_steps_least_time_counts_a_call_for_each_block_and_three_for_each_learned_canvas():
+    config = Config(
+        prompts_per_step=2,
+        num_generations=3,
+        max_completion_length=20,
+        block_length=8,
+        num_stages=2,
+        num_iterations=4,
+    )
+    rollout = 6 * 3  # rows, and blocks of 8, 8 and 4
+    canvases = 2 + 6  # the first stage's, shared by a group, and the second's
+    assert least_step_seconds(config, 0.5) == 0.5 * (rollout + 3 * 4 * canvases)
+    checkpointed = replace(config, gradient_checkpointing=True)
+    assert least_step_seconds(checkpointed, 0.5) == 0.5 * (rollout + 4 * 4 * canvases)
+    sampler = replace(config, train_target="sampler", block_length=0)
+    assert least_step_seconds(sampler, 0.5) == 0.5 * 6
 
 
 # ---- the estimate --------------------------------------------------------------------------------

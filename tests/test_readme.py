@@ -6,10 +6,12 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 from checkpoints import write_checkpoint
+from packaging.version import Version
 
 import evaluate
 import train
@@ -165,3 +167,25 @@ def test_your_own_model_learns_in_a_few_lines(tmp_path, capsys):
     mine = runpy.run_path(str(tmp_path / "mine.py"))
     assert mine["model"].model.weight.grad.abs().max() > 0 and abs(mine["loss"].item()) < 1
     assert "ratio_mean" in capsys.readouterr().out
+
+
+def test_the_versions_that_are_stated_are_those_that_are_tried():
+    """pyproject's ranges: the pins lie in them, their ends are CI's, and the README names them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"]["4bit"]
+    stated = " ".join(project["dependencies"] + optional)
+    ranges = re.findall(r"([a-z]+)>=([\d.]+),<=([\d.]+)", stated)
+    assert [name for name, *_ in ranges] == ["transformers", "peft", "bitsandbytes"]
+    ci = (ROOT / ".ci" / "run").read_text()
+    lowest, newest = (re.search(f"{word}\\).*", ci)[0] for word in ("lowest", "newest"))
+    pins = (ROOT / "requirements.txt").read_text() + README  # bitsandbytes is in the README alone
+    for name, low, high in ranges:
+        for line, end in ((lowest, low), (newest, high)):
+            tried = re.search(rf"{name}==([\d.]+)", line)[1]
+            assert tried in (end, f"{end}.0")
+        pin = Version(re.search(rf"{name}==([\d.]+)", pins)[1].rstrip("."))
+        assert Version(low) <= pin <= Version(high)
+        if name != "bitsandbytes":
+            assert f"{name} {low} to {high}" in README
+    required = re.findall(r"^([a-z_-]+)==", pins, re.M)
+    assert {re.split("[>=]", name)[0] for name in project["dependencies"]} <= {*required}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import signal
 
@@ -571,7 +572,7 @@ def test_a_run_that_begins_again_wants_the_adapter_that_it_began_with(
     assert "is not the adapter that" in capsys.readouterr().err
 
 
-def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
+def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path, capsys):
     write_checkpoint(tmp_path / "hub", "llada")
     _, folder = run(
         "a",
@@ -588,6 +589,11 @@ def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path):
     )
     config = Config(**config_of(folder))
     policy, _, _ = run_folder.prepare(config, folder, resume=True, export=None)
+    # On a CPU a step of a real model may take a day, so it is said before the base is measured.
+    said = (
+        r"on this CPU a call .* takes .* s, so each of the 1 steps takes at least [0-9:]+ hours\n"
+    )
+    assert re.search(f"{said}.*measuring the base", capsys.readouterr().out, re.DOTALL)
     dtypes = {(p.requires_grad, p.dtype) for p in policy.denoiser.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
 

@@ -26,6 +26,31 @@ def count_parameters(model_config):
     }
 
 
+def describe_size(model_config):
+    """A model's number of weights in words: "8.0 billion parameters", "42.3 million parameters"."""
+    total = count_parameters(model_config)["total"]
+    if total < 1e8:
+        return f"{total / 1e6:.1f} million parameters"
+    return f"{total / 1e9:.1f} billion parameters"
+
+
+def least_step_seconds(config, seconds_of_a_call):
+    """What a training step takes at least, if a call of one row takes so long.
+
+    A completion takes a call for each block. Then each of the mu updates scores the canvases of all
+    rows; a group shares the first stage's. A canvas is run forward and backward, which is the work
+    of three calls, and gradient checkpointing adds a fourth.
+    """
+    rows = config.prompts_per_step * config.num_generations
+    blocks = 1
+    if config.block_length:
+        blocks = math.ceil(config.max_completion_length / config.block_length)
+    canvases = config.prompts_per_step + rows * (config.num_stages - 1)
+    passes = 0 if config.train_target == "sampler" else config.num_iterations * canvases
+    calls_of_a_pass = 4 if config.gradient_checkpointing else 3
+    return seconds_of_a_call * (rows * blocks + calls_of_a_pass * passes)
+
+
 def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     """What each process takes, {part: GiB}. Of rollout and update "peak" has only the larger."""
     count = count_parameters(model_config)

@@ -9,7 +9,7 @@ import math
 
 from config import RECIPES, Config, FlagParser, at_least, parse_flags
 from models import terminal
-from training.estimate import count_parameters, estimate_gib
+from training.estimate import describe_size, estimate_gib
 from training.recipe import (
     SHAPES,
     fit_to_memory,
@@ -25,10 +25,9 @@ def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
     Raises ValueError if no batch is small enough.
     """
     parts = estimate_gib(model_config, config, prompt_tokens, processes)
-    size = count_parameters(model_config)["total"] / 1e9
     each = f", in each of {processes} processes" if processes > 1 else ""
     print(
-        f"{config.model}, {size:.1f} billion parameters: GiB with {prompt_tokens} prompt tokens "
+        f"{config.model}, {describe_size(model_config)}: GiB with {prompt_tokens} prompt tokens "
         f"and {config.max_completion_length} of a completion{each}"
     )
     for name, gib in parts.items():

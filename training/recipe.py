@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import RECIPES
-from training.estimate import count_parameters, estimate_gib
+from training.estimate import count_parameters, describe_size, estimate_gib
 
 SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 
@@ -88,7 +88,7 @@ def describe_expected(model_config, config, gpu_gib=None):
     """The line at the start of a run: the model's size and, with a GPU, the memory to expect, and
     the settings that decide it.
     """
-    size = f"{count_parameters(model_config)['total'] / 1e9:.1f} billion parameters"
+    size = describe_size(model_config)
     if gpu_gib is None:
         return size
     peak = estimate_gib(model_config, config)["peak"]

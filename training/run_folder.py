@@ -16,8 +16,9 @@ files.py says how these survive a kill. Nothing is unpickled but tensors (weight
 import platform
 import shlex
 import sys
+import time
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ from models.families import read_config
 from models.prompting import encode_prompts
 from sampler import ThresholdHead
 from tasks import mixture, registry
-from training import checkpoint, checks, distributed, files, recipe
+from training import checkpoint, checks, distributed, estimate, files, recipe
 
 # ---- settings ------------------------------------------------------------------------------------
 
@@ -175,7 +176,30 @@ def prepare(config, run_dir, resume, export):
             create_run(run_dir)
             files.write_json(run_dir / inputs.INPUTS, inputs.input_checksums(config))
         write_config(run_dir, config)
+    if device.type == "cpu" and not policy.compact_prompts:
+        line = describe_step_time(config, policy, task.prompt(problems[0]))
+        if distributed.is_main_process():  # the call is made by all: the weights may be split
+            print(line, flush=True)
     return policy, task, problems
+
+
+def describe_step_time(config, policy, prompt):
+    """A line on what a step takes at least on this CPU, where a real model's can take a day.
+
+    It is arithmetic on the time of one call, which is measured here.
+    """
+    prompt_ids, prompt_mask = encode_prompts(policy, [prompt])  # (1, P)
+    masks = prompt_ids.new_full((1, config.max_completion_length), policy.mask_id)  # (1, L)
+    canvas = torch.cat([prompt_ids, masks], dim=1)
+    began = time.perf_counter()
+    with torch.no_grad():
+        policy.hidden(canvas, torch.cat([prompt_mask, torch.ones_like(masks).bool()], dim=1))
+    seconds_of_a_call = time.perf_counter() - began
+    seconds = estimate.least_step_seconds(config, seconds_of_a_call) / distributed.world_size()
+    return (
+        f"on this CPU a call of one row takes {seconds_of_a_call:.2g} s, so each of the "
+        f"{config.steps} steps takes at least {timedelta(seconds=round(seconds))} hours"
+    )
 
 
 def load_task(config):
