@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import existing_folder, exit_status
+from experiments.command_line import add_task_file_flag, existing_folder, exit_status
 
 
 def parse_flags(arguments=None):
@@ -45,6 +45,7 @@ example:
         metavar="RUN",
         help="the folders of finished runs",
     )
+    add_task_file_flag(parser)
     parser.add_argument(
         "--out",
         default="runs/dose",
@@ -169,11 +170,11 @@ def difference(runs, reference):
     }
 
 
-def summarise_dose(dose):
-    """What is reported of a dose, a dict for JSON."""
+def summarise_dose(dose, task=""):
+    """What is reported of a dose, a dict for JSON. task: that of the runs, if it is in a file."""
     all_runs = [run for runs in dose.rows.values() for run in runs]
     largest = max(run.points[compare.AS_TRAINED]["nfe"] for run in all_runs)
-    compare.score_runs(all_runs, compare.problem_clusters(all_runs[0]), largest)
+    compare.score_runs(all_runs, compare.problem_clusters(all_runs[0], task), largest)
     reference = dose.rows[REFERENCE]
     share = SHARE_OF_CEILING * dose.ceiling
     rows = {}
@@ -387,11 +388,14 @@ def draw_differences(axis, summaries, x):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def dose(paths, out):
-    """Prints the tables; writes dose.json and dose.png into a folder. Raises ValueError."""
+def dose(paths, out, task=""):
+    """Prints the tables; writes dose.json and dose.png into a folder. Raises ValueError.
+
+    task: that of the runs, if it is in a file.
+    """
     summaries = []
     for one_dose in read_doses(paths):
-        summaries.append(summarise_dose(one_dose))
+        summaries.append(summarise_dose(one_dose, task))
         print_dose(summaries[-1])
     print(COLUMNS)
     folder = Path(out)
@@ -408,7 +412,7 @@ def dose(paths, out):
 def main(arguments=None):
     """The program. Returns its exit status: 0, 2 (bad input), 130 (Ctrl-C)."""
     options = parse_flags(arguments)
-    return exit_status("experiments.dose", lambda: dose(options.paths, options.out))
+    return exit_status("experiments.dose", lambda: dose(options.paths, options.out, options.task))
 
 
 if __name__ == "__main__":

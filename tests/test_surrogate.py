@@ -81,7 +81,8 @@ def test_the_surrogates_kl_is_the_one_that_training_logs():
     ("kl", "scatter", "meaning"),
     [
         (0.15, 0.05, "near, as on countdown and sudoku"),
-        (1.4, 0.05, "far, as on chain"),
+        (1.4, 0.05, "far, as on chain,"),
+        (2.8, 0.05, "both far, as on chains of 8 and 12"),
         (0.7, 0.05, "between countdown and sudoku"),
         (0.23, 0.5, "between countdown and sudoku"),  # its interval reaches beyond what is near
         (1.22, 0.5, "between countdown and sudoku"),
