@@ -142,7 +142,8 @@ def number(rng, gold):
         return rng.choice(NUMBER_FORMS).format(other), False
     if kind < 0.75:
         return rng.choice(BEFORE) + str(gold), False
-    return f"{gold}{rng.choice(BEHIND)}", False
+    behind = rng.choice(BEHIND)
+    return f"{gold}{behind}", gold == 2 and behind == "!"  # 2! is 2
 
 
 def expression(rng, numbers):
@@ -225,8 +226,9 @@ def math(rng):
     is_right = rng.random() < 0.4
     text = same if is_right else other
     if rng.random() < 0.2:
-        text = same + rng.choice(("!", "^9", " + 1", " \\text{ or } 1"))
-        is_right = False
+        behind = rng.choice(("!", "^9", " + 1", " \\text{ or } 1"))
+        text = same + behind
+        is_right = text == "2!"  # which is 2
     return {"question": "q", "answer": gold}, text, is_right
 
 
