@@ -2,7 +2,7 @@ r"""Whether two formulas have the same value: parsed by math-verify's parser, co
 
 The parser turns LaTeX into a sympy expression. math-verify's own comparison would round to six
 places, take numbers below 1e-15 for equal, and judge a part of what cannot be read whole. So
-expressions are compared here: rational values exactly, others to a thousand digits, at a few random
+expressions are compared here: rational values exactly, others to 2,600 digits, at a few random
 values of the variables.
 
 Parsing and evaluating can take seconds, or for ever, over one hostile answer, and an alarm does not

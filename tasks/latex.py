@@ -25,7 +25,7 @@ from tasks.answers import TEXT_COMMAND, closing_brace, normalise_signs
 from tasks.expressions import is_balanced
 from tasks.formulas import same_formula
 from tasks.quantities import plain_number
-from tasks.words import FONT, GREEK, LEADING_WORDS, UNITS, are_known, is_name
+from tasks.words import FONT, GREEK, LEADING_WORDS, UNITS, WORDS_BESIDE, are_known, is_name
 
 # Characters of a formula, and values of a list. Anything longer is no answer.
 MAX_LENGTH = 300
@@ -185,7 +185,7 @@ def tidy(text, question_words, joins_thousands=True):
     text = AND_OR.sub(mark_and_or, text)
     for pattern in (WORDS_AT_THE_START, WORDS_AT_THE_END):
         words = pattern.search(text)
-        if words and are_known(words[1], UNITS | LEADING_WORDS, question_words):
+        if words and are_known(words[1], WORDS_BESIDE, question_words):
             text = pattern.sub(r"⟦\1⟧", text)
     if "," in text and joins_thousands:
         text = join_thousands(text)
@@ -237,7 +237,8 @@ def join_thousands(text):
 
 # ---- taking an answer apart ----------------------------------------------------------------------
 
-SEPARATOR = re.compile(r"[,;]? ?⟦(?:and|or)⟧|[,;]")
+SEPARATOR = r"[,;]? ?⟦(?:and|or)⟧|[,;]"  # of several values
+UNION = r"\\cup(?![a-z]) ?"
 MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
 RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z]) ?|[<>]")
 REVERSED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
@@ -345,11 +346,11 @@ def without_name(text, question_words):
 
 
 def split_outside(pattern, text):
-    """Returns the parts of a text between matches of a pattern that are inside no bracket."""
+    """Returns the parts of a text between matches of a regex that are inside no bracket."""
     parts = []
     depth = 0
     start = 0
-    for sign in re.finditer(rf"\\?[([{{]|\\?[])}}]|{pattern.pattern}", text):
+    for sign in re.finditer(rf"\\?[([{{]|\\?[])}}]|{pattern}", text):
         if sign[0][-1] in "([{":
             depth += 1
         elif sign[0][-1] in ")]}":
@@ -362,7 +363,7 @@ def split_outside(pattern, text):
 
 def several_values(text, question_words):
     r"""Returns (kind, values): kind is "union" for (0,1)\cup(2,3) or x<1 or x>2, else "list"."""
-    parts = split_outside(re.compile(r"\\cup(?![a-z]) ?"), text)
+    parts = split_outside(UNION, text)
     if len(parts) > 1:
         return "union", parts
     is_set = re.fullmatch(r"\\\{.*\\\}", text) is not None
@@ -449,7 +450,7 @@ def bracketed(text):
     if not text or text[0] not in "([" or text[-1] not in ")]":
         return None
     inside = text[1:-1]
-    parts = split_outside(re.compile(","), inside)
+    parts = split_outside(",", inside)
     depth = depths(inside)
     is_balanced = min(depth) >= 0 and depth[-1] == 0
     return parts if len(parts) > 1 and is_balanced else None
@@ -615,7 +616,7 @@ def details(text):
         set(SUBSCRIPT_OR_LETTER.findall(letters)) - {("", "e"), ("", "i")},  # which are numbers
         {command for command in commands if re.fullmatch(GREEK, command)},
         re.search("[<>=]", letters) is None and not {"\\le", "\\ge"} & set(commands),
-        [sign for sign in re.findall(r"\\[{}]|[][]", re.sub(r"\\sqrt\[[^]]*\]", "", text))],
+        re.findall(r"\\[{}]|[][]", re.sub(r"\\sqrt\[[^]]*\]", "", text)),
     )
 
 

@@ -44,7 +44,7 @@ def exact_value(number):
     below = Fraction(number["below"] or 1)
     if below == 0:
         return None
-    value = Fraction(re.sub("[, ]", "", number["above"])) / below
+    value = Fraction(number["above"].replace(",", "")) / below
     value *= Fraction(10) ** int(number["power"] or 0)
     value += int(number["whole"] or 0)
     return -value if number["sign"] == "-" else value

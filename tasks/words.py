@@ -37,6 +37,9 @@ LEADING_WORDS = set(
     """.split()
 )
 
+# What may stand on either side of a number.
+WORDS_BESIDE = UNITS | LEADING_WORDS
+
 # What may stand on the left of an equals sign, besides a name such as x: "total = 12".
 QUANTITIES = set(
     """
@@ -82,6 +85,8 @@ ALTERING_WORD = re.compile(
 )
 
 WORD = re.compile(r"[A-Za-z]+")
+# What is no prose in a question: formulas, commands and names such as AB. Between two dollar signs
+# with words in a row there is prose: "It costs $5 to get in and $3 to".
 FORMULA = re.compile(
     r"\$(?![^$]*[a-z]{3} [a-z]{2})[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|[A-Z]{2,}", re.DOTALL
 )
@@ -97,15 +102,18 @@ def words_of(question):
 
 def are_known(text, known_words, question_words=frozenset()):
     """Whether every word of a text is in one of the two sets, in singular, plural or capitals."""
-    known_words = known_words | question_words
     return all(
-        word in known_words or (len(word) > 1 and has_known_form(word.lower(), known_words))
-        for word in WORD.findall(text)
+        is_known(word, known_words) or is_known(word, question_words) for word in WORD.findall(text)
     )
 
 
-def has_known_form(word, known_words):
-    """Whether a word, its singular or its plural is among the known ones."""
+def is_known(word, known_words):
+    """Whether a word, its singular or its plural is in a set; a letter has to be there itself."""
+    if word in known_words:
+        return True
+    if len(word) == 1:
+        return False
+    word = word.lower()
     singular = word.removesuffix("s")
     return not known_words.isdisjoint({word, singular, singular.removesuffix("e"), word + "s"})
 

@@ -326,11 +326,7 @@ def judge_kinds():
         verdict_kinds.golds_moved_by_one,
     ):
         answers = list(maker())
-        paid = [
-            (task, gold, text)
-            for task, gold, text in answers
-            if TASKS[task].solved({"question": "", "answer": gold}, text)
-        ]
+        paid = verdict_kinds.solved_among(answers)
         for task, gold, text in paid:
             print("PAID WRONGLY", task, repr(gold), repr(text)[:200], flush=True)
         print(f"{maker.__name__}: solved are {len(paid)} of {len(answers)} wrong ones", flush=True)

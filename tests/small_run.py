@@ -1,5 +1,8 @@
 """A run that takes seconds: the flags that several tests start from."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 import train
@@ -22,6 +25,27 @@ def make_small_run(folder, steps, *flags):
         patch.setattr(train, "draw_pictures", lambda config, run_dir: [])
         arguments = [*SMALL_RUN, "--steps", str(steps), *flags, "--run_dir", str(folder)]
         assert train.main(arguments) == 0
+
+
+def write_results(folder, config, log, measured, frontier, nfe):
+    """Writes what a finished run has told: its settings, its log and what was measured of it.
+
+    measured and frontier: the rows of eval.json and frontier.json. nfe: of its two completions.
+    """
+    completions = [
+        {"name": name, "question": "?", "text": "!", "nfe": nfe, "solved": True}
+        for name in ("base", "trained")
+    ]
+    files = {
+        "config": asdict(config),
+        "inputs": input_checksums(config),
+        "eval": measured,
+        "frontier": frontier,
+        "completions": completions,
+    }
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
 
 
 def make_run_folder(folder, config):

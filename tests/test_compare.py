@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 import pytest
 import torch
 from PIL import Image
+from small_run import write_results
 
 from config import Config
 from evaluation import plots
@@ -16,7 +17,6 @@ from evaluation.metrics import area
 from evaluation.summary import GAMMAS
 from experiments import compare
 from experiments.compare_chart import STYLES
-from models.inputs import input_checksums
 from tasks.registry import TASKS
 
 N = 150
@@ -85,20 +85,8 @@ def write_run(folder, seed=0, each=None, more_calls=0.0, calls=100, **settings):
         }
         for step in range(1, config.steps + 1)
     ]
-    completions = [
-        {"name": name, "question": "?", "text": "!", "nfe": 1, "solved": True}
-        for name in ("base", "trained")
-    ]
-    files = {
-        "config": asdict(config),
-        "inputs": input_checksums(config),
-        "eval": base[2:3] + learned,
-        "frontier": base + trained,
-        "completions": completions,
-    }
-    for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in log))
+    measured = base[2:3] + learned
+    write_results(folder, config, log, measured=measured, frontier=base + trained, nfe=1)
     return folder
 
 

@@ -2,15 +2,15 @@
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 from statistics import stdev
 
 import pytest
+from small_run import write_results
 
 from config import Config
 from evaluation import plots
 from experiments import dose
-from models.inputs import input_checksums
 from tasks.registry import TASKS
 
 N = 60
@@ -70,20 +70,7 @@ def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
         }
         for step in range(1, STEPS + 1)
     ]
-    completions = [
-        {"name": name, "question": "?", "text": "!", "nfe": 7, "solved": True}
-        for name in ("base", "trained")
-    ]
-    files = {
-        "config": asdict(config),
-        "inputs": input_checksums(config),
-        "eval": rows,
-        "frontier": rows,
-        "completions": completions,
-    }
-    for name, value in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(value))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    write_results(folder, config, log, measured=rows, frontier=rows, nfe=7)
     return str(folder)
 
 

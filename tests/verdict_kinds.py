@@ -10,6 +10,8 @@ import re
 import tomllib
 from pathlib import Path
 
+from tasks.registry import TASKS
+
 VALUES = ("12", "3", "-7", "250", "\\frac{1}{2}", "2.5")
 DRESSES = (
     "{}",
@@ -369,6 +371,15 @@ def written_rows():
     for section, rows in verdicts.items():
         for row in rows:
             yield section, row
+
+
+def solved_among(answers):
+    """Returns those of many (task, gold, completion) that count as solved."""
+    return [
+        (task, gold, text)
+        for task, gold, text in answers
+        if TASKS[task].solved({"question": "", "answer": gold}, text)
+    ]
 
 
 def moved_by_one(gold):
