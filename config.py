@@ -73,7 +73,9 @@ class Config:
         0, "decode left to right in blocks of this many tokens; 0: one block", d1=32, minimum=0
     )
     cache: str = setting(
-        "none", "block cache of keys and values; none is exact", choices=("none", "prefix", "dual")
+        "none",
+        "block cache of keys and values; none is exact, and for a block-causal model all are",
+        choices=("none", "prefix", "dual"),
     )
     initial_threshold: float = setting(
         0.1, "gamma_0 in nats: the entropy threshold that the learned one starts from"

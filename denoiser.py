@@ -14,6 +14,7 @@ What your model must offer. The first way: a transformers model without the caus
     get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None
     device                   where its weights are
     config.shift_logits      optional, True: position i is predicted by the state at i - 1 (Dream)
+    config.block_size        optional: attention is block-causal, in blocks of so many tokens (SDAR)
     disable_adapter()        only under a LoRA adapter (peft has it)
 
 The second way: any `model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model).
@@ -52,6 +53,9 @@ class DenoiserCalls:
         self.adapter = adapter
         self.rows_run = 0
         self.memory = None  # a StateMemory while states are remembered
+        config = getattr(denoiser, "config", None)
+        # Tokens of a block of a block-causal denoiser; 0: each position sees all others.
+        self.block_size = getattr(config, "block_size", None) or 0
 
     def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None) -> torch.Tensor:
         """One call without its last layer: ids (b, S) -> last hidden states (b, stop - start, D).
@@ -60,7 +64,8 @@ class DenoiserCalls:
         fastest kernel. With a filled `cache` (a BlockCache) only positions start to stop are run.
         Positions count from the first real token, so left padding changes nothing.
         """
-        self.rows_run += len(ids)
+        if self.block_size:
+            return self.block_causal_hidden(ids, attention_mask, cache, start)
         config = getattr(self.denoiser, "config", None)
         begin = start
         if getattr(config, "shift_logits", False):  # Dream predicts i from the state at i - 1
@@ -72,19 +77,55 @@ class DenoiserCalls:
             position_ids = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)[:, begin:stop]
         if cache is not None:
             cache.start = begin
+        return self.run(ids[:, begin:stop], attention_mask, position_ids, cache)[:, start - begin :]
+
+    def run(self, ids, attention_mask, position_ids, cache) -> torch.Tensor:
+        """The decoder's last hidden states (b, w, D) of its inputs as they are."""
+        self.rows_run += len(ids)
         # A bfloat16 base may carry a float32 adapter: autocast makes its products bfloat16 as well.
         head = self.denoiser.get_output_embeddings()
         is_half = head is not None and head.weight.dtype == torch.bfloat16
         adapter = nullcontext() if self.adapter else self.denoiser.disable_adapter()
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=is_half), adapter:
             output = self.denoiser.get_decoder()(
-                input_ids=ids[:, begin:stop],
+                input_ids=ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        return output.last_hidden_state[:, start - begin :]
+        return output.last_hidden_state
+
+    def block_causal_hidden(
+        self, ids, attention_mask=None, cache=None, start=None, noisy=0
+    ) -> torch.Tensor:
+        """`hidden` of a block-causal denoiser; see block_causal_mask for what it sees.
+
+        start  with a filled `cache` (a FinishedBlocksCache): (b,) long, the first of the columns
+               that each row runs, two blocks of them
+        noisy  the last so many columns stand for the same positions as those before them, in a
+               state that is still partly masked: see likelihood.canvas_of_state
+        """
+        b, S = ids.shape
+        is_real = attention_mask
+        if is_real is None:
+            is_real = torch.ones_like(ids, dtype=torch.bool)
+        clean = S - noisy
+        position = (is_real[:, :clean].long().cumsum(dim=1) - 1).clamp(min=0)  # (b, clean)
+        position = torch.cat([position, position[:, clean - noisy :]], dim=1)  # (b, S)
+        column = torch.arange(S, device=ids.device).expand(b, S)
+        if cache is not None and cache.keys:
+            width = min(2 * self.block_size, S)
+            column = start.unsqueeze(1) + torch.arange(width, device=ids.device)  # (b, w)
+        if cache is not None:
+            cache.column = column
+        sees = block_causal_mask(position, is_real, column, self.block_size, noisy)  # (b, w, S)
+        return self.run(
+            ids.gather(1, column),
+            attention_mask=sees.unsqueeze(1),
+            position_ids=position.gather(1, column),
+            cache=cache,
+        )
 
     def casting_once(self):
         """A block that casts a float32 adapter that learns to bfloat16 once, not in each call.
@@ -396,6 +437,56 @@ class BlockCache:
 
     def get_mask_sizes(self, query_length, layer=0) -> tuple[int, int]:
         return (self.keys[layer].shape[2] if layer < len(self.keys) else query_length), 0
+
+
+# ---- block-causal denoisers ----------------------------------------------------------------------
+
+
+def block_causal_mask(position, is_real, column, block_size, noisy=0) -> torch.Tensor:
+    """Which columns of a canvas are seen from some of them, in a block-causal denoiser.
+
+    A position sees its own block, both ways, and all blocks before it. Blocks are counted from the
+    first token of the prompt.
+
+    position  (b, S) long, of each column; is_real (b, S) bool, False on padding
+    column    (b, w) long, the columns that see
+    noisy     the last so many columns are a second copy, of positions that are still being
+              unmasked. A noisy block sees itself, and of all blocks before it the clean copy. The
+              clean copy sees no noisy column.
+
+    Returns (b, w, S) bool.
+    """
+    S = position.shape[1]
+    block = position // block_size  # (b, S)
+    own_block = block.gather(1, column).unsqueeze(2)  # (b, w, 1)
+    block = block.unsqueeze(1)  # (b, 1, S)
+    all_columns = torch.arange(S, device=position.device)
+    is_noisy = all_columns >= S - noisy  # (S,)
+    is_own_noisy = (column >= S - noisy).unsqueeze(2)  # (b, w, 1)
+    sees = (block < own_block) & ~is_noisy
+    sees = sees | (block == own_block) & (is_noisy == is_own_noisy)
+    # Nobody sees padding. It sees itself, since a softmax over nothing is nan.
+    return sees & is_real.unsqueeze(1) | (all_columns == column.unsqueeze(2))
+
+
+class FinishedBlocksCache(BlockCache):
+    """Keys and values for a block-causal denoiser: exact, and each row is at a block of its own.
+
+    A finished block's keys and values never change, since it does not see what comes after it. So
+    a call runs only the block that is being unmasked, and once more the one before it, whose last
+    tokens the call before has not seen yet.
+    """
+
+    def update(self, keys, values, layer, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's new keys and values, of the columns `column` (b, w) -> those of the canvas."""
+        if layer == len(self.keys):  # the call that fills it
+            self.keys.append(keys)
+            self.values.append(values)
+        else:
+            place = self.column[:, None, :, None].expand_as(keys)
+            self.keys[layer].scatter_(2, place, keys)
+            self.values[layer].scatter_(2, place, values)
+        return self.keys[layer], self.values[layer]
 
 
 class StateMemory:

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from denoiser import BlockCache, DenoiserCalls, LogitsModel
+from denoiser import BlockCache, DenoiserCalls, FinishedBlocksCache, LogitsModel
 from sampler import Decoder
 
 
@@ -103,8 +103,14 @@ class DiffusionPolicy(DenoiserCalls):
         uniform       (B, L + 1) uniform numbers to draw with (see draw_uniform); a row's
                       completion depends on its own numbers alone, whatever the batch
 
-        Raises ValueError if the decoder needs a learned threshold and this policy has none.
+        Raises ValueError if the decoder needs a learned threshold and this policy has none, and for
+        other blocks than a block-causal denoiser's own.
         """
+        if self.block_size and decoder.block_length != self.block_size:
+            raise ValueError(
+                f"this denoiser is block-causal, in blocks of {self.block_size} tokens: it can be "
+                f"decoded only with block_length {self.block_size}, not {decoder.block_length}"
+            )
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
         if uniform is None:
@@ -167,7 +173,11 @@ class DiffusionPolicy(DenoiserCalls):
         unmask_step = torch.zeros((B, L), dtype=torch.long)
         nfe = torch.zeros(B, dtype=torch.long)
         threshold = None
-        window = BlockWindow(decoder, prompt_length=P, completion_length=L)
+        block_offset = self.block_offset(prompt_mask).cpu()  # (B,)
+        if self.block_size:
+            window = BlockCausalWindow(decoder, block_offset, prompt_length=P, completion_length=L)
+        else:
+            window = BlockWindow(decoder, prompt_length=P, completion_length=L)
 
         while True:
             # 1. A row is unfinished while a mask precedes its first end token. `is_open` marks the
@@ -176,7 +186,7 @@ class DiffusionPolicy(DenoiserCalls):
             rows = is_unfinished.nonzero().squeeze(1)  # (b,)
             if len(rows) == 0:
                 break
-            is_open = decoder.open_positions(is_masked[rows])  # (b, L)
+            is_open = decoder.open_positions(is_masked[rows], block_offset[rows])  # (b, L)
             rows, is_open = window.advance(rows, is_open)  # with a block cache not all rows run
             rows_on_device = rows.to(device)
 
@@ -199,7 +209,7 @@ class DiffusionPolicy(DenoiserCalls):
             open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each, of the b rows
             open_row = open_row.to(device)
             open_position = open_position.to(device)
-            states = hidden[open_row, P + open_position - window.start]  # (N, D)
+            states = hidden[open_row, window.place(open_row, open_position)]  # (N, D)
             entropy = torch.zeros(is_open.shape, device=device)  # (b, L)
             confidence = torch.zeros(is_open.shape, device=device)
             entropy[open_row, open_position], confidence[open_row, open_position] = (
@@ -263,6 +273,17 @@ class DiffusionPolicy(DenoiserCalls):
             threshold = distribution.median
         return threshold, distribution.log_prob(threshold)
 
+    def block_offset(self, prompt_mask) -> torch.Tensor:
+        """How many tokens of the block that a completion begins in are the prompt's: (B,) long.
+
+        A block-causal denoiser's blocks are counted from the prompt's first token, all others' from
+        the completion's.
+        """
+        prompt_length = prompt_mask.sum(dim=1)
+        if not self.block_size:
+            return torch.zeros_like(prompt_length)
+        return prompt_length % self.block_size
+
     def draw_uniform(self, B, length, generator=None) -> torch.Tensor:
         """A rollout's random numbers, (B, L + 1): one for each position, the last for gamma."""
         return torch.rand(
@@ -315,6 +336,10 @@ class BlockWindow:
         self.block = None
         self.cached_rows = None
 
+    def place(self, row, position) -> torch.Tensor:
+        """Where a call's output has the states of a completion's positions, (N,) long."""
+        return self.prompt_length + position - self.start
+
     def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
         """The rows that run now and their open positions, of all unfinished ones.
 
@@ -346,6 +371,62 @@ class BlockWindow:
         self.start = self.prompt_length + first * block_length
         if self.decoder.cache == "dual":
             self.stop = min(self.start + block_length, self.canvas_length)
+        return rows, is_open
+
+
+class BlockCausalWindow:
+    """The same for a block-causal denoiser, whose blocks are counted from the prompt's first token.
+
+    Without a block cache: the whole canvas. With one (denoiser.FinishedBlocksCache; "prefix" and
+    "dual" are the same here) the first call runs everything, and the others of each row its current
+    block and the one before it. No row waits for another.
+
+    block_offset  (B,) long on the host, see DiffusionPolicy.block_offset
+    """
+
+    def __init__(self, decoder, block_offset, prompt_length, completion_length):
+        self.decoder = decoder
+        self.block_offset = block_offset
+        self.prompt_length = prompt_length
+        self.canvas_length = prompt_length + completion_length
+        self.start = 0
+        self.stop = None
+        self.cache = None
+        self.is_cache_filled = False
+        self.cached_rows = None
+
+    def place(self, row, position) -> torch.Tensor:
+        """Where a call's output has the states of a completion's positions, (N,) long."""
+        start = self.start
+        if self.is_cache_filled:
+            start = start[row]
+        return self.prompt_length + position - start
+
+    def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
+        """All unfinished rows and their open positions, in the order of the cache.
+
+        rows (b,) long, ascending, is_open (b, L) bool -> the same in any order
+        """
+        if self.decoder.cache == "none":
+            return rows, is_open
+        if self.cache is None:
+            self.cache = FinishedBlocksCache()
+            self.cached_rows = rows
+            return rows, is_open
+        self.is_cache_filled = True
+        if len(rows) < len(self.cached_rows):
+            order = self.cache.keep(torch.isin(self.cached_rows, rows))
+            self.cached_rows = self.cached_rows[order]
+        place = torch.searchsorted(rows, self.cached_rows)
+        rows = rows[place]
+        is_open = is_open[place]
+        # The current block's first column, and a block before it.
+        block_length = self.decoder.block_length
+        first = is_open.long().argmax(dim=1)  # (b,) the first open position
+        in_block = (self.block_offset[rows] + first) % block_length
+        start = self.prompt_length + first - in_block - block_length
+        last_start = max(self.canvas_length - 2 * block_length, 0)
+        self.start = start.clamp(0, last_start).to(self.cache.keys[0].device)
         return rows, is_open
 
 

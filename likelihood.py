@@ -23,9 +23,10 @@ This file needs torch alone. It asks three things of a policy:
     policy.hidden(ids, mask) -> (b, S, D)            one denoiser call; mask None: nothing is padded
     policy.token_logp(hidden, tokens, temperature)   log-probs (N,) of N tokens at states (N, D);
     policy.token_logp(..., state)                    of M states (M, D), token n at the state[n]-th
-and of a rollout, any dataclass with them: the fields prompt_ids, prompt_mask, completion,
-unmask_step, behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each
-is). `python likelihood.py` shows which token is scored from which state.
+(and of a block-causal one block_size and block_causal_hidden, as denoiser.py has them) and of a
+rollout, any dataclass with them: the fields prompt_ids, prompt_mask, completion, unmask_step,
+behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each is).
+`python likelihood.py` shows which token is scored from which state.
 
 Shapes: B rows, P prompt tokens, L completion tokens, S = P + L, m stages, D hidden size; R pairs
 (row, stage) that contain a token, U distinct canvases among them, N tokens.
@@ -56,12 +57,13 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
     """
     B, L = rollout.completion.shape
     starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step from which a stage scores
-    is_completion = torch.ones_like(rollout.token_mask)
-    mask = torch.cat([rollout.prompt_mask, is_completion], dim=1)  # (B, S)
     logp = torch.zeros_like(rollout.behaviour_logp)
     for k in range(starts.shape[1]):
         state = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
-        hidden = policy.hidden(torch.cat([rollout.prompt_ids, state], dim=1), mask)[:, -L:]
+        ids, mask, noisy = canvas_of_state(
+            policy, rollout.prompt_ids, rollout.prompt_mask, rollout.completion, state
+        )
+        hidden = hidden_of_canvas(policy, ids, mask, noisy)[:, -L:]  # (B, L, D)
         scored = policy.token_logp(
             hidden.flatten(0, 1), rollout.completion.flatten(), rollout.temperature
         ).view(B, L)
@@ -69,6 +71,39 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
         is_later = rollout.token_mask & (rollout.unmask_step > starts[:, k : k + 1])
         logp = torch.where(is_later, scored, logp)
     return logp
+
+
+# ---- block-causal denoisers ----------------------------------------------------------------------
+
+
+def canvas_of_state(policy, prompt_ids, prompt_mask, completion, state):
+    """The call that scores a state: its ids (R, S) and mask (R, S), and how many columns are noisy.
+
+    For a bidirectional denoiser that is prompt and state, and no column is noisy.
+
+    A block-causal one (policy.block_size) sees before each block the finished ones, whatever the
+    state. So the state comes behind prompt and completion, as a noisy copy of the completion: each
+    of its blocks sees itself and what is finished before it, and one call scores all blocks, as
+    such models are trained (BD3-LM, arXiv 2503.09573). The prompt's last tokens can be of the
+    completion's first block. They see it, and so belong to both copies.
+    """
+    is_text = torch.ones_like(state, dtype=torch.bool)
+    block_size = getattr(policy, "block_size", 0)
+    if not block_size:
+        ids = torch.cat([prompt_ids, state], dim=1)
+        return ids, torch.cat([prompt_mask, is_text], dim=1), 0
+    P = prompt_ids.shape[1]
+    first = max(P - block_size + 1, 0)  # no token before it can be of the completion's first block
+    ids = torch.cat([prompt_ids, completion, prompt_ids[:, first:], state], dim=1)
+    mask = torch.cat([prompt_mask, is_text, prompt_mask[:, first:], is_text], dim=1)
+    return ids, mask, P - first + state.shape[1]
+
+
+def hidden_of_canvas(policy, ids, mask, noisy) -> torch.Tensor:
+    """One denoiser call on a canvas of canvas_of_state: (R, S, D)."""
+    if noisy:
+        return policy.block_causal_hidden(ids, mask, noisy=noisy)
+    return policy.hidden(ids, mask)
 
 
 # ---- boundaries ----------------------------------------------------------------------------------
@@ -150,19 +185,21 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     state = latent_at(
         rollout.completion[row], rollout.unmask_step[row], starts[row, k], policy.mask_id
     )  # (R, L)
-    ids = torch.cat([prompt_ids[row], state], dim=1)  # (R, S)
-    mask = torch.cat([prompt_mask[row], torch.ones_like(state, dtype=torch.bool)], dim=1)
+    ids, mask, noisy = canvas_of_state(
+        policy, prompt_ids[row], prompt_mask[row], rollout.completion[row], state
+    )  # (R, S) twice
 
     # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions
-    # take G + 1 passes, not 2 G. No more can be shared, since attention looks both ways.
+    # take G + 1 passes, not 2 G. No more can be shared, since attention looks both ways. (Nothing
+    # can be for a block-causal denoiser, whose canvases hold the completions.)
     S = ids.shape[1]
     distinct, copy = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
     distinct_mask = None if prompt_mask.all() else distinct[:, S:].bool()
-    hidden = policy.hidden(distinct[:, :S], distinct_mask)[:, P:]  # (U, L, D)
+    L = state.shape[1]
+    hidden = hidden_of_canvas(policy, distinct[:, :S], distinct_mask, noisy)[:, -L:]  # (U, L, D)
 
     # So tokens at one position of equal canvases share a state, and their logits are made once.
     pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
-    L = hidden.shape[1]
     place, state = torch.unique(copy[pair] * L + position, return_inverse=True)  # (M,), (N,)
     tokens = rollout.completion[row[pair], position]
     logp = policy.token_logp(hidden[place // L, place % L], tokens, rollout.temperature, state)

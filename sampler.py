@@ -108,11 +108,18 @@ class Decoder:
         if self.cache != "none" and self.block_length is None:
             raise ValueError(f"the {self.cache} cache works block by block: give a block_length")
 
-    def open_positions(self, masked) -> torch.Tensor:
-        """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool"""
+    def open_positions(self, masked, offset=None) -> torch.Tensor:
+        """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool
+
+        offset  (B,) long, how many tokens of the first block the prompt has already; None: none.
+                (Blocks of a block-causal denoiser are counted from the prompt's first token.)
+        """
         if self.block_length is None:
             return masked
-        block = torch.arange(masked.shape[1], device=masked.device) // self.block_length  # (L,)
+        position = torch.arange(masked.shape[1], device=masked.device).unsqueeze(0)  # (1, L)
+        if offset is not None:
+            position = position + offset.unsqueeze(1)  # (B, L)
+        block = position // self.block_length
         first = torch.where(masked, block, masked.shape[1]).amin(dim=-1, keepdim=True)  # (B, 1)
         return masked & (block == first)
 

@@ -167,12 +167,13 @@ def parse_flags(arguments=None):
         type=at_least(0),
         metavar="N",
         help="decode left to right in blocks of N tokens; 0: one block [the run's; a LLaDA's 32, "
-        "another model's 0]",
+        "a block-causal model's own, another model's 0]",
     )
     decoding.add_argument(
         "--cache",
         choices=("none", "prefix", "dual"),
-        help="block cache of keys and values; none is exact [the run's, or none]",
+        help="block cache of keys and values; none is exact, and for a block-causal model all are "
+        "[the run's, or none]",
     )
     decoding.add_argument(
         "--prefill",

@@ -100,7 +100,8 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
     hidden = torch.cat([policy.hidden(some)[:, P:] for some in canvases.split(32)])  # (T, L, D)
 
     is_masked = unmask_step > calls_before.unsqueeze(1)  # (T, L)
-    is_open = decoder.open_positions(is_masked.cpu()).to(prompt_ids.device)
+    block_offset = policy.block_offset(prompt_mask).expand(T)
+    is_open = decoder.open_positions(is_masked, block_offset)
     entropy, confidence = policy.entropy_and_confidence(hidden[is_open], decoder.rule)  # (N,)
     readings = torch.full((T, length), torch.nan, device=prompt_ids.device)
     readings[is_open] = entropy if decoder.rule == "eb" else confidence

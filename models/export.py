@@ -1,7 +1,6 @@
 """Writing a whole model for the other tools of its family."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -77,7 +76,8 @@ def export_model(denoiser, tokenizer, folder, weights=None):
     tokenizer.save_pretrained(folder)
     apply_umask(folder)
     if source is not None:
-        _restore_layout(folder, source, dtype_of(denoiser))
+        block_size = getattr(denoiser.config, "block_size", None)
+        _restore_layout(folder, source, dtype_of(denoiser), block_size)
 
 
 def _move_adapter_to_unrounded_base(model):
@@ -89,8 +89,10 @@ def _move_adapter_to_unrounded_base(model):
     return model
 
 
-def _restore_layout(folder, source, dtype):
+def _restore_layout(folder, source, dtype, block_size):
     """Copies all of a source checkpoint but its weights to `folder`, and notes the dtype.
+
+    What is read off a source's name it notes too, since `folder` has another (families.py).
 
     Its config.json, tokenizer and modelling code are what its other tools read. Raises ValueError
     if the weights in `folder` have other names than the source's, which no tool would find.
@@ -102,15 +104,17 @@ def _restore_layout(folder, source, dtype):
         if file.is_file() and not is_weight:
             shutil.copyfile(file, folder / file.name)
     config_file = folder / "config.json"
-    config = re.sub(
-        r'("(?:torch_)?dtype"\s*:\s*)"\w+"',
-        rf'\1"{dtype}"',
-        config_file.read_text(encoding="utf-8"),
-    )
-    says_is_causal = "is_causal" in json.loads(config)
-    if str(json.loads(config).get("model_type")).startswith("a2d") and not says_is_causal:
-        config = config.replace("{", '{\n  "is_causal": false,', 1)  # see families.read_config
-    config_file.write_text(config, encoding="utf-8")
+    published = json.loads(config_file.read_text(encoding="utf-8"))
+    config = dict(published)
+    for name in ("dtype", "torch_dtype"):
+        if name in config:
+            config[name] = dtype
+    if block_size:
+        config["block_size"] = block_size
+    elif str(config.get("model_type")).startswith("a2d"):
+        config.setdefault("is_causal", False)
+    if config != published:  # otherwise it stays as it is, to the letter
+        config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _weight_names(folder):

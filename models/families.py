@@ -1,7 +1,8 @@
 """The model families that are understood: a row each in FAMILIES.
 
 LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it, which predicts each token
-from the position before it. So transformers' own classes run them all, and a family's row says how
+from the position before it. SDAR is a Qwen3 whose mask is block-causal (denoiser.py makes it). So
+transformers' own classes run them all, and a family's row says how
 its config.json and the names of its weights translate into that class. Whatever a config.json says
 that is not understood is refused by name.
 
@@ -12,6 +13,7 @@ architecture.
 import atexit
 import gc
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +139,7 @@ FAMILIES = {
         fields=QWEN_FIELDS
         | {
             "attention_bias": "attention_bias",
+            "block_size": "block_size",
             "head_dim": "head_dim",
             "intermediate_size": "intermediate_size",
         },
@@ -145,7 +148,11 @@ FAMILIES = {
     ),
     "a2d-qwen2": Family(
         model=Qwen2ForCausalLM,
-        fields=QWEN_FIELDS | {"intermediate_size": "intermediate_size"},
+        fields=QWEN_FIELDS
+        | {
+            "block_size": "block_size",
+            "intermediate_size": "intermediate_size",
+        },
         required=("hidden_act",),
         constants={"use_sliding_window": False},
     ),
@@ -154,11 +161,41 @@ FAMILIES = {
         fields=QWEN_FIELDS
         | {
             "attention_bias": "attention_bias",
+            "block_size": "block_size",
             "head_dim": "head_dim",
             "intermediate_size": "intermediate_size",
             "mlp_bias": "mlp_bias",
         },
         required=("hidden_act",),
+    ),
+    # Block-causal: SDAR, and TraDo, which was trained from it (see complete_sdar).
+    "sdar": Family(
+        model=Qwen3ForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "attention_bias": "attention_bias",
+            "block_size": "block_size",
+            "head_dim": "head_dim",
+            "intermediate_size": "intermediate_size",
+        },
+        required=("hidden_act",),
+        constants={"use_sliding_window": False},
+    ),
+    "sdar_moe": Family(
+        model=Qwen3MoeForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "attention_bias": "attention_bias",
+            "block_size": "block_size",
+            "head_dim": "head_dim",
+            "intermediate_size": "intermediate_size",
+            "moe_intermediate_size": "moe_intermediate_size",
+            "norm_topk_prob": "norm_topk_prob",
+            "num_experts": "num_experts",
+            "num_experts_per_tok": "num_experts_per_tok",
+        },
+        required=("hidden_act",),
+        constants={"decoder_sparse_step": 1, "use_sliding_window": False},
     ),
 }
 
@@ -170,6 +207,7 @@ PLAIN = {
 }
 # What their config.json may say that is no field of the configuration's class.
 PLAIN_FIELDS = {
+    "block_size",
     "compact_prompts",
     "is_causal",
     "mask_token_id",
@@ -180,24 +218,20 @@ PLAIN_FIELDS = {
 # Models that are refused, and why: {reason: words in their type or architecture, without - and _}.
 # The words are looked for in a model's name too, where its type may be that of several kinds.
 BLOCK_CAUSAL = (
-    "is block-causal: its blocks see only those before them, which no rollout or likelihood here "
-    "does"
+    "is block-causal in a way that is not known here; SDAR, TraDo and dllm's bd3lm are known"
 )
 REFUSED = {
     "is noised with random tokens instead of masks, which no sampler or likelihood here knows": (
         "diffusiongemma",
     ),
     BLOCK_CAUSAL: (
-        "bd3lm",
         "blockdiffusion",
         "efficientdlm",
         "fastdllm",
         "llada2",
         "nemotronlabsdiffusion",
-        "sdar",
         "sdlm",
         "stablediffcoder",
-        "trado",
     ),
     "has causal attention, which no rollout or likelihood here does": ("wedlm",),
     "could be a family here, but its published config.json was not at hand to read it by": (
@@ -206,12 +240,13 @@ REFUSED = {
         "rnd1",
     ),
 }
-# Fields by which a folder in transformers' own format says that it is block-causal.
-BLOCK_FIELDS = {"bd_size", "block_size", "causal_attn"}
+# Fields by which a folder in transformers' own format says that it is of such a kind.
+BLOCK_FIELDS = {"bd_size", "causal_attn"}
 
 # Fields of a family that may be missing or null.
 OPTIONAL_FIELDS = {
     "attention_bias",
+    "block_size",
     "bos_token_id",
     "head_dim",
     "include_qkv_bias",
@@ -230,14 +265,17 @@ ALLOWED_VALUES = {
     "attention_layer_norm": [False],
     "bias_for_layer_norm": [False, None],
     "block_group_size": [1],
+    "block_causal_prompt": [True],
     "block_type": ["llama"],
     "clip_qkv": [None],
+    "decoder_sparse_step": [1],
     "embedding_dropout": [0.0],
     "hidden_act": ["silu"],
     "input_emb_norm": [False],
     "is_causal": [False],
     "layer_norm_type": ["rms"],
     "layer_norm_with_affine": [True],
+    "mlp_only_layers": [[]],
     "moe_layer_freq": [1, None],
     "moe_router_enable_expert_bias": [False, None],
     "moe_router_score_function": ["softmax"],
@@ -272,8 +310,11 @@ IGNORED_FIELDS = {
     "auto_map",
     "dense_intermediate_size",
     "dtype",
+    "debug",
+    "ep_size",
     "flash_attention",
     "flash_attn_varlen",
+    "fuse_cross_entropy",
     "id2label",
     "init_cutoff_factor",
     "init_device",
@@ -283,6 +324,7 @@ IGNORED_FIELDS = {
     "intermediate_size",
     "label2id",
     "max_window_layers",
+    "micro_forward",
     "mlp_ratio",
     "model_type",
     "output_attentions",
@@ -291,9 +333,11 @@ IGNORED_FIELDS = {
     "precision",
     "return_dict",
     "router_aux_loss_coef",
+    "skip_checkpoint",
     "torch_dtype",
     "transformers_version",
     "use_cache",
+    "use_deepep",
     "vocab_size",
 }
 
@@ -353,11 +397,18 @@ def read_config(folder, name=""):
         for word in words:
             if word in description:
                 raise ValueError(f"{file}: {word} {reason}")
-    if is_a2d and "mdlm" not in name and config.get("is_causal") is None:
-        raise ValueError(
-            f"{file}: {family} can be fully bidirectional (mdlm) or block-causal (bd3lm), and "
-            f'neither it nor the name {name} says which. If it is an mdlm, add "is_causal": false'
-        )
+    if is_a2d and not config.get("block_size"):
+        if "bd3lm" in name:
+            raise ValueError(
+                f"{file}: a bd3lm is block-causal, and this does not say how many tokens a block "
+                'has: add "block_size": N'
+            )
+        if "mdlm" not in name and config.get("is_causal") is None:
+            raise ValueError(
+                f"{file}: {family} can be fully bidirectional (mdlm) or block-causal (bd3lm), and "
+                f"neither it nor the name {name} says which. If it is an mdlm, add "
+                '"is_causal": false; if a bd3lm, "block_size": N'
+            )
     with refusing(f"{file} is not understood"):
         if family in PLAIN:
             return read_plain_config(config, file), family
@@ -369,6 +420,8 @@ def read_config(folder, name=""):
         simplify(config)
         if family == "llada":
             family = complete_llada(config, file)
+        if family in ("sdar", "sdar_moe"):
+            complete_sdar(config, name, file)
         return translate(config, family, file), family
 
 
@@ -389,6 +442,7 @@ def translate(config, family, file):
     for theirs, ours in row.fields.items():
         if config.get(theirs) is not None:
             values[ours] = config[theirs]
+    check_block_size(values.get("block_size"), file)
     values["rope_parameters"] = {
         "rope_type": "default",
         "rope_theta": values.pop("rope_theta"),
@@ -416,6 +470,7 @@ def read_plain_config(config, file):
     known = config_class().to_dict().keys() | PLAIN_FIELDS | IGNORED_FIELDS
     for key in sorted(config.keys() - known):
         raise ValueError(f"{file}: {key} = {config[key]!r} is not known for {model_type}")
+    check_block_size(config.get("block_size"), file)
     # An attention kernel named here would be fetched from the hub: a stranger's code.
     for key in ("attn_implementation", "_attn_implementation"):
         config.pop(key, None)
@@ -458,3 +513,31 @@ def complete_llada(config, file):
         del config["include_qkv_bias"]
         return "llada-qkv"
     return "llada"
+
+
+def complete_sdar(config, name, file):
+    """Fills in how many tokens a block of an SDAR or TraDo has: most published ones do not say it.
+
+    By their cards those that are named so have 4 or, named -bN, N. Raises ValueError for a folder
+    of another name: with other blocks than it was trained in a model runs, and is worse.
+    """
+    if config.get("block_size") is not None:
+        return
+    in_name = re.search(r"-b(\d+)$", name)
+    if in_name:
+        config["block_size"] = int(in_name.group(1))
+    elif re.search(r"(sdar-[^-]+b(-a3b)?-chat|trado-[^-]+b-(instruct|thinking))$", name):
+        config["block_size"] = 4
+    else:
+        raise ValueError(
+            f"{file}: neither it nor the name {name} says how many tokens a block of this "
+            'block-causal model has: add "block_size": N (4 for SDAR-*-Chat and TraDo)'
+        )
+
+
+def check_block_size(block_size, file):
+    """Raises ValueError for a block_size that is no number of tokens. None: not block-causal."""
+    if block_size is None:
+        return
+    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
+        raise ValueError(f"{file}: block_size = {block_size!r} is no number of tokens")

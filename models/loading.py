@@ -48,7 +48,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     source        the hub name, or the folder's absolute path: a LoRA adapter notes it as its base
     renames       {pattern of a weight's name in the files: its name in the denoiser}
     hub_folder    the folder whose layout an export has; None for transformers' own format
-    block_length  tokens of a block in the family's own example of decoding; 0: one block
+    block_length  tokens of a block of a block-causal model, or in the family's own example of
+                  decoding; 0: one block
 
     Raises ValueError, in one line, for whatever is broken, missing, left over or not understood.
     """
@@ -64,7 +65,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     else:
         model_class = FAMILIES[family].model
         renames = FAMILIES[family].weights
-        block_length = FAMILIES[family].block_length
+        block_length = getattr(config, "block_size", None) or FAMILIES[family].block_length
     with refusing(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
 
@@ -240,7 +241,8 @@ def _load_tokenizer(folder, config):
 def check_attention(denoiser):
     """Raises ValueError unless attention is bidirectional and left padding changes nothing.
 
-    Two rows of 8 tokens are run, with and without 3 tokens of padding in the second one.
+    Two rows of 8 tokens are run, with and without 3 tokens of padding in the second one. (Whether
+    it is block-causal, denoiser.py says with each call, by a mask.)
     """
     ids = torch.arange(1, 9, device=denoiser.device).repeat(2, 1)  # (2, 8)
     changed_ids = ids + (ids == 8)  # another last token

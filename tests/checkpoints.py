@@ -40,17 +40,21 @@ FAMILIES = [
     "a2d-qwen3",
     "a2d-qwen2",
     "a2d-llama",
+    "sdar",
+    "sdar_moe",
 ]
 TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2")
 QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "llada-qkv", "llada-bias")
-QK_NORM = ("llada-moe", "a2d-qwen3")
+QK_NORM = ("llada-moe", "a2d-qwen3", "sdar", "sdar_moe")
+MOE = ("llada-moe", "sdar_moe")
+BLOCK_SIZE = 4  # of sdar
 
 
 def style_of(family):
     """Whose tokenizer a family has: "llada", "dream" or "qwen"."""
     if family.startswith("llada"):
         return "llada"
-    return "qwen" if family.startswith("a2d") else "dream"
+    return "dream" if family.startswith("dream") else "qwen"
 
 
 # ---- tokenizers ----------------------------------------------------------------------------------
@@ -291,6 +295,48 @@ def a2d_config(family):
     return config
 
 
+def sdar_config(family):
+    return common_config(family) | {
+        "model_type": "sdar",
+        "architectures": ["SDARForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM"},
+        "attention_bias": False,
+        "block_size": BLOCK_SIZE,
+        "debug": False,
+        "ep_size": 1,
+        "fuse_cross_entropy": True,
+        "head_dim": 2 * HEAD,
+        "intermediate_size": MLP,
+        "max_window_layers": 28,
+        "micro_forward": False,
+        "rope_theta": 1e6,
+        "skip_checkpoint": False,
+        "sliding_window": None,
+        "use_deepep": False,
+        "use_sliding_window": False,
+    }
+
+
+def sdar_moe_config(family):
+    config = sdar_config("sdar") | {
+        "model_type": "sdar_moe",
+        "architectures": ["SDARMoeForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_sdar_moe.SDARMoeForCausalLM"},
+        "decoder_sparse_step": 1,
+        "intermediate_size": 2 * MLP,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": MLP,
+        "norm_topk_prob": True,
+        "num_experts": EXPERTS,
+        "num_experts_per_tok": ACTIVE,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+    }
+    for name in ("debug", "ep_size", "fuse_cross_entropy", "micro_forward"):
+        del config[name]
+    return config
+
+
 def config_of(family, token_ids):
     """The published config.json of a family in miniature, a dict."""
     style = style_of(family)
@@ -300,6 +346,10 @@ def config_of(family, token_ids):
         config = llada_config(family)
     elif style == "dream":
         config = dream_config(family)
+    elif family == "sdar":
+        config = sdar_config(family)
+    elif family == "sdar_moe":
+        config = sdar_moe_config(family)
     else:
         config = a2d_config(family)
     config["eos_token_id"] = token_ids[END_TOKEN[style]]
@@ -442,7 +492,7 @@ def random_weights(family, kv_heads, head):
         if family in QK_NORM:
             weights[f"{layer}self_attn.q_norm"] = norm(head)
             weights[f"{layer}self_attn.k_norm"] = norm(head)
-        if family == "llada-moe":
+        if family in MOE:
             weights[f"{layer}mlp.gate"] = matrix(EXPERTS, HIDDEN)
             for e in range(EXPERTS):
                 weights[f"{layer}mlp.experts.{e}.gate_proj"] = matrix(MLP, HIDDEN)
@@ -468,7 +518,8 @@ def random_weights(family, kv_heads, head):
 def reference_logits(family, weights, config, ids, mask=None, cache=None, part=None):
     """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products.
 
-    Attention is bidirectional; Dream's logits are shifted by one.
+    Attention is bidirectional, or block-causal if the config has a block_size: a position sees
+    what is before the end of its own block. Dream's logits are shifted by one.
 
     cache  an empty list, which gets each layer's keys and values; or such a list, with `part`
     part   a slice of the positions: all others take their keys and values from the cache
@@ -487,6 +538,16 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
 
     frequency = config["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim)
     angle = torch.arange(S).unsqueeze(1) / frequency  # (S, head_dim / 2)
+    sees = torch.ones((len(ids), S, S), dtype=torch.bool)
+    if mask is not None:
+        sees = sees & mask[:, None, :]
+    block_size = config.get("block_size")
+    if block_size:
+        for row in range(len(ids)):
+            padding = 0 if mask is None else int((~mask[row]).sum())
+            for i in range(padding, S):
+                end = (i - padding) // block_size * block_size + block_size + padding
+                sees[row, i, end:] = False
     cos = angle.cos().repeat(1, 2)
     sin = angle.sin().repeat(1, 2)
 
@@ -520,15 +581,16 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         k = k.repeat_interleave(HEADS // k.shape[1], dim=1)
         v = v.repeat_interleave(HEADS // v.shape[1], dim=1)
         scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim)
-        if mask is not None:
-            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        scores = scores.masked_fill(~sees[:, None], -torch.inf)
         attended = (softmax(scores, -1) @ v).transpose(1, 2).flatten(2)
         x = x + linear(attended, layer + names.output)
 
         h = norm(x, layer + names.mlp_norm)
-        if family == "llada-moe":
+        if family in MOE:
             routed = softmax(linear(h, f"{layer}mlp.gate"), -1)
-            share, chosen = routed.topk(ACTIVE, dim=-1)  # not normalised again
+            share, chosen = routed.topk(ACTIVE, dim=-1)
+            if config["norm_topk_prob"]:
+                share = share / share.sum(-1, keepdim=True)
             for e in range(EXPERTS):
                 expert = f"{layer}mlp.experts.{e}."
                 gated = silu(linear(h, f"{expert}gate_proj")) * linear(h, f"{expert}up_proj")

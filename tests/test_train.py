@@ -650,16 +650,16 @@ def test_one_problem_can_be_trained_and_measured_on_for_who_asks_for_it(run, tmp
     assert run("c", eval_split="all")[0] == 2
 
 
-@pytest.mark.parametrize("family", ["llada", "dream"])
+@pytest.mark.parametrize(("family", "block_length"), [("llada", 8), ("dream", 8), ("sdar", 4)])
 def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_exported(
-    run, tmp_path, family
+    run, tmp_path, family, block_length
 ):
     write_checkpoint(tmp_path / "hub", family)
     code, folder = run(
         "a",
         model=tmp_path / "hub",
         max_completion_length=16,
-        block_length=8,
+        block_length=block_length,
         lora_rank=2,
         num_iterations=2,
         save_every=1,
@@ -677,6 +677,17 @@ def test_a_checkpoint_in_the_hubs_layout_is_trained_evaluated_resumed_and_export
     torch.testing.assert_close(
         exported.hidden(*prompts), trained.hidden(*prompts), rtol=1e-3, atol=1e-4
     )
+
+
+def test_a_block_causal_model_is_decoded_in_its_own_blocks(run, tmp_path, capsys):
+    write_checkpoint(tmp_path / "hub", "sdar")
+    code, folder = run("a", model=tmp_path / "hub", max_completion_length=8, lora_rank=2)
+    assert code == 0
+    assert config_of(folder)["block_length"] == 4
+    assert abs(metrics_of(folder)[-1]["cache_kl"]) < 1e-5
+    code, _ = run("b", model=tmp_path / "hub", max_completion_length=8, block_length=8)
+    assert code == 2
+    assert "block-causal, in blocks of 4" in capsys.readouterr().err
 
 
 def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):

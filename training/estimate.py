@@ -34,16 +34,19 @@ def describe_size(model_config):
     return f"{total / 1e9:.1f} billion parameters"
 
 
-def least_step_seconds(config, seconds_of_a_call):
+def least_step_seconds(config, seconds_of_a_call, block_size=0):
     """What a training step takes at least, if a call of one row takes so long.
 
-    A completion takes a call for each block. Then each of the mu updates scores the canvases of all
-    rows; a group shares the first stage's. A canvas is run forward and backward, which is the work
-    of three calls, and gradient checkpointing adds a fourth.
+    block_size  of a block-causal denoiser
+
+    A completion takes a call for each block; one is left by a block-causal denoiser's cache. Then
+    each of the mu updates scores the canvases of all rows; a group shares the first stage's. A
+    canvas is run forward and backward, which is the work of three calls, and gradient checkpointing
+    adds a fourth.
     """
     rows = config.prompts_per_step * config.num_generations
     blocks = 1
-    if config.block_length:
+    if config.block_length and not (block_size and config.cache != "none"):
         blocks = math.ceil(config.max_completion_length / config.block_length)
     canvases = config.prompts_per_step + rows * (config.num_stages - 1)
     passes = 0 if config.train_target == "sampler" else config.num_iterations * canvases
@@ -87,6 +90,9 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     # An update: the layers' activations or, with checkpointing, their inputs; and logits.
     rows = min(config.micro_batch_size, batch)
     canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
+    if getattr(model_config, "block_size", None):  # likelihood.canvas_of_state: no two are equal
+        canvases = rows * config.num_stages
+        S += L + model_config.block_size
     layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)
     logits = min(CHUNK, rows * L * model_config.vocab_size)
     # Bytes of a logit: a frozen last layer's become probabilities in place, and those bfloat16.

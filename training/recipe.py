@@ -45,10 +45,13 @@ def default_model():
 def recipe_for(model_config, gpu_gib=None):
     """The recipe of a checkpoint that is not tiny, {setting: value}, by its size and the GPU's."""
     if count_parameters(model_config)["total"] < 2e9:
-        return RECIPES["small"]
-    recipe = RECIPES["LLaDA"]
-    if gpu_gib and gpu_gib < 70:
-        recipe = recipe | RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
+        recipe = RECIPES["small"]
+    else:
+        recipe = RECIPES["LLaDA"]
+        if gpu_gib and gpu_gib < 70:
+            recipe = recipe | RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
+    if getattr(model_config, "block_size", None):  # a block-causal model has blocks of its own
+        recipe = recipe | {"block_length": model_config.block_size}
     return recipe
 
 

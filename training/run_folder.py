@@ -80,6 +80,12 @@ def resolve_config(flags):
         gpu = recipe.find_gpu()
         gpu_gib = gpu.gib if gpu else None
         config = Config(**recipe.recipe_for(model_config, gpu_gib) | settings)
+        block_size = getattr(model_config, "block_size", None)
+        if block_size and config.block_length != block_size:
+            raise ValueError(
+                f"--block_length {config.block_length}: {name} is block-causal, in blocks of "
+                f"{block_size}, and can be decoded in no others: leave it out"
+            )
         config = recipe.fit_to_memory(
             model_config, config, settings, gpu_gib, processes=distributed.world_size()
         )
@@ -195,7 +201,8 @@ def describe_step_time(config, policy, prompt):
     with torch.no_grad():
         policy.hidden(canvas, torch.cat([prompt_mask, torch.ones_like(masks).bool()], dim=1))
     seconds_of_a_call = time.perf_counter() - began
-    seconds = estimate.least_step_seconds(config, seconds_of_a_call) / distributed.world_size()
+    seconds = estimate.least_step_seconds(config, seconds_of_a_call, policy.block_size)
+    seconds /= distributed.world_size()
     return (
         f"on this CPU a call of one row takes {seconds_of_a_call:.2g} s, so each of the "
         f"{config.steps} steps takes at least {timedelta(seconds=round(seconds))} hours"
