@@ -120,12 +120,20 @@ class DenoiserCalls:
         if cache is not None:
             cache.column = column
         sees = block_causal_mask(position, is_real, column, self.block_size, noisy)  # (b, w, S)
-        return self.run(
+        position = position.gather(1, column)  # (b, w)
+        hidden = self.run(
             ids.gather(1, column),
             attention_mask=sees.unsqueeze(1),
-            position_ids=position.gather(1, column),
+            position_ids=position,
             cache=cache,
         )
+        if not getattr(self.denoiser.config, "shift_logits", False):
+            return hidden
+        # Fast-dLLM v2 predicts i from the state at i - 1. Before a noisy block that is a clean one.
+        is_behind_clean = (column >= clean) & (position % self.block_size == 0)
+        before = column - 1 - noisy * is_behind_clean
+        place = (before - column[:, :1]).clamp(min=0)  # among the columns that were run
+        return hidden.gather(1, place.unsqueeze(-1).expand_as(hidden))
 
     def casting_once(self):
         """A block that casts a float32 adapter that learns to bfloat16 once, not in each call.

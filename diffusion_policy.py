@@ -104,12 +104,14 @@ class DiffusionPolicy(DenoiserCalls):
                       completion depends on its own numbers alone, whatever the batch
 
         Raises ValueError if the decoder needs a learned threshold and this policy has none, and for
-        other blocks than a block-causal denoiser's own.
+        blocks that are no parts of a block-causal denoiser's own.
         """
-        if self.block_size and decoder.block_length != self.block_size:
+        block_length = decoder.block_length
+        if self.block_size and (block_length is None or self.block_size % block_length):
             raise ValueError(
-                f"this denoiser is block-causal, in blocks of {self.block_size} tokens: it can be "
-                f"decoded only with block_length {self.block_size}, not {decoder.block_length}"
+                f"this denoiser is block-causal, in blocks of {self.block_size} tokens: it cannot "
+                f"be decoded with block_length {block_length or 0}, only with {self.block_size} or "
+                "a part of it"
             )
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
@@ -175,7 +177,13 @@ class DiffusionPolicy(DenoiserCalls):
         threshold = None
         block_offset = self.block_offset(prompt_mask).cpu()  # (B,)
         if self.block_size:
-            window = BlockCausalWindow(decoder, block_offset, prompt_length=P, completion_length=L)
+            window = BlockCausalWindow(
+                decoder,
+                block_size=self.block_size,
+                block_offset=block_offset,
+                prompt_length=P,
+                completion_length=L,
+            )
         else:
             window = BlockWindow(decoder, prompt_length=P, completion_length=L)
 
@@ -384,8 +392,9 @@ class BlockCausalWindow:
     block_offset  (B,) long on the host, see DiffusionPolicy.block_offset
     """
 
-    def __init__(self, decoder, block_offset, prompt_length, completion_length):
+    def __init__(self, decoder, block_size, block_offset, prompt_length, completion_length):
         self.decoder = decoder
+        self.block_size = block_size
         self.block_offset = block_offset
         self.prompt_length = prompt_length
         self.canvas_length = prompt_length + completion_length
@@ -421,11 +430,10 @@ class BlockCausalWindow:
         rows = rows[place]
         is_open = is_open[place]
         # The current block's first column, and a block before it.
-        block_length = self.decoder.block_length
         first = is_open.long().argmax(dim=1)  # (b,) the first open position
-        in_block = (self.block_offset[rows] + first) % block_length
-        start = self.prompt_length + first - in_block - block_length
-        last_start = max(self.canvas_length - 2 * block_length, 0)
+        in_block = (self.block_offset[rows] + first) % self.block_size
+        start = self.prompt_length + first - in_block - self.block_size
+        last_start = max(self.canvas_length - 2 * self.block_size, 0)
         self.start = start.clamp(0, last_start).to(self.cache.keys[0].device)
         return rows, is_open
 

@@ -110,7 +110,8 @@ def _restore_layout(folder, source, dtype, block_size):
         if name in config:
             config[name] = dtype
     if block_size:
-        config["block_size"] = block_size
+        if "bd_size" not in config:  # Fast-dLLM's name of it
+            config["block_size"] = block_size
     elif str(config.get("model_type")).startswith("a2d"):
         config.setdefault("is_causal", False)
     if config != published:  # otherwise it stays as it is, to the letter

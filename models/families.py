@@ -168,6 +168,17 @@ FAMILIES = {
         },
         required=("hidden_act",),
     ),
+    # Block-causal, and shifted as Dream is: Fast-dLLM v2.
+    "fast_dllm_qwen": Family(
+        model=Qwen2ForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "bd_size": "block_size",
+            "intermediate_size": "intermediate_size",
+        },
+        required=("hidden_act",),
+        constants={"shift_logits": True, "use_sliding_window": False},
+    ),
     # Block-causal: SDAR, and TraDo, which was trained from it (see complete_sdar).
     "sdar": Family(
         model=Qwen3ForCausalLM,
@@ -218,7 +229,7 @@ PLAIN_FIELDS = {
 # Models that are refused, and why: {reason: words in their type or architecture, without - and _}.
 # The words are looked for in a model's name too, where its type may be that of several kinds.
 BLOCK_CAUSAL = (
-    "is block-causal in a way that is not known here; SDAR, TraDo and dllm's bd3lm are known"
+    "is block-causal in a way that is not known here; SDAR, TraDo, Fast-dLLM v2 and bd3lm are known"
 )
 REFUSED = {
     "is noised with random tokens instead of masks, which no sampler or likelihood here knows": (
@@ -227,7 +238,6 @@ REFUSED = {
     BLOCK_CAUSAL: (
         "blockdiffusion",
         "efficientdlm",
-        "fastdllm",
         "llada2",
         "nemotronlabsdiffusion",
         "sdlm",

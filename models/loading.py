@@ -93,7 +93,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     denoiser.renames = renames
     denoiser.block_length = block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
-    if getattr(config, "shift_logits", False):
+    is_block_causal = bool(getattr(config, "block_size", None))  # then denoiser.py does it
+    if getattr(config, "shift_logits", False) and not is_block_causal:
         denoiser.get_decoder().register_forward_hook(_shift_states)
     denoiser.eval()
     with refusing(f"{folder} cannot be run"):

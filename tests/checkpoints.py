@@ -42,12 +42,14 @@ FAMILIES = [
     "a2d-llama",
     "sdar",
     "sdar_moe",
+    "fast_dllm_qwen",
 ]
-TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2")
-QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "llada-qkv", "llada-bias")
+TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2", "fast_dllm_qwen")
+QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "fast_dllm_qwen", "llada-qkv", "llada-bias")
 QK_NORM = ("llada-moe", "a2d-qwen3", "sdar", "sdar_moe")
 MOE = ("llada-moe", "sdar_moe")
-BLOCK_SIZE = 4  # of sdar
+SHIFTED = ("dream", "dream-slow", "fast_dllm_qwen")
+BLOCK_SIZE = 4  # of the block-causal ones
 
 
 def style_of(family):
@@ -317,6 +319,21 @@ def sdar_config(family):
     }
 
 
+def fast_dllm_config(family):
+    return common_config(family) | {
+        "model_type": "Fast_dLLM_Qwen",
+        "architectures": ["Fast_dLLM_QwenForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM"},
+        "bd_size": BLOCK_SIZE,
+        "intermediate_size": MLP,
+        "layer_types": ["full_attention"] * LAYERS,
+        "max_window_layers": 21,
+        "rope_theta": 1e6,
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
 def sdar_moe_config(family):
     config = sdar_config("sdar") | {
         "model_type": "sdar_moe",
@@ -350,6 +367,8 @@ def config_of(family, token_ids):
         config = sdar_config(family)
     elif family == "sdar_moe":
         config = sdar_moe_config(family)
+    elif family == "fast_dllm_qwen":
+        config = fast_dllm_config(family)
     else:
         config = a2d_config(family)
     config["eos_token_id"] = token_ids[END_TOKEN[style]]
@@ -518,8 +537,8 @@ def random_weights(family, kv_heads, head):
 def reference_logits(family, weights, config, ids, mask=None, cache=None, part=None):
     """ids (B, S), mask (B, S) bool or None -> logits (B, S, V), by plain products.
 
-    Attention is bidirectional, or block-causal if the config has a block_size: a position sees
-    what is before the end of its own block. Dream's logits are shifted by one.
+    Attention is bidirectional, or block-causal if the config has a block_size or bd_size: a
+    position sees what is before the end of its own block. SHIFTED logits are shifted by one.
 
     cache  an empty list, which gets each layer's keys and values; or such a list, with `part`
     part   a slice of the positions: all others take their keys and values from the cache
@@ -541,7 +560,7 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
     sees = torch.ones((len(ids), S, S), dtype=torch.bool)
     if mask is not None:
         sees = sees & mask[:, None, :]
-    block_size = config.get("block_size")
+    block_size = config.get("block_size") or config.get("bd_size")
     if block_size:
         for row in range(len(ids)):
             padding = 0 if mask is None else int((~mask[row]).sum())
@@ -603,6 +622,6 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
     x = norm(x, names.last_norm)
     head = names.embedding if family in TIED else names.head
     logits = x @ weights[f"{head}.weight"].T
-    if style_of(family) == "dream":
+    if family in SHIFTED:
         logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
     return logits

@@ -18,13 +18,24 @@ L = 10  # tokens of a completion: with prompts of 6, 5 and 3 it ends inside a bl
 PROMPT_LENGTHS = (6, 5, 3, 6)
 
 
-@pytest.fixture(scope="module")
-def sdar(tmp_path_factory):
-    """(policy, weights, config) of a random SDAR, whose blocks have four tokens."""
-    folder = tmp_path_factory.mktemp("sdar")
-    weights, config = write_checkpoint(folder, "sdar")
+@pytest.fixture(scope="module", params=["sdar", "fast_dllm_qwen"])
+def model(request, tmp_path_factory):
+    """(policy, logits) of a random model, whose blocks have four tokens; Fast-dLLM v2 is shifted.
+
+    `logits` is the forward pass by plain products: ids (1, S) -> (1, S, V), [MASK] at minus
+    infinity.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    weights, config = write_checkpoint(folder, request.param)
     denoiser, tokenizer = load_denoiser(str(folder))
-    return DiffusionPolicy(denoiser, tokenizer), weights, config
+    policy = DiffusionPolicy(denoiser, tokenizer)
+
+    def logits(ids):
+        values = reference_logits(request.param, weights, config, ids)
+        values[:, :, policy.mask_id] = -torch.inf
+        return values
+
+    return policy, logits
 
 
 @pytest.fixture
@@ -37,10 +48,12 @@ def prompts():
     return ids, mask
 
 
-def complete(policy, prompts, cache="none", level=3.0, temperature=1.0, seed=0):
+def complete(
+    policy, prompts, cache="none", level=3.0, temperature=1.0, block_length=BLOCK_SIZE, seed=0
+):
     decoder = Decoder(
         level=level,
-        block_length=BLOCK_SIZE,
+        block_length=block_length,
         cache=cache,
         temperature=temperature,
         stop_at_eos=False,
@@ -90,8 +103,8 @@ def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it():
 # ---- rollouts ------------------------------------------------------------------------------------
 
 
-def test_a_recorded_log_prob_is_that_of_the_state_by_plain_products(sdar, prompts):
-    policy, weights, config = sdar
+def test_a_recorded_log_prob_is_that_of_the_state_by_plain_products(model, prompts):
+    policy, plain_logits = model
     rollout = complete(policy, prompts)
     ids, mask = prompts
     for row, P in enumerate(PROMPT_LENGTHS):
@@ -105,8 +118,7 @@ def test_a_recorded_log_prob_is_that_of_the_state_by_plain_products(sdar, prompt
                 policy.mask_id,
             )
             canvas = torch.cat([prompt, state[0]]).unsqueeze(0)
-            logits = reference_logits("sdar", weights, config, canvas)[0, P:]
-            logits[:, policy.mask_id] = -torch.inf
+            logits = plain_logits(canvas)[0, P:]
             is_now = rollout.unmask_step[row] == step + 1
             # The rule selects positions of one block, the first with a mask.
             first_masked = (rollout.unmask_step[row] > step).nonzero()[0]
@@ -119,8 +131,8 @@ def test_a_recorded_log_prob_is_that_of_the_state_by_plain_products(sdar, prompt
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("level", [0.0, 3.0, 1e9])
-def test_the_cache_is_exact(sdar, prompts, level, temperature):
-    policy, _, _ = sdar
+def test_the_cache_is_exact(model, prompts, level, temperature):
+    policy, _ = model
     plain = complete(policy, prompts, "none", level, temperature)
     for cache in ("prefix", "dual"):
         cached = complete(policy, prompts, cache, level, temperature)
@@ -136,8 +148,8 @@ def test_the_cache_is_exact(sdar, prompts, level, temperature):
         assert plain.nfe.tolist() == blocks
 
 
-def test_a_cached_call_runs_two_blocks_of_each_row(sdar, prompts):
-    policy, _, _ = sdar
+def test_a_cached_call_runs_two_blocks_of_each_row(model, prompts):
+    policy, _ = model
     widths = []
     hook = policy.denoiser.get_input_embeddings().register_forward_hook(
         lambda module, args, output: widths.append(args[0].shape[1])
@@ -151,8 +163,8 @@ def test_a_cached_call_runs_two_blocks_of_each_row(sdar, prompts):
     assert widths.count(2 * BLOCK_SIZE) > len(widths) / 2
 
 
-def test_rows_that_end_early_leave_the_others_as_they_are(sdar, prompts):
-    policy, _, _ = sdar
+def test_rows_that_end_early_leave_the_others_as_they_are(model, prompts):
+    policy, _ = model
     ids, mask = prompts
     together = complete(policy, prompts, "dual", level=1.0)
     uniform = policy.draw_uniform(4, L, torch.Generator().manual_seed(0))
@@ -164,9 +176,24 @@ def test_rows_that_end_early_leave_the_others_as_they_are(sdar, prompts):
         assert torch.equal(alone.completion[0], together.completion[row])
 
 
-@pytest.mark.parametrize("block_length", [None, 2, 8])
-def test_it_is_decoded_in_no_other_blocks(sdar, prompts, block_length):
-    policy, _, _ = sdar
+def test_parts_of_blocks_are_decoded_one_after_the_other_and_the_cache_is_exact(model, prompts):
+    policy, _ = model
+    plain = complete(policy, prompts, block_length=2)
+    cached = complete(policy, prompts, "dual", block_length=2)
+    assert torch.equal(cached.completion, plain.completion)
+    torch.testing.assert_close(cached.behaviour_logp, plain.behaviour_logp, rtol=0, atol=1e-5)
+    exact = surrogate_logp(policy, plain, torch.arange(1, L + 1).expand(4, -1))
+    torch.testing.assert_close(exact, plain.behaviour_logp, rtol=0, atol=1e-5)
+    for row, P in enumerate(PROMPT_LENGTHS):
+        steps = plain.unmask_step[row]
+        part = (P + torch.arange(L)) // 2
+        for first, second in zip(part.unique()[:-1], part.unique()[1:], strict=True):
+            assert steps[part == first].max() < steps[part == second].min()
+
+
+@pytest.mark.parametrize("block_length", [None, 3, 8])
+def test_it_is_decoded_in_no_other_blocks(model, prompts, block_length):
+    policy, _ = model
     with pytest.raises(ValueError, match="block-causal, in blocks of 4 tokens"):
         policy.rollout(*prompts, L, Decoder(block_length=block_length))
 
@@ -174,8 +201,8 @@ def test_it_is_decoded_in_no_other_blocks(sdar, prompts, block_length):
 # ---- the likelihood ------------------------------------------------------------------------------
 
 
-def test_a_boundary_at_every_step_gives_the_recorded_log_probs(sdar, prompts):
-    policy, _, _ = sdar
+def test_a_boundary_at_every_step_gives_the_recorded_log_probs(model, prompts):
+    policy, _ = model
     for cache in ("none", "dual"):
         rollout = complete(policy, prompts, cache)
         every_step = torch.arange(1, L + 1).expand(4, -1)
@@ -184,8 +211,8 @@ def test_a_boundary_at_every_step_gives_the_recorded_log_probs(sdar, prompts):
 
 
 @pytest.mark.parametrize("boundaries", [[], [3], [2, 5]])
-def test_the_fast_likelihood_is_its_definition_with_gradients(sdar, prompts, boundaries):
-    policy, _, _ = sdar
+def test_the_fast_likelihood_is_its_definition_with_gradients(model, prompts, boundaries):
+    policy, _ = model
     rollout = complete(policy, prompts)
     boundaries = torch.tensor(boundaries, dtype=torch.long).expand(4, -1)
     results = []
@@ -201,8 +228,8 @@ def test_the_fast_likelihood_is_its_definition_with_gradients(sdar, prompts, bou
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_mean_field_scores_a_block_from_the_finished_ones_before_it(sdar, prompts):
-    policy, weights, config = sdar
+def test_mean_field_scores_a_block_from_the_finished_ones_before_it(model, prompts):
+    policy, plain_logits = model
     rollout = complete(policy, prompts)
     mean_field = surrogate_logp(policy, rollout, torch.zeros(4, 0, dtype=torch.long))
     ids, _ = prompts
@@ -212,8 +239,7 @@ def test_mean_field_scores_a_block_from_the_finished_ones_before_it(sdar, prompt
             # Only this block and what comes after it is masked.
             state = rollout.completion[row].masked_fill(block >= b, policy.mask_id)
             canvas = torch.cat([ids[row, -P:], state]).unsqueeze(0)
-            logits = reference_logits("sdar", weights, config, canvas)[0, P:]
-            logits[:, policy.mask_id] = -torch.inf
+            logits = plain_logits(canvas)[0, P:]
             logp = logits.log_softmax(-1).gather(1, rollout.completion[row].unsqueeze(1))[:, 0]
             torch.testing.assert_close(
                 mean_field[row][block == b], logp[block == b], rtol=0, atol=1e-5
@@ -278,8 +304,8 @@ def test_an_export_says_how_long_its_blocks_are(tmp_path):
     assert exported.config.block_size == 8
 
 
-def test_a_plain_folder_keeps_its_block_size(sdar, tmp_path):
-    policy, _, _ = sdar
+def test_a_plain_folder_keeps_its_block_size(model, tmp_path):
+    policy, _ = model
     policy.denoiser.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     denoiser, tokenizer = load_denoiser(str(tmp_path))

@@ -81,10 +81,10 @@ def resolve_config(flags):
         gpu_gib = gpu.gib if gpu else None
         config = Config(**recipe.recipe_for(model_config, gpu_gib) | settings)
         block_size = getattr(model_config, "block_size", None)
-        if block_size and config.block_length != block_size:
+        if block_size and (not config.block_length or block_size % config.block_length):
             raise ValueError(
                 f"--block_length {config.block_length}: {name} is block-causal, in blocks of "
-                f"{block_size}, and can be decoded in no others: leave it out"
+                f"{block_size}, and can be decoded in these or in parts of them alone: leave it out"
             )
         config = recipe.fit_to_memory(
             model_config, config, settings, gpu_gib, processes=distributed.world_size()
