@@ -348,28 +348,33 @@ def draw_curves(axis, summary):
 
 
 def draw_differences(axis, summaries, x):
-    """Each row's learning curve's area above mean-field's, against a figure of the dose."""
+    """Each row's learning curve's area above mean-field's, against a figure of the dose.
+
+    A line joins the doses of one task.
+    """
     axis.axhline(0, color=ORANGE, linestyle="--", linewidth=1.5)
     in_order = sorted(summaries, key=lambda summary: summary[x])
+    width = in_order[-1][x] - in_order[0][x] or 1
+    tasks = dict.fromkeys(summary["task"] for summary in in_order)
     for i, (name, style) in enumerate(STYLES.items()):
-        points = [
-            (summary[x], summary["rows"][name]["minus_reference"]["area"])
-            for summary in in_order
-            if summary["rows"].get(name, {}).get("minus_reference")
-        ]
-        if not points:
-            continue
-        width = in_order[-1][x] - in_order[0][x] or 1
-        axis.errorbar(
-            [place + (i - 2.5) * 0.008 * width for place, _ in points],  # beside each other
-            [100 * area["mean"] for _, area in points],
-            yerr=[100 * (area["half"] or 0) for _, area in points],
-            **style,
-            mfc="white",
-            mec=style["color"],
-            capsize=2,
-            elinewidth=1,
-        )
+        for task in tasks:
+            points = [
+                (summary[x], summary["rows"][name]["minus_reference"]["area"])
+                for summary in in_order
+                if summary["task"] == task and summary["rows"].get(name, {}).get("minus_reference")
+            ]
+            if not points:
+                continue
+            axis.errorbar(
+                [place + (i - 2.5) * 0.008 * width for place, _ in points],  # beside each other
+                [100 * area["mean"] for _, area in points],
+                yerr=[100 * (area["half"] or 0) for _, area in points],
+                **style,
+                mfc="white",
+                mec=style["color"],
+                capsize=2,
+                elinewidth=1,
+            )
     for i, summary in enumerate(in_order):
         axis.annotate(
             summary["dose"],

@@ -216,6 +216,16 @@ def lengths():
                 )
 
 
+def gamma():
+    """Chain and countdown in one run, five seeds; make their base first."""
+    for seed in range(5):
+        yield (
+            f"runs/gamma/{seed}",
+            "--task chain,countdown --model bases/chain-countdown --prompts_per_step 24 "
+            f"--steps 160 --eval_problems 1000 --seed {seed}",
+        )
+
+
 # What stands against mean-field learning's drift over many updates on one batch.
 ROWS_OF_INNER = {
     "mean-field": ROWS["mean-field"],
@@ -248,6 +258,7 @@ PARTS = {
     "chain": chain,
     "doses": doses,
     "lengths": lengths,
+    "gamma": gamma,
     "inner": inner,
 }
 

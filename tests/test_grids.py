@@ -22,7 +22,7 @@ def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
         config = Config(**RECIPES.get(changes["task"], {}) | changes)
         assert (python, script) == ("python", "train.py")
         folder = config.run_dir.split("/")[1]
-        assert config.frontier is (folder in ("grid", "states", "both", "written"))
+        assert config.frontier is (folder in ("grid", "states", "both", "gamma", "written"))
         assert config.eval_split == ("validation" if "tune" in config.run_dir else "test")
         folders.add(config.run_dir)
     assert len(folders) == len(lines) >= 4
