@@ -216,6 +216,20 @@ def lengths():
                 )
 
 
+def block_causal():
+    """Chain by block-causal attention, in blocks of 2 and 3; make their bases first; three seeds."""
+    # cp -r bases/chain bases/chain-causal-2, and "block_size": 2 into its config.json
+    for seed in range(3):
+        for size in (2, 3):
+            task = CHAIN.replace("bases/chain", f"bases/chain-causal-{size}")
+            for row in ("mean-field", "two-stage", "two-stage-w", "exact"):
+                yield (
+                    f"runs/block-causal/causal-{size}/{row}-{seed}",
+                    f"{task} {DOSES[f'blocks-{size}']} --cache dual {ROWS[row]} "
+                    f"--learning_rate {CHAIN_RATES[row]} --seed {seed}",
+                )
+
+
 def gamma():
     """Chain and countdown in one run, five seeds; make their base first."""
     for seed in range(5):
@@ -258,6 +272,7 @@ PARTS = {
     "chain": chain,
     "doses": doses,
     "lengths": lengths,
+    "block-causal": block_causal,
     "gamma": gamma,
     "inner": inner,
 }
