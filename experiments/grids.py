@@ -217,7 +217,7 @@ def lengths():
 
 
 def block_causal():
-    """Chain by block-causal attention, in blocks of 2 and 3; make their bases first; three seeds."""
+    """Chain by block-causal attention, in blocks of 2 and 3; make its bases first; three seeds."""
     # cp -r bases/chain bases/chain-causal-2, and "block_size": 2 into its config.json
     for seed in range(3):
         for size in (2, 3):

@@ -96,7 +96,7 @@ def attack_models(work):
     """Every field of config.json, and the tokenizer's files, with odd values."""
     count = Count("models")
     folders = {"tiny": BASE}
-    for family in ("llada", "llada-moe", "dream", "a2d-qwen3"):
+    for family in ("llada", "llada-moe", "dream", "a2d-qwen3", "sdar"):
         write_checkpoint(work / family, family)
         folders[family] = work / family
     for family, original in folders.items():
