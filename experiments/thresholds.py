@@ -195,12 +195,11 @@ def gain(solved, nfe):
     return solved[-1] - rival
 
 
-def gain_with_interval(solved, nfe, clusters, draws=2000):
-    """The gain of all problems, and its 95% interval by a bootstrap over clusters.
+def gain_at_equal_nfe(solved, nfe, clusters, draws=2000):
+    """The gain of all problems, and bootstrap draws of it over clusters: a number, (draws,).
 
-    solved, nfe (F + 1, N), clusters N names -> (gain, low, high). A drawn cluster brings all its
-    problems, as each gamma solved them and with the calls that each took. So all gammas are
-    compared on the same problems.
+    solved, nfe (F + 1, N), clusters N names. A drawn cluster brings all its problems, as each gamma
+    solved them and with the calls that each took. So all gammas are compared on the same problems.
     """
     names = sorted(set(clusters))
     is_member = np.array([[name == cluster for cluster in clusters] for name in names], float)
@@ -209,8 +208,7 @@ def gain_with_interval(solved, nfe, clusters, draws=2000):
     drawn_solved = times_drawn @ solved.T / number  # (draws, F + 1)
     drawn_nfe = times_drawn @ nfe.T / number
     gains = [gain(*means) for means in zip(drawn_solved, drawn_nfe, strict=True)]
-    low, high = interval(torch.tensor(gains, dtype=torch.double), len(names))
-    return gain(solved.mean(axis=1), nfe.mean(axis=1)), low, high
+    return gain(solved.mean(axis=1), nfe.mean(axis=1)), np.array(gains)
 
 
 def gain_over_chosen(reward, clusters, groups, draws=2000):
@@ -292,8 +290,9 @@ def report_on(measured):
             strict=True,
         )
     ]
-    learned_gain, low, high = gain_with_interval(measured.solved, measured.nfe, measured.clusters)
     number_of_clusters = len(set(measured.clusters))
+    learned_gain, draws = gain_at_equal_nfe(measured.solved, measured.nfe, measured.clusters)
+    low, high = interval(torch.tensor(draws), number_of_clusters)
     gains = {}
     for rival, groups in rivals(measured).items():
         value, draws = gain_over_chosen(measured.reward, measured.clusters, groups)
@@ -321,22 +320,29 @@ def rivals(measured):
 
 
 def mean_gains(all_measured):
-    """The gains in the reward over runs of several seeds, each a spread over seeds and problems.
+    """The gains over runs of several seeds, {name: a spread over seeds and problems}.
 
     Raises ValueError for runs that were not asked the same problems.
     """
     first = all_measured[0]
     if any(measured.clusters != first.clusters for measured in all_measured):
         raise ValueError("the runs were not asked the same problems: compare runs of one task")
-    means = {}
+    all_pairs = {
+        "solved, points above one fixed γ at equal NFE": [
+            gain_at_equal_nfe(measured.solved, measured.nfe, measured.clusters)
+            for measured in all_measured
+        ]
+    }
     for rival, groups in rivals(first).items():
-        pairs = [
+        all_pairs[f"reward x 100 above {rival}"] = [
             gain_over_chosen(measured.reward, measured.clusters, groups)
             for measured in all_measured
         ]
+    means = {}
+    for name, pairs in all_pairs.items():
         draws = np.mean([draws for _, draws in pairs], axis=0)  # the same clusters in each run
         half = problem_half_width(torch.tensor(draws), len(set(first.clusters)))
-        means[rival] = spread([value for value, _ in pairs], half)
+        means[name] = spread([value for value, _ in pairs], half)
     return means
 
 
@@ -521,11 +527,8 @@ def thresholds(paths, out, task=""):
             print(fill(sentence, WIDTH, subsequent_indent="  "))
     if len(paths) > 1:
         print(f"\nMean of {len(paths)} runs, ± half of the 95% interval over seeds and problems:")
-        for rival, estimate in mean_gains(all_measured).items():
-            print(
-                f"  reward x 100 above {rival}: {100 * estimate['mean']:+.2f} "
-                f"± {100 * estimate['half']:.2f}"
-            )
+        for name, estimate in mean_gains(all_measured).items():
+            print(f"  {name}: {100 * estimate['mean']:+.2f} ± {100 * estimate['half']:.2f}")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "thresholds.json", reports)

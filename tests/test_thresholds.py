@@ -17,6 +17,7 @@ from diffusion_policy import DiffusionPolicy
 from evaluate import evaluate
 from evaluation import summary
 from experiments import thresholds
+from experiments.intervals import interval
 from models.prompting import encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks import registry
@@ -71,13 +72,16 @@ def test_the_interval_is_that_of_drawing_whole_clusters_in_a_loop():
         t = (calls[3] - calls[0]) / (calls[1] - calls[0])  # the learned one is among these two
         gains.append(shares[3] - shares[0] - min(max(t, 0), 1) * (shares[1] - shares[0]))
     solved, nfe = np.array(solved), np.array(nfe)
-    gain, low, high = thresholds.gain_with_interval(solved, nfe, clusters)
+    gain, draws = thresholds.gain_at_equal_nfe(solved, nfe, clusters)
+    low, high = interval(torch.tensor(draws), 11)
     assert gain == thresholds.gain(solved.mean(1), nfe.mean(1)) and low < gain < high
     # With 11 clusters the percentiles lie sqrt(11 / 10) * 2.228 standard errors out, not 1.96.
     tail = statistics.NormalDist().cdf(-2.337)
     assert (low, high) == pytest.approx(np.quantile(gains, (tail, 1 - tail)).tolist(), abs=0.02)
-    copies = thresholds.gain_with_interval(np.tile(solved, 4), np.tile(nfe, 4), clusters * 4)
-    assert copies == pytest.approx((gain, low, high))  # copies of a problem tell nothing new
+    # Copies of a problem tell nothing new.
+    copies = thresholds.gain_at_equal_nfe(np.tile(solved, 4), np.tile(nfe, 4), clusters * 4)
+    assert copies[0] == pytest.approx(gain)
+    assert copies[1] == pytest.approx(draws)
 
 
 def chances(rng, learned_ahead, F=11, clusters=60, size=4):
@@ -154,10 +158,13 @@ def test_the_mean_over_runs_has_seeds_and_problems_in_its_interval():
     values = [
         thresholds.gain_over_chosen(0.8 * run.solved, run.clusters, ["all"] * N)[0] for run in runs
     ]
-    one_for_all = means["the best γ for all"]
+    one_for_all = means["reward x 100 above the best γ for all"]
     assert one_for_all["mean"] == pytest.approx(statistics.fmean(values))
     over_seeds = 4.303 * statistics.stdev(values) / 3**0.5
     assert over_seeds < one_for_all["half"] < over_seeds + 0.1
+    at_equal_nfe = means["solved, points above one fixed γ at equal NFE"]
+    values = [thresholds.gain(run.solved.mean(1), run.nfe.mean(1)) for run in runs]
+    assert at_equal_nfe["mean"] == pytest.approx(statistics.fmean(values))
     runs[1].clusters = runs[1].clusters[::-1]
     with pytest.raises(ValueError, match="not asked the same problems"):
         thresholds.mean_gains(runs)
