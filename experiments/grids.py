@@ -202,18 +202,19 @@ def doses():
 
 def lengths():
     """Chains of 4, 8, 12 numbers; make their bases first; three seeds."""
-    for seed in range(3):
+    for dose in ("blocks-1", "blocks-2"):
         for length in (4, 8, 12):
             task = (
                 f"--task experiments/chains.py:chain{length} --model bases/chain{length} "
                 "--prompts_per_step 16 --steps 60 --eval_problems 500 --frontier false"
             )
-            for row in ("mean-field", "two-stage", "two-stage-w", "four-stage-w", "exact"):
-                rate = CHAIN_RATES[row]
-                yield (
-                    f"runs/lengths/chain{length}/{row}-{seed}",
-                    f"{task} {DOSES['blocks-1']} {ROWS[row]} --learning_rate {rate} --seed {seed}",
-                )
+            for seed in range(3):
+                for row in ("mean-field", "two-stage", "two-stage-w", "four-stage-w", "exact"):
+                    yield (
+                        f"runs/lengths/chain{length}-{dose}/{row}-{seed}",
+                        f"{task} {DOSES[dose]} {ROWS[row]} --learning_rate {CHAIN_RATES[row]} "
+                        f"--seed {seed}",
+                    )
 
 
 def block_causal():
