@@ -100,6 +100,17 @@ def end_score(run):
     return fmean(row["solved_mean"] for row in end_steps(run))
 
 
+def spread_at_end(runs, metric):
+    """The spread of a metric's mean at the end of training; None if it was not logged.
+
+    (A run without weights that masks prompts does not compute what only its log would show.)
+    """
+    values = [[row[metric] for row in end_steps(run)] for run in runs]
+    if any(None in of_run for of_run in values):
+        return None
+    return spread([fmean(of_run) for of_run in values])
+
+
 def mean_over_training(run, metric):
     return fmean(row[metric] for row in run.log)
 
@@ -187,8 +198,8 @@ def summarise_dose(dose, task=""):
             "area": spread([curve_area(run) for run in runs]),
             "greedy": spread([greedy_score(run) for run in runs]),
             "nfe": spread([run.points[compare.AS_TRAINED]["nfe"] for run in runs]),
-            "kl": spread([fmean(row["surrogate_kl"] for row in end_steps(run)) for run in runs]),
-            "ess": spread([fmean(row["ess_fraction"] for row in end_steps(run)) for run in runs]),
+            "kl": spread_at_end(runs, "surrogate_kl"),
+            "ess": spread_at_end(runs, "ess_fraction"),
             "steps_to_share": reached,
             "curve": [
                 spread([run.log[step]["solved_mean"] for run in runs])
@@ -202,6 +213,7 @@ def summarise_dose(dose, task=""):
     return {
         "dose": dose.name,
         "task": reference[0].settings["task"],
+        "model": reference[0].settings["model"],
         "steps": reference[0].settings["steps"],
         "ceiling": dose.ceiling,
         "calls": fmean(mean_over_training(run, "nfe_mean") for run in all_runs),
@@ -237,8 +249,8 @@ def print_dose(summary):
                 compare.in_words(row["area"]),
                 compare.in_words(row["greedy"]),
                 compare.in_words(row["nfe"], scale=1, digits=2),
-                compare.in_words(row["kl"], scale=1, digits=2),
-                compare.in_words(row["ess"], scale=1, digits=2),
+                compare.in_words(row["kl"], scale=1, digits=2) if row["kl"] else "",
+                compare.in_words(row["ess"], scale=1, digits=2) if row["ess"] else "",
                 steps,
             ]
         )
@@ -297,6 +309,9 @@ STYLES = {
 }
 
 
+LABEL_ROWS = 5  # the names of doses stand in so many rows, since neighbours may be close
+
+
 def plot(summaries, path, title):
     """dose.png: learning curves at the largest dose, and the differences at all doses."""
     summaries = sorted(summaries, key=lambda summary: summary["calls"])
@@ -350,18 +365,19 @@ def draw_curves(axis, summary):
 def draw_differences(axis, summaries, x):
     """Each row's learning curve's area above mean-field's, against a figure of the dose.
 
-    A line joins the doses of one task.
+    A line joins the doses of one task and model.
     """
     axis.axhline(0, color=ORANGE, linestyle="--", linewidth=1.5)
     in_order = sorted(summaries, key=lambda summary: summary[x])
     width = in_order[-1][x] - in_order[0][x] or 1
-    tasks = dict.fromkeys(summary["task"] for summary in in_order)
+    kinds = dict.fromkeys((summary["task"], summary["model"]) for summary in in_order)
     for i, (name, style) in enumerate(STYLES.items()):
-        for task in tasks:
+        for kind in kinds:
             points = [
                 (summary[x], summary["rows"][name]["minus_reference"]["area"])
                 for summary in in_order
-                if summary["task"] == task and summary["rows"].get(name, {}).get("minus_reference")
+                if (summary["task"], summary["model"]) == kind
+                and summary["rows"].get(name, {}).get("minus_reference")
             ]
             if not points:
                 continue
@@ -378,14 +394,14 @@ def draw_differences(axis, summaries, x):
     for i, summary in enumerate(in_order):
         axis.annotate(
             summary["dose"],
-            (summary[x], (0.98, 0.92, 0.86)[i % 3]),
+            (summary[x], 0.98 - 0.055 * (i % LABEL_ROWS)),
             xycoords=("data", "axes fraction"),
             fontsize=8,
             ha="center",
             va="top",
         )
     low, high = axis.get_ylim()
-    axis.set_ylim(low, high + 0.25 * (high - low))  # room for the names of the doses
+    axis.set_ylim(low, high + 0.4 * (high - low))  # room for the names of the doses
     axis.margins(x=0.12)
     axis.grid(alpha=0.3)
 
@@ -409,7 +425,7 @@ def dose(paths, out, task=""):
     plot(
         summaries,
         folder / "dose.png",
-        title="The estimators differ as far as decoding is sequential",
+        title="The likelihood matters where mean-field is far from the policy",
     )
     print("written:", folder / "dose.json", folder / "dose.png")
 

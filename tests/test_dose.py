@@ -19,7 +19,7 @@ TASK = TASKS["chain"].compact
 CLUSTERS = len({TASK.key(problem) for problem in TASK.problems("test", N, 0)})
 
 
-def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
+def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0, ess=0.8):
     """A run that solves curve(step), from 1, in training, and about `solved_share` at its end."""
     folder.mkdir(parents=True)
     config = replace(
@@ -59,7 +59,7 @@ def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0):
             "step": step,
             "solved_mean": curve(step),
             "surrogate_kl": kl_before if step == 1 else 0.5,
-            "ess_fraction": 0.8,
+            "ess_fraction": ess,
             "nfe_mean": calls,
             "denoiser_rows": 100,
             "reward_mean": curve(step),
@@ -120,6 +120,16 @@ def test_curves_ends_and_differences_are_those_worked_by_hand(paths, tmp_path, c
     assert "two-stage-w minus mean-field, 3 pairs: sampled +47.0 ± 2.5 above" in out
     assert "two-stage-w minus two-stage, 3 pairs: sampled +1.0 ± 2.5 undecided" in out
     assert (tmp_path / "out" / "dose.png").stat().st_size > 20_000
+
+
+def test_a_metric_that_a_run_did_not_log_is_left_out(paths, tmp_path, capsys):
+    """d1's settings mask prompts and have no weights, so there is none to show."""
+    d1 = write_run(tmp_path / "blocks-1" / "d1-0", 0, lambda step: 0.1, 0.5, ess=None)
+    assert dose.main([*paths, d1, "--out", str(tmp_path / "out")]) == 0
+    [summary] = json.loads((tmp_path / "out" / "dose.json").read_text())
+    assert summary["rows"]["d1"]["ess"] is None
+    assert summary["rows"]["d1"]["kl"]["mean"] == pytest.approx(0.5)
+    assert "d1 minus mean-field, 1 pairs" in capsys.readouterr().out
 
 
 def test_the_first_five_steps_that_solve_a_share_are_found(paths):
