@@ -26,7 +26,13 @@ from statistics import fmean
 from textwrap import fill
 from types import SimpleNamespace
 
-from evaluation.flags import DECODING_FROM_RUN, DEFAULTS, FROM_RUN, parse_flags
+from evaluation.flags import (
+    DECODING_FROM_RUN,
+    DEFAULTS,
+    FROM_RUN,
+    completions_file,
+    parse_flags,
+)
 from models import terminal
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
@@ -435,11 +441,6 @@ def measure(options, name, rows):
                 row["aup"] = score
 
 
-def completions_file(json_file):
-    """Where the completions behind the rows of --json go."""
-    return Path(f"{json_file.removesuffix('.jsonl')}.completions.jsonl")
-
-
 def pass_rates(solved_each, samples):
     """pass@k for each k up to the number of samples of a problem, from a row's "solved_each"."""
     right = [solved_each[i : i + samples].count("1") for i in range(0, len(solved_each), samples)]
@@ -562,8 +563,6 @@ def run(flags):
     if len(set(names)) < len(names):  # of runs in different folders
         names = paths
     rows = []
-    if first.json:
-        completions_file(first.json).unlink(missing_ok=True)
     try:
         for options, name in zip(all_options, names, strict=True):
             measure(options, name, rows)

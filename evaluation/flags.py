@@ -220,7 +220,7 @@ def parse_flags(arguments=None):
         "--json",
         metavar="FILE",
         help="also write the rows to this file, as JSON lines, each once it is measured; and "
-        "beside it, in FILE.completions.jsonl, every completion once its batch is done",
+        "beside it, in a new FILE.completions.jsonl, every completion once its batch is done",
     )
     output.add_argument(
         "--completions",
@@ -255,6 +255,15 @@ def find_problem(flags):
             return f"--json {flags['json']}: there is no folder {file.parent}"
         if not os.access(file if file.exists() else file.parent, os.W_OK):
             return f"--json {flags['json']}: it cannot be written"
+        for name in ("data", "completions"):
+            if flags.get(name) and file.exists() and file.samefile(flags[name]):
+                return f"--json {flags['json']} would replace the file of --{name}"
+        completions = completions_file(flags["json"])
+        if "completions" not in flags and completions.exists():
+            return (
+                f"--json {flags['json']}: its completions would go to {completions}, which is "
+                "there already: move it away, or give another --json"
+            )
         if "trace" in flags:
             return "--trace writes trace.html: leave out --json"
     adapter = flags.get("adapter")
@@ -280,6 +289,11 @@ def find_problem(flags):
         if rule == "top_k" and level != int(level):
             return f"--decoder top_k takes a whole --level, not {level:g}"
     return None
+
+
+def completions_file(json_file):
+    """Where the completions behind the rows of --json go."""
+    return Path(f"{json_file.removesuffix('.jsonl')}.completions.jsonl")
 
 
 def is_hub_name(path):

@@ -112,6 +112,7 @@ def measured(tmp_path):
 
     def run(folder, flags):
         path = tmp_path / "rows.jsonl"
+        (tmp_path / "rows.completions.jsonl").unlink(missing_ok=True)  # of a call before this one
         assert evaluate.main([str(folder), *flags.split(), "--json", str(path)]) == 0
         return read_rows(path)
 
@@ -351,6 +352,35 @@ def test_what_was_measured_before_an_interruption_is_kept(run_dir, tmp_path, cap
     assert [completion["problem"] for completion in completions] == problems + problems[:2]
     nfe = [completion["nfe"] for completion in completions]
     assert sum(nfe[:5]) / 5 == row["nfe"]
+
+
+def test_completions_that_are_there_already_are_neither_removed_nor_added_to(
+    run_dir, tmp_path, capsys
+):
+    written = tmp_path / "rows.completions.jsonl"
+    written.write_text("of another evaluation")
+    flags = ["--problems", "2", "--json", str(tmp_path / "rows.jsonl")]
+    with pytest.raises(SystemExit) as exit:
+        evaluate.main([str(run_dir), *flags])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert f"would go to {written}, which is there already: move it away" in error
+    assert error.count("\n") == 1
+    assert written.read_text() == "of another evaluation"
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["data", "completions"])
+def test_rows_do_not_replace_the_file_that_is_read(run_dir, tmp_path, capsys, name):
+    file = tmp_path / "rows.jsonl"
+    row = {"task": "countdown", "problem": {"numbers": [3, 4, 5], "target": 35}, "text": ""}
+    file.write_text(json.dumps(row))
+    (tmp_path / "link.jsonl").symlink_to(file)
+    run = [str(run_dir)] if name == "data" else []
+    with pytest.raises(SystemExit):
+        evaluate.main([*run, f"--{name}", str(file), "--json", str(tmp_path / "link.jsonl")])
+    assert f"would replace the file of --{name}" in capsys.readouterr().err
+    assert json.loads(file.read_text()) == row
 
 
 @pytest.mark.parametrize("task", ["countdown", "countdown,sudoku"])
