@@ -8,6 +8,7 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 
+from models.beside import beside
 from models.checkpoints import (
     adapter_base,
     find_checkpoint,
@@ -36,11 +37,8 @@ def merge(name_or_path, folder, adapter=None):
     if not reads_compact_prompts(name_or_path):
         dtype = DTYPES[stored_dtype(model_folder(base or name_or_path))]
     policy = load_policy(name_or_path, dtype=dtype, adapter=adapter)
-    # A folder appears whole or not at all.
-    unfinished = Path(folder).with_name(f"{Path(folder).name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    export_model(policy.denoiser, policy.tokenizer, unfinished)
-    unfinished.rename(folder)
+    with beside(folder) as unfinished:
+        export_model(policy.denoiser, policy.tokenizer, unfinished)
 
 
 def stored_dtype(folder):

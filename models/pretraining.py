@@ -28,12 +28,12 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
+from models.beside import beside
 from models.families import one_line
 from models.permissions import apply_umask
 from models.tiny import DEVICE, tiny_denoiser, tiny_tokenizer
@@ -254,12 +254,15 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
                 seconds = seconds_before + time.perf_counter() - began
                 recent = losses[-save_every:]
                 bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}")
-                with beside(state_file) as temporary:
+                with (
+                    one_line(f"{state_file} cannot be written"),
+                    beside(state_file) as temporary,
+                ):
                     torch.save(training.state() | {"about": about, "seconds": seconds}, temporary)
             if stopped:
                 raise KeyboardInterrupt
 
-    with beside(out) as folder:  # renamed once it is complete
+    with one_line(f"{out} cannot be written"), beside(out) as folder:
         training.denoiser.to(torch.bfloat16).save_pretrained(folder)  # half the size
         training.tokenizer.save_pretrained(folder)
         apply_umask(folder)
@@ -270,18 +273,6 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
         }
         (folder / "made.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     state_file.unlink()
-
-
-@contextmanager
-def beside(path):
-    """Yields a path to write to, in a private folder beside `path`, which it then replaces."""
-    with (
-        one_line(f"{path} cannot be written"),
-        tempfile.TemporaryDirectory(prefix=".make_base-", dir=path.parent) as private,
-    ):
-        temporary = Path(private) / path.name
-        yield temporary
-        temporary.replace(path)
 
 
 @contextmanager

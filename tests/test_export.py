@@ -11,7 +11,7 @@ import torch
 from checkpoints import FAMILIES, drop_field, ids_and_mask, random_adapter, write_checkpoint
 from safetensors.torch import load_file, save_file
 
-from models import merge
+from models import export, merge
 from models.export import export_model, stored_dtype
 from models.loading import load_denoiser
 from models.lora import save_adapter
@@ -137,7 +137,28 @@ def test_an_adapter_is_merged_into_its_bases_own_layout_and_dtype(tmp_path, name
     assert error < 0.1 * expected.abs().max()  # bfloat16 has three digits
     bare = load_denoiser(str(source))[0](input_ids=ids).logits
     assert (bare - expected).abs().max() > 5 * error
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged", "source"}
+
+
+def test_a_merge_removes_nothing_that_lies_beside_its_folder(tmp_path, monkeypatch):
+    """Earlier versions took merged.unfinished for their own, and removed it."""
+    write_checkpoint(tmp_path / "source", "llada")
+    save_adapter(random_adapter(load_denoiser(str(tmp_path / "source"))[0]), tmp_path / "adapter")
+    unfinished = tmp_path / "merged.unfinished"
+    unfinished.mkdir()
+    (unfinished / "essay.txt").write_text("the user's")
+    merge.main([str(tmp_path / "adapter"), str(tmp_path / "merged")])
+    assert (unfinished / "essay.txt").read_text() == "the user's"
+    assert (tmp_path / "merged" / "config.json").is_file()
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export, "export_model", fail)
+    with pytest.raises(SystemExit):
+        merge.main([str(tmp_path / "adapter"), str(tmp_path / "again")])
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"adapter", "merged", "merged.unfinished", "source"}
 
 
 def test_what_cannot_be_merged_is_told_in_a_line(tmp_path, capsys):
