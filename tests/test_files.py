@@ -191,7 +191,7 @@ def test_a_folder_that_another_process_holds_is_refused_and_a_kill_frees_it(tmp_
         pytest.raises(BlockingIOError),  # anybody else who tries
     ):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert not folder.exists()  # nothing was written
+    assert [file.name for file in folder.iterdir()] == [".lock"]  # it was there before, as found
 
 
 def test_a_lock_that_was_removed_meanwhile_is_taken_anew_so_that_two_never_hold_one(

@@ -59,6 +59,28 @@ def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, capsys):
     assert "is in use, by diary.txt: give a new --run_dir" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["environment.txt", "inputs.json"])
+def test_a_file_that_only_has_the_name_of_a_runs_is_not_replaced(tmp_path, capsys, name):
+    """Earlier versions took both names for what a killed run had left."""
+    (tmp_path / name).write_text("numpy==2.4.6")
+    assert start(tmp_path, "--steps", "1") == 2
+    assert f"is in use, by {name}: give a new --run_dir" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "numpy==2.4.6"
+
+
+def test_a_run_that_is_refused_removes_neither_a_folder_nor_a_lock_that_was_there(tmp_path):
+    """The lock may be another program's, and the folder made for something else."""
+    (tmp_path / "empty").mkdir()
+    assert start(tmp_path / "empty", "--task", "nonsense") == 2
+    assert not any((tmp_path / "empty").iterdir())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / ".lock").write_text("of another program")
+    (other / "data").write_text("")
+    assert start(other, "--steps", "1") == 2
+    assert (other / ".lock").read_text() == "of another program"
+
+
 def test_a_kill_before_the_first_step_leaves_a_folder_that_can_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
     for name in (".lock", "environment.txt", "inputs.json", ".diffpo-x"):

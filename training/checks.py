@@ -120,11 +120,20 @@ def is_trained_measured(run_dir):
     )
 
 
+def is_environment(file):
+    """Whether a file is an environment.txt that a run wrote, or an empty one that a kill left."""
+    if not file.is_file():
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return not text or text.startswith("python ")
+
+
 def check_unused(run_dir):
     """Raises ValueError if a folder holds a run, or anything else, and says which."""
-    from_a_kill_before_the_first_step = {".lock", "environment.txt", inputs.INPUTS}
     names = {file.name for file in run_dir.iterdir() if not file.name.startswith(files.PRIVATE)}
-    names -= from_a_kill_before_the_first_step
+    names.discard(".lock")
+    if is_environment(run_dir / "environment.txt"):  # of a run that was killed before its config
+        names -= {"environment.txt", inputs.INPUTS}
     if not names:
         return
     if not (run_dir / "config.json").is_file():

@@ -15,7 +15,14 @@ import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from models.checkpoints import CHECKSUMS, NOT_CHECKED, checksum, has_type, verify_checksums
+from models.checkpoints import (
+    CHECKSUMS,
+    NOT_CHECKED,
+    checksum,
+    has_type,
+    is_run,
+    verify_checksums,
+)
 from models.families import one_line
 from training import distributed
 
@@ -210,9 +217,11 @@ def run_lock(folder):
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: a run needs a folder")
+    is_new_folder = not folder.exists()
     while True:
         with one_line(f"{folder} cannot be made"):
             folder.mkdir(parents=True, exist_ok=True)
+        is_new_lock = not (folder / ".lock").exists()
         handle = open(folder / ".lock", "a")  # noqa: SIM115
         try:
             import fcntl
@@ -231,9 +240,10 @@ def run_lock(folder):
         yield
     finally:
         del held_locks[folder]
-        if is_same_file(handle, folder / ".lock"):
+        # A .lock that was there may be a killed run's, or another program's in its own folder.
+        if is_same_file(handle, folder / ".lock") and (is_new_lock or is_run(folder)):
             (folder / ".lock").unlink()
-            if not any(folder.iterdir()):  # the run was refused before it wrote anything
+            if is_new_folder and not any(folder.iterdir()):  # the run was refused before it wrote
                 folder.rmdir()
         handle.close()
 
