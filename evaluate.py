@@ -44,6 +44,7 @@ import torch
 from evaluation import traces
 from evaluation.completions import append_completions, completions_table, score_file
 from evaluation.metrics import area, aup, cluster_interval, pass_at_k
+from evaluation.outputs import verify_replaceable
 from evaluation.progress import Progress
 from evaluation.tables import (
     AUP_EXPLAINED,
@@ -465,6 +466,7 @@ def show_traces(options):
     """--trace: the first completions, printed, as a page and as an animation."""
     from evaluation import trace_page  # matplotlib and pillow take a while to import
 
+    trace_page.verify_folder(options.folder)
     policy, task, problems, lengths = load(options)
     decoder = decoders_for(options, lengths[0], policy.threshold_head is not None)[0]
     lengths = [mixture.completion_length(task, problem, lengths[0]) for problem in problems]
@@ -558,6 +560,12 @@ def run(flags):
         for options in all_options:
             show_traces(options)
         return
+    if first.frontier:
+        verify_replaceable(
+            first.folder / "frontiers.jsonl",
+            pictures=[first.folder / "frontiers.png"],
+            content='"tokens_per_call"',
+        )
 
     names = [options.path.name for options in all_options]
     if len(set(names)) < len(names):  # of runs in different folders

@@ -8,8 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 
+from evaluation.outputs import verify_replaceable
 from evaluation.plots import draw_token, no_missing_glyphs, plot_two_stages, shade
 from evaluation.tables import shorten
+
+PAGE = "trace.html"
+ANIMATION = "trace.gif"
+STAGES = "two_stages.png"
+HEADING = "Two stages: what training scores"  # that every page has
+
+
+def verify_folder(folder):
+    """Raises ValueError if a folder holds other people's files of the names that `write` writes."""
+    pictures = [folder / ANIMATION, folder / STAGES]
+    verify_replaceable(folder / PAGE, pictures, content=HEADING)
 
 
 def write(traces, stages, folder, title):
@@ -17,9 +29,9 @@ def write(traces, stages, folder, title):
 
     traces: list of traces.Trace; the first three are animated. stages: traces.TwoStages.
     """
-    page_path = folder / "trace.html"
-    animation_path = folder / "trace.gif"
-    stages_path = folder / "two_stages.png"
+    page_path = folder / PAGE
+    animation_path = folder / ANIMATION
+    stages_path = folder / STAGES
     animate(traces[:3], animation_path)
     plot_two_stages(stages, stages_path)
     image = b64encode(stages_path.read_bytes()).decode()
@@ -102,7 +114,7 @@ is what the rule read there: for the entropy-bounded rule (&gamma;) the entropy 
 the best token's probability. With &gamma;, the masks are sorted by entropy, lowest first. Each is
 taken while the entropies before it sum to at most &gamma;.</p>
 {"".join(section(trace) for trace in traces)}
-<h2>Two stages: what training scores</h2>
+<h2>{HEADING}</h2>
 <p>Training scores a token from the last kept state before it, not from the one that it was drawn
 from. The importance weight corrects for that.</p>
 <img alt="{alternative_text}" src="data:image/png;base64,{image}">

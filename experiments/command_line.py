@@ -10,6 +10,7 @@ from pathlib import Path
 
 from config import MAX_SEED, at_least
 from evaluation.flags import is_hub_name
+from evaluation.outputs import verify_replaceable
 
 
 def existing_folder(path):
@@ -19,11 +20,30 @@ def existing_folder(path):
     return path
 
 
-def folder_to_write(path):
-    """An argparse type: the path of a folder, which is made if it does not exist."""
-    if Path(path).exists() and not Path(path).is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a file")
-    return path
+def add_out_flag(parser, name, content):
+    """Adds --out, the folder of NAME.json and NAME.png, which is made if it does not exist.
+
+    content: a text that every NAME.json of the program has. Files of these names that are somebody
+    else's are not replaced, and a program that runs for hours says so before it begins.
+    """
+
+    def results_folder(path):
+        folder = Path(path)
+        if folder.exists() and not folder.is_dir():
+            raise argparse.ArgumentTypeError(f"{path} is a file")
+        try:
+            verify_replaceable(folder / f"{name}.json", [folder / f"{name}.png"], content)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return path
+
+    parser.add_argument(
+        "--out",
+        type=results_folder,
+        default=f"runs/{name}",
+        metavar="DIR",
+        help=f"where {name}.json and {name}.png go [%(default)s]",
+    )
 
 
 def run_or_model(path):
@@ -89,13 +109,7 @@ def add_state_flags(parser, name):
         metavar="INT",
         help="the seed of problems and rollouts [0]",
     )
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default=f"runs/{name}",
-        metavar="DIR",
-        help=f"where {name}.json and {name}.png go [%(default)s]",
-    )
+    add_out_flag(parser, name, content='"state"')
 
 
 def exit_status(program, run):

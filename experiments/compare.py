@@ -23,10 +23,10 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import (
+    add_out_flag,
     add_task_file_flag,
     existing_folder,
     exit_status,
-    folder_to_write,
 )
 from models import terminal
 
@@ -59,13 +59,7 @@ examples:
         help="the picture's title: what it shows, in a sentence [the task's name]",
     )
     add_task_file_flag(parser)
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default="runs/compare",
-        metavar="DIR",
-        help="where compare.json and compare.png go [%(default)s]",
-    )
+    add_out_flag(parser, "compare", content='"largest_nfe"')
     return parser.parse_args(arguments)
 
 

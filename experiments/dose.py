@@ -20,7 +20,12 @@ import sys
 from pathlib import Path
 
 from config import FlagParser
-from experiments.command_line import add_task_file_flag, existing_folder, exit_status
+from experiments.command_line import (
+    add_out_flag,
+    add_task_file_flag,
+    existing_folder,
+    exit_status,
+)
 
 
 def parse_flags(arguments=None):
@@ -46,12 +51,7 @@ example:
         help="the folders of finished runs",
     )
     add_task_file_flag(parser)
-    parser.add_argument(
-        "--out",
-        default="runs/dose",
-        metavar="DIR",
-        help="where dose.json and dose.png go [%(default)s]",
-    )
+    add_out_flag(parser, "dose", content='"weights_on_two_stages"')
     return parser.parse_args(arguments)
 
 

@@ -25,10 +25,10 @@ from pathlib import Path
 
 from config import FlagParser
 from experiments.command_line import (
+    add_out_flag,
     add_task_file_flag,
     existing_folder,
     exit_status,
-    folder_to_write,
 )
 from models import terminal
 
@@ -53,13 +53,7 @@ several runs also the mean.""",
         help="the folder of a run that trained its threshold head",
     )
     add_task_file_flag(parser)
-    parser.add_argument(
-        "--out",
-        type=folder_to_write,
-        default="runs/thresholds",
-        metavar="DIR",
-        help="where thresholds.json and, of the first run, thresholds.png go [%(default)s]",
-    )
+    add_out_flag(parser, "thresholds", content='"reward_gains"')
     return parser.parse_args(arguments)
 
 

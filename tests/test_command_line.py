@@ -91,6 +91,22 @@ def test_a_folder_that_does_not_exist_is_named_without_torch(name, run_program):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["compare", "dose", "gradients", "surrogate", "thresholds"])
+def test_results_of_somebody_else_are_not_replaced(name, run_program, tmp_path):
+    """Each program's files have its own name, and `--out .` is soon typed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for suffix in ("json", "png"):
+        file = out / f"{name}.{suffix}"
+        file.write_text("somebody else's")
+        done = run_program(name, "bases/tiny", "--out", str(out))
+        assert done.returncode == 2 and not done.stdout
+        assert f"{file} is there already, and was not written by this program" in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert file.read_text() == "somebody else's"
+        file.unlink()
+
+
 @pytest.mark.parametrize("program", [gradients, surrogate])
 def test_bad_input_gets_one_line(program, tmp_path, capsys):
     old = tmp_path / "old"

@@ -14,6 +14,7 @@ import evaluate
 from config import Config
 from diffusion_policy import DiffusionPolicy
 from evaluation import metrics, progress, tables
+from evaluation.trace_page import verify_folder
 from models import loading, lora
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder, ThresholdHead
@@ -383,6 +384,24 @@ def test_rows_do_not_replace_the_file_that_is_read(run_dir, tmp_path, capsys, na
     assert json.loads(file.read_text()) == row
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"), [("--trace 1", "trace.gif"), ("--frontier", "frontiers.png")]
+)
+def test_pictures_of_somebody_else_in_the_current_folder_are_not_replaced(
+    tmp_path, monkeypatch, capsys, flags, name
+):
+    """What is written of a base goes there; of a run it goes into the run's own folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("somebody else's")
+    command = f"tiny --task countdown --problems 2 {flags}"
+    assert evaluate.main(command.split()) == 2
+    assert (
+        f"{name} is there already, and was not written by this program" in capsys.readouterr().err
+    )
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "somebody else's"
+
+
 @pytest.mark.parametrize("task", ["countdown", "countdown,sudoku"])
 def test_saved_completions_are_scored_as_they_were_measured(
     policy, tmp_path, measured, capsys, monkeypatch, task
@@ -635,6 +654,7 @@ def test_traces_are_printed_and_drawn_into_the_runs_folder(run_dir, capsys, monk
     # No run: into the current folder.
     assert evaluate.main([str(run_dir / "checkpoint"), *flags.split()]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == files
+    verify_folder(tmp_path)  # its own pictures may be replaced
     assert "10 tokens in 1 call, " in capsys.readouterr().out
 
 
@@ -665,6 +685,7 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
         save_checkpoint(tmp_path / name, policy, [], 1)
     flags = ["--frontier", "--problems", "6"]
     assert evaluate.main([str(run_dir), str(tmp_path / "other"), *flags]) == 0
+    assert '"tokens_per_call"' in (run_dir / "frontiers.jsonl").read_text()  # known as its own
     rows = read_rows(run_dir / "frontiers.jsonl")
     levels = [("eb", 0.1), ("eb", 3), ("top_k", 1), ("top_k", 5), ("eb", "learned")]
     measured = [(row["name"], row["decoder"], row["level"]) for row in rows]

@@ -216,6 +216,7 @@ def test_what_is_reported_of_a_run_of_two_tasks_is_what_evaluate_measures(
         rows.append(evaluate(policy, task, problems, decoder, length=19))
     path = make_run(task="countdown,sudoku", max_completion_length=19, eval_split="validation")
     assert thresholds.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    thresholds.parse_flags([str(path), "--out", str(tmp_path / "out")])  # it may replace its own
     [report] = json.loads((tmp_path / "out" / "thresholds.json").read_text())
     for point, row in zip(report["frontier"], rows, strict=True):
         assert point["level"] == row["level"]

@@ -1,0 +1,27 @@
+"""What a program may replace: what it wrote itself, and nothing else that has the same name.
+
+Only the standard library is imported here: folders are checked before torch is loaded.
+"""
+
+from pathlib import Path
+
+
+def verify_replaceable(record, pictures, content):
+    """Raises ValueError if one of the files to write is there already, and is somebody else's.
+
+    record    the path of the file to write that is text
+    pictures  the paths of those that go with it
+    content   a text that every record of this program has
+    """
+    record = Path(record)
+    for file in (record, *map(Path, pictures)):
+        if file.exists() and not has_content(record, content):
+            raise ValueError(
+                f"{file} is there already, and was not written by this program: move it away, or "
+                "write to another folder"
+            )
+
+
+def has_content(record, content):
+    """Whether a file is there and holds a text."""
+    return record.is_file() and content in record.read_text(encoding="utf-8", errors="replace")
