@@ -26,6 +26,7 @@ from experiments.command_line import (
     existing_folder,
     exit_status,
 )
+from models import terminal
 
 
 def parse_flags(arguments=None):
@@ -56,7 +57,7 @@ example:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")
+    terminal.prepare()
     parse_flags()
 
 from dataclasses import dataclass

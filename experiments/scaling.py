@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from config import FlagParser
 from experiments.command_line import exit_status
+from models import terminal
 
 
 @dataclass
@@ -52,6 +53,7 @@ def parse_flags(arguments=None):
 
 
 if __name__ == "__main__":
+    terminal.prepare()
     parse_flags()
 
 import math

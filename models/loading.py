@@ -6,7 +6,6 @@ that loads is the model that was trained.
 """
 
 import json
-import logging
 import warnings
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from models.families import FAMILIES, PLAIN, one_line, read_config, refusing
 from models.tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of an optional kernel
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
 transformers.logging.set_verbosity_error()  # its tables of missing weights: see load_denoiser
 

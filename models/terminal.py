@@ -4,9 +4,14 @@ None of that may stop a run. A program that is started calls `prepare` first, be
 imported. Only the standard library is imported here.
 """
 
+import logging
 import os
 import signal
 import sys
+
+# It is imported with peft, and warns of an optional kernel. Set here, since every program imports
+# this file before peft; a program's child processes do so too, but never call `prepare`.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class LastingStream:

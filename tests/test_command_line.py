@@ -1,5 +1,6 @@
 """The programs of experiments/: help without torch, one line for bad input, Ctrl-C."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,49 @@ def test_bad_input_gets_one_line(program, tmp_path, capsys):
         out, err = capsys.readouterr()
         assert message in err and err.count("\n") == 1, err
         assert err.startswith(f"{program.__name__}: ") and not out
+
+
+# peft imports bitsandbytes, which logs a warning where an optional kernel is missing.
+TALKATIVE_PEFT = """
+import logging
+logging.getLogger("bitsandbytes").warning("a kernel is missing")
+def __getattr__(name):
+    return None
+"""
+
+IMPORT_EACH = """
+import importlib, os, sys
+import evaluation.trace_page, models.families, models.tiny  # what is slow to import, once
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        for module in (name, "models.export", "models.lora"):  # some import these late
+            importlib.import_module(module)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+def test_no_library_prints_anything_where_a_program_imports_it(tmp_path):
+    (tmp_path / "peft.py").write_text(TALKATIVE_PEFT)
+    names = [f"experiments.{name}" for name in PROGRAMS]
+    names += ["train", "evaluate", "models.make_base", "models.merge", "training.memory"]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_EACH, *names],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_program_prepares_what_it_prints_to():
+    names = [f"experiments/{name}.py" for name in PROGRAMS]
+    names += ["train.py", "evaluate.py", "models/make_base.py", "models/merge.py"]
+    for name in names:
+        assert "    terminal.prepare()\n" in (ROOT / name).read_text(), name
 
 
 def test_ctrl_c_says_that_it_stopped(capsys):

@@ -67,6 +67,7 @@ def resume(*flags):
 
 def measure(*flags):
     """(exit status, rows) of evaluate.py on the run."""
+    Path("rows.completions.jsonl").unlink(missing_ok=True)  # of a call before this one
     status = evaluate.main(["run", "--level", "1", "--json", "rows.jsonl", *flags])
     rows = Path("rows.jsonl")
     return status, [
