@@ -15,6 +15,7 @@ from training.estimate import (
     CHUNK,
     count_parameters,
     describe_size,
+    describe_time,
     estimate_gib,
     least_step_seconds,
 )
@@ -88,6 +89,21 @@ def test_a_steps_least_time_counts_a_call_for_each_block_and_three_for_each_lear
     assert least_step_seconds(checkpointed, 0.5) == 0.5 * (rollout + 4 * 4 * canvases)
     sampler = replace(config, train_target="sampler", block_length=0)
     assert least_step_seconds(sampler, 0.5) == 0.5 * 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0314, "0.031 s"),
+        (9.4, "9.4 s"),
+        (59.4, "59 s"),
+        (90, "1.5 minutes"),
+        (3 * 3600 + 720, "3.2 hours"),
+        (36 * 3600, "1.5 days"),
+    ],
+)
+def test_a_time_is_told_in_the_unit_that_fits(seconds, text):
+    assert describe_time(seconds) == text
 
 
 # ---- the estimate --------------------------------------------------------------------------------

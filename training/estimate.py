@@ -54,6 +54,14 @@ def least_step_seconds(config, seconds_of_a_call, block_size=0):
     return seconds_of_a_call * (rows * blocks + calls_of_a_pass * passes)
 
 
+def describe_time(seconds):
+    """A time in the unit that fits: "0.31 s", "42 s", "7.5 minutes", "3.2 hours", "1.4 days"."""
+    for unit, size in (("days", 24 * 3600), ("hours", 3600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
+
+
 def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     """What each process takes, {part: GiB}. Of rollout and update "peak" has only the larger."""
     count = count_parameters(model_config)

@@ -18,7 +18,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import torch
@@ -205,7 +205,7 @@ def describe_step_time(config, policy, prompt):
     seconds /= distributed.world_size()
     return (
         f"on this CPU a call of one row takes {seconds_of_a_call:.2g} s, so each of the "
-        f"{config.steps} steps takes at least {timedelta(seconds=round(seconds))} hours"
+        f"{config.steps} steps takes at least {estimate.describe_time(seconds)}"
     )
 
 
