@@ -239,9 +239,14 @@ REFUSED = {
         "blockdiffusion",
         "efficientdlm",
         "llada2",
+        "stablediffcoder",
+    ),
+    # A Nemotron's dlm_paradigm is published as bidirectional and as autoregressive. Its generate()
+    # reads the prompt and finished blocks causally all the same.
+    "reads the tokens before a block causally, and is bidirectional at most within the block, "
+    "which no rollout or likelihood here does": (
         "nemotronlabsdiffusion",
         "sdlm",
-        "stablediffcoder",
     ),
     "has causal attention, which no rollout or likelihood here does": ("wedlm",),
     "could be a family here, but its published config.json was not at hand to read it by": (
