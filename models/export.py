@@ -1,12 +1,14 @@
-"""Writing a whole model for the other tools of its family."""
+"""Writing a whole model, or an adapter, for the other tools of its family."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from models.beside import beside
 from models.checkpoints import (
@@ -15,8 +17,9 @@ from models.checkpoints import (
     load_policy,
     reads_compact_prompts,
 )
+from models.families import FAMILIES, one_line, read_config
 from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
-from models.lora import attach_adapter
+from models.lora import PEFT_PREFIX, attach_adapter, read_lora_config
 from models.permissions import apply_umask
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -39,6 +42,49 @@ def merge(name_or_path, folder, adapter=None):
     policy = load_policy(name_or_path, dtype=dtype, adapter=adapter)
     with beside(folder) as unfinished:
         export_model(policy.denoiser, policy.tokenizer, unfinished)
+
+
+def export_adapter(name_or_path, folder, adapter=None):
+    """Writes an adapter to `folder` under the module names of its base's own modelling code.
+
+    On a base that its own code has loaded, peft finds the modules of this one. The arguments are
+    those of `merge`; the base's weights are not read. Raises ValueError, in one line.
+    """
+    base = adapter_base(find_checkpoint(name_or_path)) if adapter is None else name_or_path
+    if base is None:
+        raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
+    source = find_checkpoint(adapter or name_or_path)
+    if not source.is_dir():
+        source = model_folder(adapter)
+    _, family = read_config(model_folder(base), base)
+    renames = FAMILIES[family].weights if family in FAMILIES else {}
+    if not renames:
+        raise ValueError(f"{base} has the module names of transformers: its adapters fit as is")
+
+    with one_line(f"the adapter in {source} cannot be read"):
+        lora_config = read_lora_config(source, has_renames=True)
+        weights = {}
+        for key, weight in load_file(source / "adapter_model.safetensors").items():
+            name = _original_name(key.removeprefix(PEFT_PREFIX), renames)
+            weights[PEFT_PREFIX + name] = weight
+    # A pattern of whole names: LLaDA calls a layer's last matrix and the output layer ff_out alike.
+    modules = {key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in weights}
+    patterns = {re.sub(r"\d+", r"\\d+", re.escape(module)) for module in modules}
+    lora_config.target_modules = "|".join(sorted(patterns))
+    lora_config.base_model_name_or_path = str(base)
+    lora_config.auto_mapping = None  # it names the class of transformers
+    with beside(folder) as unfinished:
+        lora_config.save_pretrained(unfinished)
+        save_file(weights, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
+        apply_umask(unfinished)
+
+
+def _original_name(name, renames):
+    """A weight's name in the files of its base, from its name in the denoiser."""
+    for pattern, ours in renames.items():
+        theirs = pattern.removeprefix("^").replace(r"\.", ".").replace(r"(\d+)", r"\1")
+        name = re.sub("^" + re.escape(ours).replace(r"\\1", r"(\d+)"), theirs, name)
+    return name
 
 
 def stored_dtype(folder):

@@ -69,7 +69,7 @@ def load_lora(denoiser, name_or_path, trainable=False):
     folder = model_folder(name_or_path)
     with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
         _say_if_of_another_base(folder, denoiser.source)
-        lora_config = _read_lora_config(folder, has_renames=bool(denoiser.renames))
+        lora_config = read_lora_config(folder, has_renames=bool(denoiser.renames))
         weights = {}
         for key, weight in load_file(folder / "adapter_model.safetensors").items():
             name = key.removeprefix(PEFT_PREFIX)
@@ -158,8 +158,9 @@ model = PeftModel.from_pretrained(denoiser, "FOLDER")
 
 FOLDER is the folder of this file. The weights have the module names of transformers' own classes.
 On modelling code that a checkpoint brings along, such as LLaDA's, peft finds no module of these
-names: it warns, and the model stays the bare base. For other tools, write the merged model, which
-has the base's own names and layout: `python -m models.merge {base} DIR --adapter FOLDER`.
+names: it warns, and the model stays the bare base. For such tools, write the merged model, which
+has the base's own names and layout: `python -m models.merge {base} DIR --adapter FOLDER`. With
+`--adapter_only` that writes this adapter, with the base's own module names, for peft on the base.
 """
 
 
@@ -185,7 +186,7 @@ def _model_card(lora_config):
     )
 
 
-def _read_lora_config(folder, has_renames):
+def read_lora_config(folder, has_renames):
     """An adapter's configuration. Raises ValueError for anything that would be passed over."""
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     known = {field.name for field in fields(LoraConfig)}

@@ -4,17 +4,29 @@ import json
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import FAMILIES, drop_field, ids_and_mask, random_adapter, write_checkpoint
+from checkpoints import (
+    FAMILIES,
+    HIDDEN,
+    LAYERS,
+    drop_field,
+    ids_and_mask,
+    random_adapter,
+    write_checkpoint,
+)
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from test_lora import MATRIX_SHAPES
 
 from models import export, merge
+from models.checkpoints import adapter_base
 from models.export import export_model, stored_dtype
 from models.loading import load_denoiser
-from models.lora import save_adapter
+from models.lora import load_lora, lora_layers, save_adapter
 from models.tiny import tiny_denoiser, tiny_tokenizer
 
 
@@ -159,6 +171,70 @@ def test_a_merge_removes_nothing_that_lies_beside_its_folder(tmp_path, monkeypat
         merge.main([str(tmp_path / "adapter"), str(tmp_path / "again")])
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"adapter", "merged", "merged.unfinished", "source"}
+
+
+class StandIn(torch.nn.Module):
+    """The modules of LLaDA's own modelling code, by their names there, without the arithmetic."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = []
+        for _ in range(LAYERS):
+            block = torch.nn.Module()
+            for name, (rows, columns) in MATRIX_SHAPES.items():
+                setattr(block, name, torch.nn.Linear(columns, rows, bias=False))
+            blocks.append(block)
+        self.model = torch.nn.Module()
+        self.model.transformer = torch.nn.Module()
+        self.model.transformer.blocks = torch.nn.ModuleList(blocks)
+        self.model.transformer.ff_out = torch.nn.Linear(HIDDEN, 10, bias=False)  # the output layer
+
+
+@pytest.mark.parametrize("names_base", [True, False])
+def test_an_adapter_alone_fits_the_modules_of_lladas_own_code(tmp_path, names_base):
+    write_checkpoint(tmp_path / "base", "llada")
+    model = random_adapter(load_denoiser(str(tmp_path / "base"))[0])
+    save_adapter(model, tmp_path / "adapter")
+    words = [tmp_path / "adapter", tmp_path / "out", "--adapter_only"]
+    if not names_base:
+        words = [tmp_path / "base", tmp_path / "out", "--adapter_only"]
+        words += ["--adapter", tmp_path / "adapter"]
+    assert not merge.main(list(map(str, words)))
+    assert adapter_base(tmp_path / "out") == str(tmp_path / "base")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # peft warns of weights that it misses or does not need
+        on_stand_in = PeftModel.from_pretrained(StandIn(), tmp_path / "out")
+    theirs = lora_layers(on_stand_in)
+    ours = lora_layers(model)
+    assert len(theirs) == len(ours) == 7 * LAYERS
+    our_names = {
+        "attn_out": "self_attn.o_proj",
+        "ff_proj": "mlp.gate_proj",
+        "up_proj": "mlp.up_proj",
+        "ff_out": "mlp.down_proj",
+    }
+    for layer in range(LAYERS):
+        for matrix in MATRIX_SHAPES:
+            name = f"base_model.model.model.transformer.blocks.{layer}.{matrix}"
+            our_name = our_names.get(matrix, f"self_attn.{matrix}")
+            own = ours[f"base_model.model.model.layers.{layer}.{our_name}"]
+            expected = own.get_delta_weight("default")
+            assert expected.abs().max() > 0.01
+            assert torch.equal(theirs[name].get_delta_weight("default"), expected)
+
+    # It can be read back.
+    loaded = load_lora(load_denoiser(str(tmp_path / "base"))[0], tmp_path / "out")
+    ids, _ = ids_and_mask()
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_an_adapter_of_a_base_with_transformers_own_names_is_left_as_it_is(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        merge.main(["tiny", str(tmp_path / "out"), "--adapter_only", "--adapter", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert "tiny has the module names of transformers: its adapters fit as is" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_merged_is_told_in_a_line(tmp_path, capsys):
