@@ -112,7 +112,7 @@ def both():
 
 
 def written():
-    """The longer task of written.py: three rates each, then three seeds."""
+    """The longer task of written.py: three rates, then three seeds."""
     task = "--task experiments/written.py:WrittenCountdown --model bases/written --block_length 8"
     short = "--seed 10 --steps 40 --eval_split validation --eval_problems 200 --frontier false"
     chosen_rates = {
@@ -218,7 +218,7 @@ def lengths():
 
 
 def block_causal():
-    """Chain by block-causal attention, in blocks of 2 and 3; make its bases first; three seeds."""
+    """Block-causal attention on chain; make its bases; three seeds."""
     # cp -r bases/chain bases/chain-causal-2, and "block_size": 2 into its config.json
     for seed in range(3):
         for size in (2, 3):
@@ -232,7 +232,7 @@ def block_causal():
 
 
 def gamma():
-    """Chain and countdown in one run, five seeds; make their base first."""
+    """Chain and countdown in one run; make their base; five seeds."""
     for seed in range(5):
         yield (
             f"runs/gamma/{seed}",
@@ -315,7 +315,7 @@ def make_run(folder, flags):
 
 def parse_flags(arguments=None):
     """The flags as a namespace. Bad ones end the program with code 2."""
-    descriptions = "\n".join(f"  {name:12}{part.__doc__}" for name, part in PARTS.items())
+    descriptions = "\n".join(f"  {name:13}{part.__doc__}" for name, part in PARTS.items())
     parser = FlagParser(
         prog="python -m experiments.grids",
         usage="%(prog)s PART ... [flags]",
