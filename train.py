@@ -407,66 +407,63 @@ def training_loop(config, task, run_dir, policy, interrupt):
 # ---- what surrounds it ---------------------------------------------------------------------------
 
 
-def measure(config, policy, task, problems, run_dir, name, step):
-    """Measure the policy on held-out problems, greedily, as "base" or as "trained".
+def measure_at(config, policy, task, problems, name, step, gammas):
+    """Measure a policy on held-out problems, greedily: a row of evaluate.evaluate for each gamma.
 
-    Writes what both wrote for the first problems (completions.json), a row for each gamma
-    (frontier.json), and the rows of the summary's table (eval.json).
+    name: "base" or "trained". gammas: in nats; None is each prompt's own.
     """
-    is_learned = name == "trained" and config.train_target != "policy"
-    gammas = [config.initial_threshold]
-    if is_learned:
-        gammas.insert(0, None)  # each prompt's own
-    if config.frontier:
-        gammas += GAMMAS
     batch_size = config.prompts_per_step * config.num_generations
     if policy.compact_prompts:
         batch_size = 256
-    decoders = [
-        Decoder(
-            rule="eb",
-            level=gamma,
-            block_length=config.block_length or None,
-            temperature=0.0,
-            cache=config.cache,
-            stop_at_eos=True,
-            sample_threshold=False,
-        )
-        for gamma in dict.fromkeys(gammas)
-    ]
     print(
         f"measuring the {name} model: {count_of(len(problems), 'held-out problem')}, "
-        f"{count_of(len(decoders), 'threshold')}",
+        f"{count_of(len(gammas), 'threshold')}",
         flush=True,
     )
     rows = []
-    progress = Progress(f"the {name} model", total=len(problems) * len(decoders))
+    progress = Progress(f"the {name} model", total=len(problems) * len(gammas))
 
     def on_batch(places, outcomes):
         if distributed.is_main_process():
             progress.add(len(places))
 
     with policy.remembering_states():  # many canvases come at several thresholds
-        for decoder in decoders:
+        for gamma in gammas:
             scores = evaluate(
                 policy,
                 task,
                 problems,
-                decoder,
+                greedy_decoder(config, gamma),
                 length=config.max_completion_length,
                 batch_size=batch_size * distributed.world_size(),
                 rollout=distributed.rollout,
                 on_batch=on_batch,
             )
             rows.append({"name": name, "step": step} | scores)
-            if name == "base" and len(rows) == 1:
-                print(describe_base(rows[0]), flush=True)
+    return rows
+
+
+def greedy_decoder(config, gamma):
+    """How held-out problems are completed; gamma None is each prompt's own."""
+    return Decoder(
+        rule="eb",
+        level=gamma,
+        block_length=config.block_length or None,
+        temperature=0.0,
+        cache=config.cache,
+        stop_at_eos=True,
+        sample_threshold=False,
+    )
+
+
+def complete_first(config, policy, task, problems, name, step, gamma):
+    """What a policy writes for the first three problems: rows of completions.json."""
     first = problems[:3]
     outcomes = generate(
         policy,
         task,
         first,
-        decoders[0],
+        greedy_decoder(config, gamma),
         length=config.max_completion_length,
         rollout=distributed.rollout,
     )
@@ -486,30 +483,93 @@ def measure(config, policy, task, problems, run_dir, name, step):
                 "solved": bool(task.solved(problem, text)),
             }
         )
+    return completions
+
+
+def write_results(run_dir, completions, frontier, table):
+    """Write what was measured so far; the main process does.
+
+    completions  what each model wrote for the first problems
+    frontier     a row for each model and gamma
+    table        the rows of the summary's table. Its file is written last: if it says that a model
+                 was measured, all of it is there.
+    """
+    if distributed.is_main_process():
+        files.write_json(run_dir / "completions.json", completions)
+        files.write_json(run_dir / "frontier.json", frontier)
+        files.write_json(run_dir / "eval.json", table)
+
+
+def measure_base(config, policy, task, problems, run_dir):
+    """Measure the base before the first step, at the starting gamma alone: training waits for it.
+
+    Its other gammas are measured at the end, by measure_trained.
+    """
+    base = run_folder.untrained_policy(config, policy, run_dir)
+    gamma = config.initial_threshold
+    rows = measure_at(config, base, task, problems, name="base", step=0, gammas=[gamma])
+    print(describe_base(rows[0]), flush=True)
+    completions = complete_first(config, base, task, problems, name="base", step=0, gamma=gamma)
+    write_results(run_dir, completions=completions, frontier=rows, table=rows)
+
+
+def measure_trained(config, policy, task, problems, run_dir):
+    """Measure the trained model and, for the frontier, the base at the gammas that it still lacks.
+
+    Each is on file once it is measured, so a run that is killed here goes on from there.
+    """
+
+    def rows_of_base(name):
+        if not distributed.is_main_process():
+            return []
+        return [row for row in read_results(run_dir, name) if row["name"] == "base"]
+
+    base_completions = rows_of_base("completions")
+    base_frontier = rows_of_base("frontier")
+    base_table = rows_of_base("eval")
+    starting_gamma = config.initial_threshold
+    other_gammas = []
+    if config.frontier:
+        other_gammas = [gamma for gamma in GAMMAS if gamma != starting_gamma]
+
+    if other_gammas and distributed.all_reduce_max(len(base_frontier)) == 1:
+        base = run_folder.untrained_policy(config, policy, run_dir)
+        base_frontier += measure_at(
+            config, base, task, problems, name="base", step=0, gammas=other_gammas
+        )
+        write_results(run_dir, base_completions, frontier=base_frontier, table=base_table)
+
+    gammas = [starting_gamma, *other_gammas]
+    is_learned = config.train_target != "policy"
+    if is_learned:
+        gammas.insert(0, None)  # each prompt's own
+    step = config.steps
+    rows = measure_at(config, policy, task, problems, name="trained", step=step, gammas=gammas)
+    completions = complete_first(
+        config, policy, task, problems, name="trained", step=step, gamma=gammas[0]
+    )
     table = rows[:1]
     if is_learned:
         table.append(rows[1] | {"name": "trained at the starting γ"})
-    if not distributed.is_main_process():
-        return
-    # eval.json is written last: if it says that a model was measured, all of it is there.
-    for file, new in (("completions", completions), ("frontier", rows), ("eval", table)):
-        old = read_results(run_dir, file) if name == "trained" else []
-        base_rows = [row for row in old if row["name"] == "base"]
-        files.write_json(run_dir / f"{file}.json", base_rows + new)
+    write_results(
+        run_dir,
+        completions=base_completions + completions,
+        frontier=base_frontier + rows,
+        table=base_table + table,
+    )
 
 
 def run(config, run_dir, resume, export):
     """Measure the base, train, measure the trained model, and print the results."""
     policy, task, problems = run_folder.prepare(config, run_dir, resume, export)
     if distributed.all_reduce_max(not has_results(run_dir)):
-        base = run_folder.untrained_policy(config, policy, run_dir)
-        measure(config, base, task, problems, run_dir, name="base", step=0)
+        measure_base(config, policy, task, problems, run_dir)
     with files.GracefulInterrupt() as interrupt:
         training_loop(config, task, run_dir, policy, interrupt)
     is_main = distributed.is_main_process()
     measured_step = read_results(run_dir, "eval")[-1]["step"] if is_main else 0
     if distributed.all_reduce_max(measured_step) != config.steps:
-        measure(config, policy, task, problems, run_dir, name="trained", step=config.steps)
+        measure_trained(config, policy, task, problems, run_dir)
     if not is_main:
         return
     print_summary(

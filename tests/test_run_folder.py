@@ -114,7 +114,7 @@ def test_a_place_that_cannot_be_exported_to_is_told_before_the_first_step(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("")
-    monkeypatch.setattr(train, "measure", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(train, "measure_base", lambda *_, **__: pytest.fail("it was measured"))
     assert start(tmp_path / "a", "--steps", "1", "--export", export) == 2
     message = capsys.readouterr().err
     assert "--export" in message and says in message and message.count("\n") == 1

@@ -264,20 +264,23 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
 
 def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, capsys):
     measured = []
+    kills = [3, 10]  # while the base's other gammas are measured, and while the trained model is
 
     def counted_evaluate(policy, task, problems, decoder, **options):
         measured.append(decoder.level)
-        if len(measured) == 8:  # killed while the trained model is measured
+        if len(measured) in kills:
             raise KeyboardInterrupt
         return evaluate(policy, task, problems, decoder, **options)
 
     monkeypatch.setattr(train, "evaluate", counted_evaluate)
-    gammas = [0.1, 0.01, 0.03, 0.3, 1.0]
+    others = [0.01, 0.03, 0.3, 1.0]
     code, folder = run("a", frontier=True)
-    assert code == 130 and measured == [*gammas, None, 0.1, 0.01]
+    assert code == 130 and measured == [0.1, *others[:2]]
+    assert len(read_json(folder / "frontier.json")) == 1
+    assert run("a", resume=True)[0] == 130 and measured[3:] == [*others, None, 0.1, 0.01]
     texts = {path: path.read_text() for path in folder.glob("*.json")}
     assert len(read_json(folder / "frontier.json")) == 5
-    assert run("a", resume=True)[0] == 0 and measured[8:] == [None, *gammas]
+    assert run("a", resume=True)[0] == 0 and measured[10:] == [None, 0.1, *others]
     rows = read_json(folder / "frontier.json")
     assert [(row["name"], row["step"]) for row in rows] == [("base", 0)] * 5 + [("trained", 2)] * 6
     for path, text in texts.items():  # what the base did is as it was
@@ -289,9 +292,42 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
     assert [row | {"name": ""} for row in table] == [rows[i] | {"name": ""} for i in (0, 5, 6)]
     capsys.readouterr()
     # It is finished: its results are printed again, and nothing is measured again.
-    assert run("a", resume=True)[0] == 0 and len(measured) == 14
+    assert run("a", resume=True)[0] == 0 and len(measured) == 16
     assert "Accuracy: " in capsys.readouterr().out
-    assert run("a", resume=True, steps=3)[0] == 0 and measured[14:] == [None, *gammas]
+    assert run("a", resume=True, steps=3)[0] == 0 and measured[16:] == [None, 0.1, *others]
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_step_1_waits_for_one_gamma_of_the_base_and_the_others_are_the_bases_too(
+    run, monkeypatch, lora_rank
+):
+    levels_before_step_1 = []
+    diffpo_step = train.diffpo_step
+
+    def looking_step(*arguments):
+        folder = arguments[0].run_dir
+        rows = read_json(f"{folder}/frontier.json")
+        levels_before_step_1.extend(row["level"] for row in rows)
+        return diffpo_step(*arguments)
+
+    monkeypatch.setattr(train, "diffpo_step", looking_step)
+    settings = {"frontier": True, "lora_rank": lora_rank, "learning_rate": 0.1, "steps": 1}
+    _, folder = run("a", eval_problems=24, **settings)
+    assert levels_before_step_1 == [0.1]
+    task = TASKS["countdown"].compact
+    problems = task.problems("test", 24, 0)
+    rows = read_json(folder / "frontier.json")
+    for policy, name in ((load_policy("tiny"), "base"), (load_policy(folder), "trained")):
+        for row in rows:
+            if row["name"] == name and row["level"] != "learned":
+                decoder = Decoder("eb", row["level"], None, 0.0, stop_at_eos=True)
+                expected = evaluate(policy, task, problems, decoder, length=10)
+                assert row["solved_each"] == expected["solved_each"]
+                assert row["nfe"] == expected["nfe"]
+    calls = {
+        name: [row["nfe"] for row in rows if row["name"] == name] for name in ("base", "trained")
+    }
+    assert len(calls["base"]) == 5 and not set(calls["base"]) & set(calls["trained"])
 
 
 def test_completions_are_the_base_models_and_the_trained_ones(run):
