@@ -38,7 +38,7 @@ FLAGS = [
     *("--eval_problems", "16"),
 ]
 LONG = [*FLAGS, "--steps", "12", "--save_every", "2"]
-SHORT = [*FLAGS, "--steps", "3", "--save_every", "1", "--frontier", "false"]
+SHORT = [*FLAGS, "--steps", "3", "--save_every", "1"]
 
 
 def arguments(folder, flags):
@@ -49,8 +49,8 @@ def arguments(folder, flags):
 
 
 def result(folder):
-    """What has to be equal: every step's metrics except times, and the trained model's scores."""
-    return metrics_of(folder), scores_of(folder)
+    """What has to be equal, but for times: every step's metrics, and both models' scores."""
+    return metrics_of(folder), scores_of(folder), scores_of(folder, "frontier.json")
 
 
 # ---- killed from outside -------------------------------------------------------------------------

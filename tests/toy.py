@@ -52,9 +52,9 @@ def metrics_of(run):
     ]
 
 
-def scores_of(run):
-    """The rows of a run's eval.json without times."""
-    rows = json.loads((run / "eval.json").read_text())
+def scores_of(run, file="eval.json"):
+    """The rows of a run's eval.json or frontier.json without times."""
+    rows = json.loads((run / file).read_text())
     return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
