@@ -141,22 +141,23 @@ def measure(path, task=""):
     decoders.append(learned)
     all_solved = []
     all_nfe = []
-    for decoder in decoders:
-        outcomes = evaluate.generate(
-            policy,
-            task,
-            problems,
-            decoder,
-            length=length,
-            batch_size=256 if policy.compact_prompts else options.batch_size,
-        )
-        all_solved.append(
-            [
-                float(task.solved(problem, text))
-                for problem, text in zip(problems, outcomes.texts, strict=True)
-            ]
-        )
-        all_nfe.append(outcomes.nfe.tolist())
+    with policy.remembering_states():  # many canvases come at several thresholds
+        for decoder in decoders:
+            outcomes = evaluate.generate(
+                policy,
+                task,
+                problems,
+                decoder,
+                length=length,
+                batch_size=256 if policy.compact_prompts else options.batch_size,
+            )
+            all_solved.append(
+                [
+                    float(task.solved(problem, text))
+                    for problem, text in zip(problems, outcomes.texts, strict=True)
+                ]
+            )
+            all_nfe.append(outcomes.nfe.tolist())
     is_mixture = isinstance(task, mixture.TaskMixture)
     key_of = getattr(task, "key", task.prompt)
     return Measurements(

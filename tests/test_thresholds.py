@@ -258,6 +258,19 @@ def test_gamma_is_the_heads_median_of_each_prompt(make_run, policy, lucky):
     assert np.ptp(measured.gamma) > 0.01
 
 
+def test_no_canvas_is_run_at_two_thresholds(make_run, lucky, monkeypatch):
+    canvases = []
+    hidden = DiffusionPolicy.hidden
+
+    def recorded(policy, ids, *arguments, **options):
+        canvases.extend(map(tuple, ids.tolist()))
+        return hidden(policy, ids, *arguments, **options)
+
+    monkeypatch.setattr(DiffusionPolicy, "hidden", recorded)
+    measured = thresholds.measure(make_run(task="countdown"))
+    assert 0 < len(canvases) == len(set(canvases)) < measured.nfe.sum()
+
+
 def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_reported():
     F = len(thresholds.FIXED_GAMMAS)
     measured = thresholds.Measurements(
