@@ -77,6 +77,9 @@ class Config:
         "block cache of keys and values; none is exact, and for a block-causal model all are",
         choices=("none", "prefix", "dual"),
     )
+    compile: bool = setting(
+        False, "compile calls with a filled block cache by torch.compile, for a GPU"
+    )
     initial_threshold: float = setting(
         0.1, "gamma_0 in nats: the entropy threshold that the learned one starts from"
     )
@@ -264,6 +267,7 @@ CHANGEABLE_ON_RESUME = (
     "device",
     "report_to",
     "cache",
+    "compile",
     "micro_batch_size",
     "gradient_checkpointing",
     "shard",

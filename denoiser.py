@@ -53,6 +53,7 @@ class DenoiserCalls:
         self.adapter = adapter
         self.rows_run = 0
         self.memory = None  # a StateMemory while states are remembered
+        self.compiled_decoder = None  # see compile_cached_calls
         config = getattr(denoiser, "config", None)
         # Tokens of a block of a block-causal denoiser; 0: each position sees all others.
         self.block_size = getattr(config, "block_size", None) or 0
@@ -86,8 +87,11 @@ class DenoiserCalls:
         head = self.denoiser.get_output_embeddings()
         is_half = head is not None and head.weight.dtype == torch.bfloat16
         adapter = nullcontext() if self.adapter else self.denoiser.disable_adapter()
+        decoder = self.denoiser.get_decoder()
+        if self.compiled_decoder is not None and cache is not None and cache.keys:
+            decoder = self.compiled_decoder
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=is_half), adapter:
-            output = self.denoiser.get_decoder()(
+            output = decoder(
                 input_ids=ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
@@ -134,6 +138,15 @@ class DenoiserCalls:
         before = column - 1 - noisy * is_behind_clean
         place = (before - column[:, :1]).clamp(min=0)  # among the columns that were run
         return hidden.gather(1, place.unsqueeze(-1).expand_as(hidden))
+
+    def compile_cached_calls(self):
+        """From now on, calls on a part of a canvas run by torch.compile. Not with split weights.
+
+        These calls are short: thousands of small kernels, whose launches take longer than the
+        kernels do. Compiled ones are fewer. The number of rows and positions is left open, because
+        rows finish one after another: padding them to one shape would run half of them for nothing.
+        """
+        self.compiled_decoder = torch.compile(self.denoiser.get_decoder(), dynamic=True)
 
     def casting_once(self):
         """A block that casts a float32 adapter that learns to bfloat16 once, not in each call.

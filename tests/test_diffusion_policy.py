@@ -3,6 +3,7 @@ denoiser call at a time. What makes rollouts fast must not show: without a cache
 those of a naive loop; with one the recorded log-probs are those of the stale states.
 """
 
+import functools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -562,6 +563,41 @@ def test_with_a_block_cache_nothing_is_remembered(cache):
             again = policy.rollout(ids, mask, 8, decoder)
             assert torch.equal(again.completion, expected.completion)
     assert policy.rows_run == 2 * 3 * 4
+
+
+def test_compiled_cached_calls_draw_the_same_tokens_from_few_graphs(monkeypatch):
+    graphs = []
+
+    def backend(graph, inputs):  # runs the traced operators as they are
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    policy = wide_policy(layers=1)
+    decoder = to_the_end("eb", 2.0, 4, cache="dual")
+    shapes = set()  # of calls with a filled cache: rows, positions, and whether there is a mask
+    run = policy.run
+
+    def noted_run(ids, attention_mask, position_ids, cache):
+        if cache.keys:
+            shapes.add((*ids.shape, attention_mask is not None))
+        return run(ids, attention_mask, position_ids, cache)
+
+    policy.run = noted_run
+    rollouts = []
+    for is_compiled in (False, True):
+        if is_compiled:
+            policy.compile_cached_calls()
+        for lengths in ((6,) * 9, (6, 6, 6, 6, 5, 5, 5)):  # without a mask of padding, and with one
+            ids, mask = random_prompts(*lengths)
+            rollouts.append(policy.rollout(ids, mask, 8, decoder, generator(3)))
+    for expected, compiled in zip(rollouts[:2], rollouts[2:], strict=True):
+        assert torch.equal(compiled.completion, expected.completion)
+        assert torch.equal(compiled.unmask_step, expected.unmask_step)
+        assert torch.equal(compiled.behaviour_logp, expected.behaviour_logp)
+    # Rows finish one after another, and hardly any new shape is a new graph.
+    assert 0 < len(graphs) <= 5 < len(shapes)
 
 
 def test_prompts_of_unlike_length_go_apart_and_come_back_in_order():

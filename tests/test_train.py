@@ -661,6 +661,25 @@ def test_what_a_block_cache_costs_is_logged(run):
         assert all(abs(row["cache_kl"]) > 1e-4 for row in rows[cache])
 
 
+def test_compiled_calls_are_those_with_a_filled_cache_and_change_no_metric(run, monkeypatch):
+    positions = set()
+
+    def compile_nothing(decoder, dynamic):
+        def noted(**inputs):
+            positions.add(inputs["input_ids"].shape[1])
+            return decoder(**inputs)
+
+        return noted
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    settings = {"cache": "dual", "block_length": 5, "task": "countdown"}
+    _, plain = run("plain", **settings)
+    assert not positions
+    _, compiled = run("compiled", compile=True, **settings)
+    assert positions == {5} and metrics_of(compiled) == metrics_of(plain)
+    assert run("plain", resume=True, steps=3, compile=True)[0] == 0
+
+
 def test_a_prefill_begins_every_completion(run):
     _, folder = run("a", prefill="<answer>( 3")
     samples = read_log(folder / "samples.jsonl")
@@ -754,6 +773,11 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
         ({"model": "."}, "config.json"),
         ({"cache": "dual"}, "block_length"),
         ({"cache": "half"}, "prefix"),
+        ({"compile": True}, "--cache other than none"),
+        (
+            {"compile": True, "cache": "dual", "block_length": 5, "dtype": "4bit", "lora_rank": 4},
+            "in 4 bits",
+        ),
         ({"dtype": "int8"}, "bfloat16"),
         ({"task": "gsm8k"}, "LLaDA"),
         ({"data": "no-such-file.jsonl"}, "no-such-file.jsonl"),

@@ -25,6 +25,11 @@ def check_settings(config, export):
     ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
     if config.eval_split == "all" and not config.data:
         raise ValueError("eval_split all is of a file: give --data FILE")
+    if config.compile and (config.cache == "none" or config.shard or config.dtype == "4bit"):
+        raise ValueError(
+            "--compile is for calls with a filled block cache, on weights neither split nor in 4 "
+            "bits: give a --cache other than none, or leave --compile out"
+        )
     check_processes(config, distributed.world_size(), export)
     if distributed.is_main_process():
         logging.import_tracker(config.report_to)

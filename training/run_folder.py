@@ -256,6 +256,8 @@ def load_run_policy(config, run_dir, device):
         print(lora.describe_lora(policy.denoiser), flush=True)
     if config.shard:
         distributed.shard_model(policy.denoiser, device)
+    if config.compile:
+        policy.compile_cached_calls()
     prepare_threshold_head(policy, config, device)
     return policy
 
