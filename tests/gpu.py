@@ -9,11 +9,16 @@
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
                 first step, seconds a step, peak memory beside training/estimate.py's
     stop        the same, stopped between its two steps: whether it goes on exactly
-    main job    python train.py --task countdown --model tiny: minutes, and the accuracy
+    split       its first step by two processes with split weights, by NCCL; with one GPU only the
+                tests' group of one process
+    main job    python train.py on the two small bases, countdown's and chain's: minutes, seconds to
+                the first step, and the accuracy
+    compiled    12 rows of LLaDA-8B's shape with an adapter and the dual cache, with and without
+                --compile: seconds of the first rollout, which compiles, and of the second
     benchmark   experiments/benchmark.py's rows
 
 Each part is a process of its own with a time limit, and is written to gpu.json, with device, commit
-and versions, as soon as it ends. Fifteen minutes in all. With 80 GB:
+and versions, as soon as it ends. Fifteen minutes in all, and compiling. With 80 GB:
 
     python tests/gpu.py --shape 8b --parts run "run 4bit"
                 LLaDA-8B's shape, layout and recipe, one step of 2 inner updates; its base in NF4,
@@ -58,6 +63,7 @@ from denoiser import BlockCache
 from diffusion_policy import DiffusionPolicy
 from experiments import benchmark
 from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
+from models import lora
 from models.checkpoints import load_policy
 from models.device import device_name
 from models.families import read_config
@@ -182,6 +188,7 @@ def write_checkpoint(folder, shape):
     file = folder / "config.json"
     config = json.loads(file.read_text())
     config |= {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"]}
+    config["is_causal"] = False  # bidirectional: its mdlm, not its bd3lm
     file.write_text(json.dumps(config, indent=2))
 
 
@@ -219,9 +226,13 @@ def precision(folder):
     }
 
 
-def train(*flags):
+def train(*flags, processes=1):
     """Run train.py. Returns its seconds, and each line it prints with the second it comes at."""
-    command = [sys.executable, "-u", str(ROOT / "train.py"), *map(str, flags)]
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc_per_node", str(processes)]
+    command = [sys.executable, "-u", *launcher, str(ROOT / "train.py"), *map(str, flags)]
     lines = []
     began = time.time()
     with (
@@ -234,7 +245,9 @@ def train(*flags):
             lines.append((time.time() - began, line.rstrip()))
         if process.wait():
             errors.seek(0)
-            raise RuntimeError(errors.read().strip().splitlines()[-1][:300])
+            lines = errors.read().strip().splitlines()
+            of_train = [line for line in lines if line.startswith("train.py: ")]  # not torchrun's
+            raise RuntimeError((of_train or lines)[-1][:300])
     return time.time() - began, lines
 
 
@@ -280,12 +293,49 @@ def stopped_run(flags, work):
     return {"metrics that differ": len(differing), "which": " ".join(sorted({*differing}))}
 
 
+def seconds_to_step_1(lines, rows):
+    """The second in which a run begins its first step, by its lines (`train`) and its metrics."""
+    end = next(second for second, line in lines if line.startswith("step 1/"))
+    return end - rows[0]["seconds_rollout"] - rows[0]["seconds_update"]
+
+
+def split_run(flags, work):
+    """The first step of random_run, by two processes that split the layers' weights.
+
+    In bfloat16 rows that are rolled out apart can draw other tokens: metrics are near, not equal.
+    """
+    gpus = torch.cuda.device_count()
+    if GPU and gpus < 2:
+        test = "test_split_weights_learn_as_whole_ones_do"
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "-k", test]
+        done = subprocess.run(
+            [*command, str(ROOT / "tests" / "test_gpu.py")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        lines = done.stdout.strip().splitlines()
+        return {
+            "two processes": "not run: there is one GPU",
+            "one process, by NCCL": "passed" if done.returncode == 0 else lines[-1][:300],
+        }
+    flags = [*flags, "--steps", 1, "--shard", "true", "--run_dir", work / "split"]
+    train(*flags, processes=2)
+    [split] = rows_of(work / "split")
+    whole = rows_of(work / "whole")[0]
+    names = ("reward_mean", "nfe_mean", "surrogate_kl", "seconds_rollout", "seconds_update")
+    results = {}
+    for name in (*names, "peak_memory_gib"):
+        results[f"{name}: two processes"] = split[name]
+        results[f"{name}: one"] = whole[name]
+    return results
+
+
 def random_run(flags, work, name="whole"):
     """A step or two."""
     seconds, lines = train(*flags, "--run_dir", work / name)
     whole = rows_of(work / name)
     step = [row["seconds_rollout"] + row["seconds_update"] for row in whole]
-    first_step_ends = next(second for second, line in lines if line.startswith("step 1/"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "model")
     task = TASKS["countdown"]
     prompt = task.prompt(task.problems("train", 1, 0)[0])
@@ -299,7 +349,7 @@ def random_run(flags, work, name="whole"):
     predicted = estimate_gib(config, settings, P)
     speeds = [speed for key, speed in SPEEDS.items() if key in device_name(DEVICE)]
     return {
-        "seconds to the first step": first_step_ends - step[0], "seconds, all": seconds,
+        "seconds to the first step": seconds_to_step_1(lines, whole), "seconds, all": seconds,
         "seconds, first step": step[0], "seconds, last step": step[-1],
         "of it rollout": whole[-1]["seconds_rollout"], "TFLOP of it": flop / 1e12,
         "useful TFLOP": useful / 1e12,
@@ -420,6 +470,47 @@ def rollouts():
     return results
 
 
+def compiled_rollouts():
+    """Seconds of a rollout under an adapter, with the dual cache, compiled and not."""
+    shape = shape_of_8b(rows=12)
+    policy = benchmark.make_policy(shape)
+    policy.denoiser = lora.add_lora(
+        policy.denoiser, rank=shape.config.lora_rank, alpha=shape.config.lora_alpha
+    )
+    seeded = torch.Generator(DEVICE).manual_seed(0)
+    prompt_ids = torch.randint(3, 100, (12, shape.prompt_tokens), generator=seeded, device=DEVICE)
+    decoder = Decoder(
+        rule="eb",  # rows finish one after another, as in a run
+        level=4.0,
+        block_length=shape.config.block_length,
+        cache="dual",
+        stop_at_eos=False,
+    )
+    results = {}
+    rollouts = []
+    for name in ("plain", "compiled"):
+        if name == "compiled":
+            policy.compile_cached_calls()
+        for turn in ("first", "second"):
+            began = time.perf_counter()
+            rollout = policy.rollout(
+                prompt_ids,
+                prompt_mask=torch.ones_like(prompt_ids, dtype=torch.bool),
+                length=shape.config.max_completion_length,
+                decoder=decoder,
+                generator=torch.Generator(DEVICE).manual_seed(1),
+            )
+            if GPU:
+                torch.cuda.synchronize()
+            results[f"{name}, {turn} rollout: seconds"] = time.perf_counter() - began
+        results[f"{name}: calls of the slowest row"] = int(rollout.nfe.max())
+        rollouts.append(rollout)
+    plain, compiled = rollouts
+    is_same = plain.completion == compiled.completion
+    results["share of equal tokens"] = is_same.float().mean().item()
+    return results
+
+
 def updates():
     """Seconds of one step's updates, with and without checkpointing, in two micro-batches."""
     results = {}
@@ -450,13 +541,21 @@ def release():
 
 
 def main_job(work):
+    """The jobs of a minute on a CPU, of which the GPU's results should not differ."""
     shorter = [] if GPU else ["--steps", "3", "--eval_problems", "32"]
-    flags = ["--task", "countdown", "--model", "tiny", "--run_dir", work / "tiny", *shorter]
-    seconds, lines = train(*flags)
-    rows = rows_of(work / "tiny")
-    accuracy = next((line.strip() for _, line in lines if line.startswith("Accuracy")), "")
-    mean = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows) / len(rows)
-    return {"minutes": seconds / 60, "seconds a step": mean, "accuracy": accuracy}
+    results = {}
+    for task, model in (("countdown", "tiny"), ("chain", ROOT / "bases" / "chain")):
+        run = work / task
+        flags = ["--task", task, "--model", model, "--run_dir", run]
+        seconds, lines = train(*flags, *shorter)
+        rows = rows_of(run)
+        step_seconds = [row["seconds_rollout"] + row["seconds_update"] for row in rows]
+        accuracy = [line.strip() for _, line in lines if line.startswith("Accuracy")]
+        results[f"{task}: minutes"] = seconds / 60
+        results[f"{task}: seconds to the first step"] = seconds_to_step_1(lines, rows)
+        results[f"{task}: seconds a step"] = sum(step_seconds) / len(step_seconds)
+        results[f"{task}: accuracy"] = " ".join(accuracy)
+    return results
 
 
 def benchmark_table():
@@ -474,7 +573,9 @@ LIMITS = {  # seconds of each part, in this order
     "precision": 60,
     "run": 120,
     "stop": 120,
-    "main job": 180,
+    "split": 120,
+    "main job": 240,
+    "compiled": 400,
     "benchmark": 300,
     "run 4bit": 300,
 }
@@ -497,8 +598,12 @@ def measure_part(name, shape, work):
         return random_run(flags, work)
     if name == "stop":
         return stopped_run(flags, work)
+    if name == "split":
+        return split_run(flags, work)
     if name == "run 4bit":
         return random_run([*flags, *IN_4_BITS.split()], work, "4bit")
+    if name == "compiled":
+        return compiled_rollouts()
     if name == "main job":
         return main_job(work)
     return benchmark_table()
@@ -549,7 +654,10 @@ def main():
     work = Path(tempfile.mkdtemp())
     for name in options.parts:
         began = time.time()
-        if name in ("precision", "run", "stop", "run 4bit") and not (work / "model").exists():
+        if (
+            name in ("precision", "run", "stop", "split", "run 4bit")
+            and not (work / "model").exists()
+        ):
             write_checkpoint(work / "model", options.shape)
         report[name] = measure_apart(name, options.shape, work)
         print(f"\n{name} ({time.time() - began:.0f} s)")
