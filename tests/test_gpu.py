@@ -3,6 +3,7 @@
 Each test runs on the CPU too, so that it is itself tested where there is no GPU.
 """
 
+import gpu
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ import train
 from denoiser import Float32Product
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
+from models.checkpoints import load_policy
 from models.loading import load_denoiser
 from models.lora import add_lora
 from models.make_base import Recipe, find_demonstrated_task
@@ -195,6 +197,14 @@ def test_split_weights_learn_as_whole_ones_do(device, rank, tmp_path, monkeypatc
     for a, b in zip(whole, split, strict=True):
         a, b = ({k: v for k, v in row.items() if v is not None} for row in (a, b))
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["small", "small llada"])
+def test_the_random_checkpoints_of_gpu_py_are_read(shape, tmp_path):
+    gpu.write_checkpoint(tmp_path, shape)
+    policy = load_policy(tmp_path)
+    assert policy.denoiser.config.num_hidden_layers == 6 and policy.block_size == 0
+    assert policy.hidden(torch.tensor([[300, policy.mask_id]])).isfinite().all()
 
 
 @DEVICES
