@@ -83,7 +83,7 @@ def test_the_surrogates_kl_is_the_one_that_training_logs():
         (0.15, 0.05, "near, as on countdown, sudoku and a block-causal chain"),
         (0.66, 0.05, "near, as on countdown, sudoku and a block-causal chain"),
         (1.4, 0.05, "far, as on chain,"),
-        (2.8, 0.05, "both far, as on chains of 8 and 12"),
+        (2.8, 0.05, "both far, as on chains of 8 numbers"),
         (0.8, 0.05, "between countdown and sudoku"),
         (0.68, 0.5, "between countdown and sudoku"),  # its interval reaches beyond what is near
         (0.92, 0.5, "between countdown and sudoku"),
