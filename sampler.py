@@ -120,7 +120,8 @@ class Decoder:
         if offset is not None:
             position = position + offset.unsqueeze(1)  # (B, L)
         block = position // self.block_length
-        first = torch.where(masked, block, masked.shape[1]).amin(dim=-1, keepdim=True)  # (B, 1)
+        # A row without a mask has no such block: its number is one that no position has.
+        first = torch.where(masked, block, block.max() + 1).amin(dim=-1, keepdim=True)  # (B, 1)
         return masked & (block == first)
 
     def select(self, entropy, confidence, masked, gamma=None) -> torch.Tensor:

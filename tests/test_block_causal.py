@@ -176,6 +176,14 @@ def test_rows_that_end_early_leave_the_others_as_they_are(model, prompts):
         assert torch.equal(alone.completion[0], together.completion[row])
 
 
+@pytest.mark.parametrize("length", [1, 3, L])
+def test_blocks_may_be_decoded_token_by_token(model, prompts, length):
+    policy, _ = model
+    decoder = Decoder(level=1e9, block_length=1, cache="dual", stop_at_eos=False)
+    rollout = policy.rollout(*prompts, length, decoder, torch.Generator().manual_seed(0))
+    assert rollout.unmask_step.tolist() == [list(range(1, length + 1))] * 4
+
+
 def test_parts_of_blocks_are_decoded_one_after_the_other_and_the_cache_is_exact(model, prompts):
     policy, _ = model
     plain = complete(policy, prompts, block_length=2)

@@ -126,6 +126,15 @@ def test_open_positions_are_the_masks_of_each_rows_first_unfinished_block(block_
         )  # rows stand in different blocks
 
 
+@pytest.mark.parametrize("block_length", [1, 2, 3])
+@pytest.mark.parametrize("offset", [1, 3, 7])
+def test_the_last_positions_are_open_too_if_blocks_begin_in_the_prompt(block_length, offset):
+    masked = torch.zeros(2, L, dtype=torch.bool)
+    masked[0, L - 1] = True  # the other row has no mask left
+    decoder = Decoder(block_length=block_length)
+    assert torch.equal(decoder.open_positions(masked, torch.full((2,), offset)), masked)
+
+
 @pytest.mark.parametrize(
     "rule, level, block_length",
     [
