@@ -78,7 +78,15 @@ class DenoiserCalls:
             position_ids = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)[:, begin:stop]
         if cache is not None:
             cache.start = begin
-        return self.run(ids[:, begin:stop], attention_mask, position_ids, cache)[:, start - begin :]
+        hidden = self.run(ids[:, begin:stop], attention_mask, position_ids, cache)
+        if getattr(config, "shift_logits", False) and begin == 0 and attention_mask is not None:
+            # Nothing comes before the first token: padding would be read there. Its own state is
+            # now at the position behind it.
+            first = attention_mask.long().argmax(dim=1, keepdim=True)  # (b, 1)
+            column = torch.arange(hidden.shape[1], device=ids.device).expand(hidden.shape[:2])
+            column = torch.where(column == first, column + 1, column)
+            hidden = hidden.gather(1, column.unsqueeze(-1).expand_as(hidden))
+        return hidden[:, start - begin :]
 
     def run(self, ids, attention_mask, position_ids, cache) -> torch.Tensor:
         """The decoder's last hidden states (b, w, D) of its inputs as they are."""
@@ -136,6 +144,8 @@ class DenoiserCalls:
         # Fast-dLLM v2 predicts i from the state at i - 1. Before a noisy block that is a clean one.
         is_behind_clean = (column >= clean) & (position % self.block_size == 0)
         before = column - 1 - noisy * is_behind_clean
+        # Nothing comes before the first token: padding would be read there.
+        before = torch.where(position == 0, column, before)
         place = (before - column[:, :1]).clamp(min=0)  # among the columns that were run
         return hidden.gather(1, place.unsqueeze(-1).expand_as(hidden))
 

@@ -282,6 +282,20 @@ def test_top_k_takes_a_blocks_length_over_k_calls_rounded_up(k, block_length):
 # ---- the learned threshold -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", ["llada", "dream", "sdar", "fast_dllm_qwen"])
+def test_a_prompt_has_the_same_state_with_padding_and_without(tmp_path, family):
+    """A shifted model reads its first token's state too, and never that of padding."""
+    write_checkpoint(tmp_path, family)
+    policy = load_policy(str(tmp_path))
+    ids = torch.randint(0, 250, (2, 6), generator=generator(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :1] = False
+    decoder = to_the_end("eb", 1.0, block_length=4)
+    padded = policy.rollout(ids, mask, 12, decoder, generator(1)).prompt_state[1]
+    alone = policy.rollout(ids[1:, 1:], mask[1:, 1:], 12, decoder, generator(1)).prompt_state[0]
+    torch.testing.assert_close(padded, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_prompt_state_is_the_mean_of_the_prompts_last_hidden_states_at_the_first_call():
     policy = toy_policy()
     rollout = sample(policy, to_the_end("eb", 0.3), 1)
