@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models.beside import beside
 from models.checkpoints import (
+    CHECKSUMS,
     adapter_base,
     find_checkpoint,
     load_policy,
@@ -145,7 +146,8 @@ def _restore_layout(folder, source, dtype, block_size):
         raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
     for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        if file.is_file() and not is_weight:
+        # The checksums of a run's checkpoint are of its weights, not of these.
+        if file.is_file() and not is_weight and file.name != CHECKSUMS:
             shutil.copyfile(file, folder / file.name)
     config_file = folder / "config.json"
     published = json.loads(config_file.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import (
+    BLOCK_SIZE,
     FAMILIES,
     HIDDEN,
     LAYERS,
@@ -23,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from test_lora import MATRIX_SHAPES
 
 from models import export, merge
-from models.checkpoints import adapter_base
+from models.checkpoints import adapter_base, load_policy
 from models.export import export_model, stored_dtype
 from models.loading import load_denoiser
 from models.lora import load_lora, lora_layers, save_adapter
 from models.tiny import tiny_denoiser, tiny_tokenizer
+from training.files import write_checksums
 
 
 def read_config(folder):
@@ -91,6 +93,17 @@ def test_an_exported_a2d_says_that_it_is_bidirectional_whatever_its_folders_name
         "is_causal": False,
     }
     load_denoiser(str(tmp_path / "out"))
+
+
+def test_a_model_that_a_run_has_saved_whole_is_exported_without_its_checksums(tmp_path):
+    """They are of the run's files. What reads a checkpoint would find that all differ."""
+    source = tmp_path / "source"
+    write_checkpoint(source, "sdar")
+    save_file({"weight": torch.zeros(1)}, source / "threshold_head.safetensors")
+    write_checksums(source)
+    denoiser, tokenizer = load_denoiser(str(source))
+    export_model(denoiser, tokenizer, tmp_path / "out")
+    assert load_policy(tmp_path / "out").block_size == BLOCK_SIZE
 
 
 def test_an_export_under_names_that_no_tool_would_find_is_an_error(tmp_path, monkeypatch):
