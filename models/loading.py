@@ -59,11 +59,11 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     if family in PLAIN:
         model_class = PLAIN[family]
         renames = {}
-        block_length = 0
+        family_block_length = 0
     else:
         model_class = FAMILIES[family].model
         renames = FAMILIES[family].weights
-        block_length = getattr(config, "block_size", None) or FAMILIES[family].block_length
+        family_block_length = FAMILIES[family].block_length
     with refusing(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
 
@@ -89,7 +89,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
     denoiser.renames = renames
-    denoiser.block_length = block_length
+    denoiser.block_length = getattr(config, "block_size", None) or family_block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
     is_block_causal = bool(getattr(config, "block_size", None))  # then denoiser.py does it
     if getattr(config, "shift_logits", False) and not is_block_causal:

@@ -319,3 +319,4 @@ def test_a_plain_folder_keeps_its_block_size(model, tmp_path):
     denoiser, tokenizer = load_denoiser(str(tmp_path))
     ids = torch.randint(0, 250, (2, 11), generator=torch.Generator().manual_seed(1))
     assert torch.equal(DiffusionPolicy(denoiser, tokenizer).hidden(ids), policy.hidden(ids))
+    assert denoiser.block_length == BLOCK_SIZE  # evaluate.py decodes in these
