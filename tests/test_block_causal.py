@@ -13,6 +13,7 @@ from models.export import export_model
 from models.families import read_config
 from models.loading import load_denoiser
 from sampler import Decoder
+from training.replay import rollout_from_steps
 
 L = 10  # tokens of a completion: with prompts of 6, 5 and 3 it ends inside a block or at its end
 PROMPT_LENGTHS = (6, 5, 3, 6)
@@ -252,6 +253,23 @@ def test_mean_field_scores_a_block_from_the_finished_ones_before_it(model, promp
             torch.testing.assert_close(
                 mean_field[row][block == b], logp[block == b], rtol=0, atol=1e-5
             )
+
+
+# ---- rollouts from elsewhere ---------------------------------------------------------------------
+
+
+def test_a_step_map_gives_the_rollout_and_one_in_other_blocks_is_refused(model, prompts):
+    policy, _ = model
+    ids, mask = prompts
+    rollout = complete(policy, prompts, level=0.0, block_length=2)
+    again = rollout_from_steps(policy, ids, mask, rollout.completion, rollout.unmask_step)
+    torch.testing.assert_close(again.behaviour_logp, rollout.behaviour_logp, rtol=0, atol=1e-5)
+    # As an engine would that counts blocks of 4 from the completion: the first two prompts have 2
+    # and 1 tokens in its first block.
+    steps = torch.tensor([[4, 3, 2, 1, 8, 7, 6, 5, 10, 9]]).expand(4, -1)
+    for rows in (slice(0, 1), slice(1, 2)):
+        with pytest.raises(ValueError, match="counted from the prompt's first token"):
+            rollout_from_steps(policy, ids[rows], mask[rows], rollout.completion[rows], steps[rows])
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

@@ -33,7 +33,8 @@ def rollout_from_steps(
     temperature    that the tokens were drawn with
     threshold      (B,) float, gamma in nats; None if the engine's rule has none
 
-    Raises ValueError for a step map with gaps and for a completion with [MASK] in it.
+    Raises ValueError for a step map with gaps, for a completion with [MASK] in it and, of a
+    block-causal denoiser, for a step map that opens a block before those ahead of it are full.
     """
     is_drawn = unmask_step > 0  # (B, L)
     nfe = unmask_step.amax(dim=1)  # (B,)
@@ -47,6 +48,8 @@ def rollout_from_steps(
     # What was never drawn is padding, as in DiffusionPolicy.denoise.
     completion = completion.masked_fill(~is_drawn, policy.eos_id)
     unmask_step = torch.where(is_drawn, unmask_step, (nfe + 1).unsqueeze(1))
+    if policy.block_size:
+        refuse_open_blocks(policy, prompt_mask, unmask_step, is_drawn)
 
     # The threshold head reads the prompt's states in the first call, when all of o is [MASK].
     all_masked = torch.full_like(completion, policy.mask_id)
@@ -77,3 +80,20 @@ def rollout_from_steps(
     rollout.behaviour_logp = exact_logp(policy, rollout, states_at_once=1)
     rollout.token_mask = policy.text_mask(completion)
     return rollout
+
+
+def refuse_open_blocks(policy, prompt_mask, unmask_step, is_drawn):
+    """Raises ValueError if a token was drawn while a block before its own still had a mask.
+
+    A likelihood takes those blocks as finished (likelihood.canvas_of_state). An engine that counts
+    its blocks from elsewhere than the prompt's first token would be scored wrongly.
+    """
+    position = torch.arange(unmask_step.shape[1], device=unmask_step.device)
+    block = (position + policy.block_offset(prompt_mask).unsqueeze(1)) // policy.block_size
+    is_before = block.unsqueeze(1) < block.unsqueeze(2)  # (B, L, L): of each token, those before it
+    last_step_before = (unmask_step.unsqueeze(1) * is_before).amax(dim=2)  # (B, L)
+    if (is_drawn & (unmask_step <= last_step_before)).any():
+        raise ValueError(
+            f"a step map fills the blocks of {policy.block_size} tokens of this denoiser one after "
+            "the other, counted from the prompt's first token"
+        )
