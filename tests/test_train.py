@@ -608,6 +608,28 @@ def test_a_run_that_begins_again_wants_the_adapter_that_it_began_with(
     assert "is not the adapter that" in capsys.readouterr().err
 
 
+def test_a_run_whose_base_is_not_measured_whole_wants_the_adapter_too(
+    run, published_adapter, capsys
+):
+    """The starting adapter is measured at its other gammas once the last step is made."""
+    _, adapter, _ = published_adapter
+    _, folder = run("a", adapter=adapter, frontier=True, eval_problems=1, **START)
+    measured = json.loads((folder / "frontier.json").read_text())
+    weights = adapter / "adapter_model.safetensors"
+    saved = weights.read_bytes()
+    weights.write_bytes(b"another")
+    assert run("a", resume=True, steps=4)[0] == 0  # the base's rows are all there
+    (folder / "frontier.json").write_text(json.dumps(measured[:1]))
+    assert run("a", resume=True, steps=5)[0] == 2  # as if killed before them
+    assert "is not the adapter that" in capsys.readouterr().err
+    weights.write_bytes(saved)
+    assert run("a", resume=True, steps=5)[0] == 0
+    base = [row for row in scores_of(folder, "frontier.json") if row["name"] == "base"]
+    for row in measured:
+        row.pop("seconds")
+    assert base == [row for row in measured if row["name"] == "base"]
+
+
 def test_a_resumed_checkpoint_keeps_its_precision(run, tmp_path, capsys):
     write_checkpoint(tmp_path / "hub", "llada")
     _, folder = run(

@@ -125,6 +125,15 @@ def is_trained_measured(run_dir):
     )
 
 
+def is_base_measured(run_dir):
+    """Whether a run's frontier.json has rows of the base at other gammas than the starting one."""
+    file = run_dir / "frontier.json"
+    if not file.exists():
+        return False
+    names = [row["name"] for row in read_rows(file, fields={"name": str})]
+    return names.count("base") > 1
+
+
 def is_environment(file):
     """Whether a file is an environment.txt that a run wrote, or an empty one that a kill left."""
     if not file.is_file():

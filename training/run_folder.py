@@ -141,7 +141,9 @@ def resumed_config(settings):
         inputs.verify_task(run_dir, config.task, saved["task"], saved_inputs)
         inputs.verify_data(run_dir, config.data, saved_inputs)
         inputs.verify_model(run_dir, config.model, saved_inputs)
-        if find_checkpoint(run_dir) == run_dir:  # else the checkpoint has what became of it
+        # A checkpoint has what became of it. At the end it is measured as the base, though.
+        is_to_be_measured = config.frontier and not checks.is_base_measured(run_dir)
+        if find_checkpoint(run_dir) == run_dir or is_to_be_measured:
             inputs.verify_adapter(run_dir, config.adapter, saved_inputs)
     return config, run_dir
 
