@@ -1,11 +1,13 @@
 """Which model a bare command trains, and which recipe fits a checkpoint and a GPU."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from config import Config
 from models import loading
+from models.tiny import BASE
 from training import recipe, run_folder
 from training.estimate import estimate_gib
 
@@ -99,3 +101,15 @@ def test_a_run_takes_the_recipe_of_its_model_and_gpu_and_then_its_flags(monkeypa
     out = capsys.readouterr().out
     assert "model: GSAI-ML/LLaDA-8B-Instruct (from --model)\n8.0 billion parameters; " in out
     assert "of 23.6 GiB expected (by arithmetic), with --rollout_batch_size 12 " in out
+
+
+def test_a_block_causal_model_that_reads_short_prompts_is_trained_in_its_own_blocks(tmp_path):
+    saved = json.loads((BASE / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"block_size": 4}))
+    flags = {"task": "chain", "model": str(tmp_path)}
+    config, *_ = run_folder.resolve_config(flags)
+    assert config.block_length == 4  # not chain's 2
+    config, *_ = run_folder.resolve_config(flags | {"block_length": 2})
+    assert config.block_length == 2
+    with pytest.raises(ValueError, match="is block-causal, in blocks of 4"):
+        run_folder.resolve_config(flags | {"block_length": 3})

@@ -72,20 +72,25 @@ def resolve_config(flags):
         )
     if settings.get("adapter"):
         settings |= settings_of_adapter(settings)
-    if reads_compact_prompts(name):
+    model_config, _ = read_config(loading.model_folder(name), name)
+    block_size = getattr(model_config, "block_size", None)
+    is_compact = reads_compact_prompts(name)
+    gpu = recipe.find_gpu()
+    gpu_gib = gpu.gib if gpu else None
+    if is_compact:
         tasks = sorted(settings.get("task", "").split(","))
-        config = Config(**RECIPES.get(",".join(tasks), {}) | settings)
+        defaults = RECIPES.get(",".join(tasks), {})
+        if block_size:  # a block-causal model has blocks of its own
+            defaults = defaults | {"block_length": block_size}
     else:
-        model_config, _ = read_config(loading.model_folder(name), name)
-        gpu = recipe.find_gpu()
-        gpu_gib = gpu.gib if gpu else None
-        config = Config(**recipe.recipe_for(model_config, gpu_gib) | settings)
-        block_size = getattr(model_config, "block_size", None)
-        if block_size and (not config.block_length or block_size % config.block_length):
-            raise ValueError(
-                f"--block_length {config.block_length}: {name} is block-causal, in blocks of "
-                f"{block_size}, and can be decoded in these or in parts of them alone: leave it out"
-            )
+        defaults = recipe.recipe_for(model_config, gpu_gib)
+    config = Config(**defaults | settings)
+    if block_size and (not config.block_length or block_size % config.block_length):
+        raise ValueError(
+            f"--block_length {config.block_length}: {name} is block-causal, in blocks of "
+            f"{block_size}, and can be decoded in these or in parts of them alone: leave it out"
+        )
+    if not is_compact:
         config = recipe.fit_to_memory(
             model_config, config, settings, gpu_gib, processes=distributed.world_size()
         )
