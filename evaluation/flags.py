@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from config import MAX_SEED, FlagParser, at_least
+from evaluation.outputs import has_content
 
 DESCRIPTION = """\
 Accuracy against NFE (denoiser calls per completion), for any checkpoint and
@@ -258,6 +259,13 @@ def find_problem(flags):
         for name in ("data", "completions"):
             if flags.get(name) and file.exists() and file.samefile(flags[name]):
                 return f"--json {flags['json']} would replace the file of --{name}"
+        # A run's metrics.jsonl, say, which nothing could make again. (Its eval.json has no row
+        # that is one line.)
+        if file.exists() and file.stat().st_size and not has_content(file, ', "solved_low": '):
+            return (
+                f"--json {flags['json']} is there already, and was not written by this program: "
+                "move it away, or give another --json"
+            )
         completions = completions_file(flags["json"])
         if "completions" not in flags and completions.exists():
             return (

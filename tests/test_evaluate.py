@@ -371,6 +371,23 @@ def test_completions_that_are_there_already_are_neither_removed_nor_added_to(
     assert not (tmp_path / "rows.jsonl").exists()
 
 
+def test_rows_replace_rows_alone(run_dir, tmp_path, capsys):
+    file = tmp_path / "metrics.jsonl"
+    flags = [str(run_dir), "--problems", "2", "--json", str(file)]
+    log = json.dumps({"step": 1, "solved_mean": 0.5})
+    measured = json.dumps([{"step": 1, "solved_low": 0.5}], indent=1)  # a run's eval.json
+    for text in (log, measured):
+        file.write_text(text)
+        with pytest.raises(SystemExit) as exit:
+            evaluate.main(flags)
+        assert exit.value.code == 2 and file.read_text() == text
+        assert "was not written by this program: move it away" in capsys.readouterr().err
+    file.write_text("")
+    assert evaluate.main(flags) == 0
+    (tmp_path / "metrics.completions.jsonl").unlink()
+    assert evaluate.main(flags) == 0  # its own rows
+
+
 @pytest.mark.parametrize("name", ["data", "completions"])
 def test_rows_do_not_replace_the_file_that_is_read(run_dir, tmp_path, capsys, name):
     file = tmp_path / "rows.jsonl"
