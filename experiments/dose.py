@@ -69,6 +69,7 @@ from evaluation import plots
 from evaluation.tables import print_columns
 from experiments import compare
 from experiments.intervals import spread
+from models.inputs import task_files
 from training import files
 
 REFERENCE = "mean-field"
@@ -185,6 +186,8 @@ def difference(runs, reference):
 def summarise_dose(dose, task=""):
     """What is reported of a dose, a dict for JSON. task: that of the runs, if it is in a file."""
     all_runs = [run for runs in dose.rows.values() for run in runs]
+    if not task_files(all_runs[0].settings["task"]):
+        task = ""  # it is that of other doses
     largest = max(run.points[compare.AS_TRAINED]["nfe"] for run in all_runs)
     compare.score_runs(all_runs, compare.problem_clusters(all_runs[0], task), largest)
     reference = dose.rows[REFERENCE]

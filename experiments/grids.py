@@ -188,14 +188,18 @@ def chain():
 
 
 def doses():
-    """The same on countdown and sudoku, the policy alone, three seeds."""
-    for seed in range(3):
-        for row in ("mean-field", "two-stage", "two-stage-w", "exact"):
-            for task in TASKS:
-                rate = LEARNING_RATES[task][row]
+    """The policy alone on countdown, sudoku and written, three seeds."""
+    written = (
+        "--task experiments/written.py:WrittenCountdown --model bases/written --block_length 8 "
+        "--steps 40 --eval_problems 500"
+    )
+    for task, flags in (TASKS | {"written": written}).items():
+        for seed in range(3):
+            for row in ("mean-field", "two-stage", "two-stage-w", "exact"):
+                rate = "1e-3" if task == "written" else LEARNING_RATES[task][row]
                 yield (
                     f"runs/doses/{task}/{row}-{seed}",
-                    f"{TASKS[task]} --seed {seed} {ROWS[row]} --train_target policy "
+                    f"{flags} --seed {seed} {ROWS[row]} --train_target policy "
                     f"--nfe_penalty 0 --learning_rate {rate} --frontier false",
                 )
 

@@ -19,7 +19,7 @@ TASK = TASKS["chain"].compact
 CLUSTERS = len({TASK.key(problem) for problem in TASK.problems("test", N, 0)})
 
 
-def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0, ess=0.8):
+def write_run(folder, seed, curve, solved_share, kl_before=1.4, calls=7.0, ess=0.8, task="chain"):
     """A run that solves curve(step), from 1, in training, and about `solved_share` at its end."""
     folder.mkdir(parents=True)
     config = replace(
@@ -139,6 +139,25 @@ def test_the_first_five_steps_that_solve_a_share_are_found(paths):
     assert dose.steps_to(run, 0.08 * 3) == 5  # steps 1 to 5
     assert dose.steps_to(run, 0.08 * 3 + 0.001) == 6
     assert dose.steps_to(run, 1.0) is None
+
+
+def test_a_task_in_a_file_is_named_for_its_own_dose_alone(paths, monkeypatch):
+    """Runs of built-in tasks beside it need no file, and are not of that task."""
+    seen = {}
+    monkeypatch.setattr(
+        dose.compare,
+        "problem_clusters",
+        lambda run, task: seen.setdefault(run.settings["task"], task) and None,
+    )
+    monkeypatch.setattr(dose.compare, "score_runs", lambda *_: None)
+    [built_in] = dose.read_doses(paths)
+    [own] = dose.read_doses(paths)
+    for runs in own.rows.values():
+        for run in runs:
+            run.settings["task"] = "a.py:A"
+    dose.summarise_dose(built_in, task="b.py:A")
+    dose.summarise_dose(own, task="b.py:A")
+    assert seen == {"chain": "", "a.py:A": "b.py:A"}
 
 
 def test_what_cannot_be_compared_gets_one_line(paths, tmp_path, capsys):
