@@ -369,40 +369,34 @@ class BlockWindow:
             self.stop = None
             return rows, is_open
         self.is_cache_filled = True
-        if len(rows) < len(self.cached_rows):
-            order = self.cache.keep(torch.isin(self.cached_rows, rows))
-            self.cached_rows = self.cached_rows[order]
-        # The rows in the cache's order, which dropping changes.
-        place = torch.searchsorted(rows, self.cached_rows)
-        rows = rows[place]
-        is_open = is_open[place]
         self.start = self.prompt_length + first * block_length
         if self.decoder.cache == "dual":
             self.stop = min(self.start + block_length, self.canvas_length)
-        return rows, is_open
+        return self.in_cache_order(rows, is_open)
+
+    def in_cache_order(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows and their open positions in the cache's order. Other rows leave the cache."""
+        if len(rows) < len(self.cached_rows):
+            order = self.cache.keep(torch.isin(self.cached_rows, rows))
+            self.cached_rows = self.cached_rows[order]
+        place = torch.searchsorted(rows, self.cached_rows)
+        return rows[place], is_open[place]
 
 
-class BlockCausalWindow:
+class BlockCausalWindow(BlockWindow):
     """The same for a block-causal denoiser, whose blocks are counted from the prompt's first token.
 
     Without a block cache: the whole canvas. With one (denoiser.FinishedBlocksCache; "prefix" and
     "dual" are the same here) the first call runs everything, and the others of each row its current
-    block and the one before it. No row waits for another.
+    block and the one before it: `start` is (b,). No row waits for another.
 
     block_offset  (B,) long on the host, see DiffusionPolicy.block_offset
     """
 
     def __init__(self, decoder, block_size, block_offset, prompt_length, completion_length):
-        self.decoder = decoder
+        super().__init__(decoder, prompt_length, completion_length)
         self.block_size = block_size
         self.block_offset = block_offset
-        self.prompt_length = prompt_length
-        self.canvas_length = prompt_length + completion_length
-        self.start = 0
-        self.stop = None
-        self.cache = None
-        self.is_cache_filled = False
-        self.cached_rows = None
 
     def place(self, row, position) -> torch.Tensor:
         """Where a call's output has the states of a completion's positions, (N,) long."""
@@ -423,12 +417,7 @@ class BlockCausalWindow:
             self.cached_rows = rows
             return rows, is_open
         self.is_cache_filled = True
-        if len(rows) < len(self.cached_rows):
-            order = self.cache.keep(torch.isin(self.cached_rows, rows))
-            self.cached_rows = self.cached_rows[order]
-        place = torch.searchsorted(rows, self.cached_rows)
-        rows = rows[place]
-        is_open = is_open[place]
+        rows, is_open = self.in_cache_order(rows, is_open)
         # The current block's first column, and a block before it.
         first = is_open.long().argmax(dim=1)  # (b,) the first open position
         in_block = (self.block_offset[rows] + first) % self.block_size
