@@ -317,8 +317,8 @@ LABEL_ROWS = 5  # the names of doses stand in so many rows, since neighbours may
 
 
 def plot(summaries, path, title):
-    """dose.png: learning curves at the largest dose, and the differences at all doses."""
-    summaries = sorted(summaries, key=lambda summary: summary["calls"])
+    """dose.png: learning curves where the KL is largest, and the differences at all doses."""
+    summaries = sorted(summaries, key=lambda summary: summary["kl"])
     figure = Figure((14, 4.6), layout="constrained")
     curves, by_kl, by_calls = figure.subplots(1, 3)
     draw_curves(curves, summaries[-1])
