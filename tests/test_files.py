@@ -293,6 +293,15 @@ def test_a_signal_after_the_last_step_is_not_lost(name):
     assert stop.value.args == (number,)
 
 
+@pytest.fixture
+def heard_sigint():
+    """A suite that a script starts with & ignores SIGINT: bash makes it so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_sigint")
 def test_a_second_signal_stops_at_once():
     with pytest.raises(KeyboardInterrupt) as stop, files.GracefulInterrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)
