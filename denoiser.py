@@ -67,9 +67,9 @@ class DenoiserCalls:
         """
         if self.block_size:
             return self.block_causal_hidden(ids, attention_mask, cache, start)
-        config = getattr(self.denoiser, "config", None)
+        is_shifted = getattr(getattr(self.denoiser, "config", None), "shift_logits", False)
         begin = start
-        if getattr(config, "shift_logits", False):  # Dream predicts i from the state at i - 1
+        if is_shifted:  # Dream predicts i from the state at i - 1
             begin = max(start - 1, 0)
         position_ids = None
         if attention_mask is not None:
@@ -79,7 +79,7 @@ class DenoiserCalls:
         if cache is not None:
             cache.start = begin
         hidden = self.run(ids[:, begin:stop], attention_mask, position_ids, cache)
-        if getattr(config, "shift_logits", False) and begin == 0 and attention_mask is not None:
+        if is_shifted and begin == 0 and attention_mask is not None:
             # Nothing comes before the first token: padding would be read there. Its own state is
             # now at the position behind it.
             first = attention_mask.long().argmax(dim=1, keepdim=True)  # (b, 1)

@@ -75,6 +75,12 @@ QWEN_FIELDS = COMMON_FIELDS | {
     "tie_word_embeddings": "tie_word_embeddings",
     "vocab_size": "vocab_size",
 }
+QWEN3_FIELDS = QWEN_FIELDS | {
+    "attention_bias": "attention_bias",
+    "block_size": "block_size",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+}
 LLADA_REQUIRED = ("block_type", "activation_type", "layer_norm_type", "rope")
 
 # In the patterns only \1 works as a reference to a group: transformers reverses them on saving.
@@ -136,13 +142,7 @@ FAMILIES = {
     # Autoregressive models turned into diffusion models by dllm ("a2d").
     "a2d-qwen3": Family(
         model=Qwen3ForCausalLM,
-        fields=QWEN_FIELDS
-        | {
-            "attention_bias": "attention_bias",
-            "block_size": "block_size",
-            "head_dim": "head_dim",
-            "intermediate_size": "intermediate_size",
-        },
+        fields=QWEN3_FIELDS,
         required=("hidden_act",),
         constants={"use_sliding_window": False},
     ),
@@ -158,14 +158,7 @@ FAMILIES = {
     ),
     "a2d-llama": Family(
         model=LlamaForCausalLM,
-        fields=QWEN_FIELDS
-        | {
-            "attention_bias": "attention_bias",
-            "block_size": "block_size",
-            "head_dim": "head_dim",
-            "intermediate_size": "intermediate_size",
-            "mlp_bias": "mlp_bias",
-        },
+        fields=QWEN3_FIELDS | {"mlp_bias": "mlp_bias"},
         required=("hidden_act",),
     ),
     # Block-causal, and shifted as Dream is: Fast-dLLM v2.
@@ -182,24 +175,14 @@ FAMILIES = {
     # Block-causal: SDAR, and TraDo, which was trained from it (see complete_sdar).
     "sdar": Family(
         model=Qwen3ForCausalLM,
-        fields=QWEN_FIELDS
-        | {
-            "attention_bias": "attention_bias",
-            "block_size": "block_size",
-            "head_dim": "head_dim",
-            "intermediate_size": "intermediate_size",
-        },
+        fields=QWEN3_FIELDS,
         required=("hidden_act",),
         constants={"use_sliding_window": False},
     ),
     "sdar_moe": Family(
         model=Qwen3MoeForCausalLM,
-        fields=QWEN_FIELDS
+        fields=QWEN3_FIELDS
         | {
-            "attention_bias": "attention_bias",
-            "block_size": "block_size",
-            "head_dim": "head_dim",
-            "intermediate_size": "intermediate_size",
             "moe_intermediate_size": "moe_intermediate_size",
             "norm_topk_prob": "norm_topk_prob",
             "num_experts": "num_experts",

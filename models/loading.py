@@ -89,10 +89,10 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
     denoiser.renames = renames
-    denoiser.block_length = getattr(config, "block_size", None) or family_block_length
+    block_size = getattr(config, "block_size", None) or 0
+    denoiser.block_length = block_size or family_block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
-    is_block_causal = bool(getattr(config, "block_size", None))  # then denoiser.py does it
-    if getattr(config, "shift_logits", False) and not is_block_causal:
+    if getattr(config, "shift_logits", False) and not block_size:  # with blocks denoiser.py does it
         denoiser.get_decoder().register_forward_hook(_shift_states)
     denoiser.eval()
     with refusing(f"{folder} cannot be run"):
