@@ -19,6 +19,7 @@ from models.checkpoints import (
     reads_compact_prompts,
 )
 from models.families import FAMILIES, one_line, read_config
+from models.fused import fuse
 from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
 from models.lora import PEFT_PREFIX, attach_adapter, read_lora_config
 from models.permissions import apply_umask
@@ -61,6 +62,11 @@ def export_adapter(name_or_path, folder, adapter=None):
     renames = FAMILIES[family].weights if family in FAMILIES else {}
     if not renames:
         raise ValueError(f"{base} has the module names of transformers: its adapters fit as is")
+    if FAMILIES[family].fused:
+        raise ValueError(
+            f"the q, k and v of {base} are one matrix, and in its adapters they are three: merge "
+            "the whole model, without --adapter_only"
+        )
 
     with one_line(f"the adapter in {source} cannot be read"):
         lora_config = read_lora_config(source, has_renames=True)
@@ -89,12 +95,15 @@ def _original_name(name, renames):
 
 
 def stored_dtype(folder):
-    """ "bfloat16" if all weights in a checkpoint's folder are stored so, else "float32"."""
+    """ "bfloat16" if all matrices in a checkpoint's folder are stored so, else "float32"."""
     dtypes = set()
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
             names = weights.keys()
-            dtypes.update(weights.get_slice(name).get_dtype() for name in names)
+            for name in names:
+                weight = weights.get_slice(name)
+                if len(weight.get_shape()) > 1:  # a router's bias may be float32 in any model
+                    dtypes.add(weight.get_dtype())
     return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
@@ -116,7 +125,11 @@ def export_model(denoiser, tokenizer, folder, weights=None):
         denoiser = denoiser.merge_and_unload()
         is_tiny = getattr(denoiser.config, "compact_prompts", False)  # always run in float32
         if stored_dtype(base_folder) == "bfloat16" and not is_tiny:
-            denoiser = denoiser.to(torch.bfloat16)  # on a CPU it was loaded in float32
+            for parameter in denoiser.parameters():  # on a CPU they were loaded in float32
+                parameter.data = parameter.data.to(torch.bfloat16)
+    fused = getattr(denoiser, "fused", None)
+    if fused:
+        weights = fuse(weights or denoiser.state_dict(), fused)
     denoiser.save_pretrained(folder, max_shard_size="5GB", state_dict=weights)
     tokenizer.save_pretrained(folder)
     apply_umask(folder)

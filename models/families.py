@@ -1,10 +1,10 @@
 """The model families that are understood: a row each in FAMILIES.
 
 LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it, which predicts each token
-from the position before it. SDAR is a Qwen3 whose mask is block-causal (denoiser.py makes it). So
-transformers' own classes run them all, and a family's row says how
-its config.json and the names of its weights translate into that class. Whatever a config.json says
-that is not understood is refused by name.
+from the position before it. SDAR is a Qwen3 and LLaDA2.0 a GLM-4.5 whose mask is block-causal
+(denoiser.py makes it). So transformers' own classes run them all, and a family's row says how its
+config.json and the names of its weights translate into that class. Whatever a config.json says that
+is not understood is refused by name.
 
 To add a family, add a row. test_loading.py compares its logits with those of the published
 architecture.
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import (
+    Glm4MoeForCausalLM,
     LlamaForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
@@ -44,6 +45,8 @@ class Family:
     constants: dict = field(default_factory=dict)
     # {pattern of a weight's name in their files: its name in `model`}, where the two differ.
     weights: dict = field(default_factory=dict)
+    # {matrix in their files: the matrices of `model` that it consists of} (fused.py)
+    fused: dict = field(default_factory=dict)
     # Tokens of a block in their own example of decoding; 0: the whole canvas is one block.
     block_length: int = 0
 
@@ -97,6 +100,16 @@ LLADA_WEIGHTS = {
     r"^model\.transformer\.blocks\.(\d+)\.ff_proj\.": r"model.layers.\1.mlp.gate_proj.",  # SiLU's
     r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
+}
+
+LLADA2_WEIGHTS = {
+    r"^model\.word_embeddings\.": "model.embed_tokens.",
+    r"^model\.layers\.(\d+)\.attention\.query_layernorm\.": r"model.layers.\1.self_attn.q_norm.",
+    r"^model\.layers\.(\d+)\.attention\.key_layernorm\.": r"model.layers.\1.self_attn.k_norm.",
+    r"^model\.layers\.(\d+)\.attention\.dense\.": r"model.layers.\1.self_attn.o_proj.",
+    r"^model\.layers\.(\d+)\.mlp\.gate\.expert_bias": (
+        r"model.layers.\1.mlp.gate.e_score_correction_bias"
+    ),
 }
 
 FAMILIES = {
@@ -191,6 +204,36 @@ FAMILIES = {
         required=("hidden_act",),
         constants={"decoder_sparse_step": 1, "use_sliding_window": False},
     ),
+    # Block-causal: LLaDA2.0, whose experts are routed as GLM-4.5's are (see complete_llada2).
+    "llada2_moe": Family(
+        model=Glm4MoeForCausalLM,
+        fields=QWEN_FIELDS
+        | {
+            "block_size": "block_size",
+            "first_k_dense_replace": "first_k_dense_replace",
+            "head_dim": "head_dim",
+            "intermediate_size": "intermediate_size",
+            "moe_intermediate_size": "moe_intermediate_size",
+            "n_group": "n_group",
+            "norm_topk_prob": "norm_topk_prob",
+            "num_experts": "n_routed_experts",
+            "num_experts_per_tok": "num_experts_per_tok",
+            "num_shared_experts": "n_shared_experts",
+            "partial_rotary_factor": "partial_rotary_factor",
+            "routed_scaling_factor": "routed_scaling_factor",
+            "topk_group": "topk_group",
+        },
+        required=("hidden_act", "score_function"),
+        constants={"use_qk_norm": True},
+        weights=LLADA2_WEIGHTS,
+        fused={
+            "attention.query_key_value": (
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+            )
+        },
+    ),
 }
 
 # Folders in transformers' own format, as this project exports them if they say "is_causal": false.
@@ -212,7 +255,8 @@ PLAIN_FIELDS = {
 # Models that are refused, and why: {reason: words in their type or architecture, without - and _}.
 # The words are looked for in a model's name too, where its type may be that of several kinds.
 BLOCK_CAUSAL = (
-    "is block-causal in a way that is not known here; SDAR, TraDo, Fast-dLLM v2 and bd3lm are known"
+    "is block-causal in a way that is not known here; SDAR, TraDo, LLaDA2.0, Fast-dLLM v2 and "
+    "bd3lm are known"
 )
 REFUSED = {
     "is noised with random tokens instead of masks, which no sampler or likelihood here knows": (
@@ -221,9 +265,10 @@ REFUSED = {
     BLOCK_CAUSAL: (
         "blockdiffusion",
         "efficientdlm",
-        "llada2",
         "stablediffcoder",
     ),
+    "is a LLaDA2 as dFactory trains it, its experts merged: split them with dFactory's "
+    "moe_convertor.py": ("llada2moeveomni",),
     # A Nemotron's dlm_paradigm is published as bidirectional and as autoregressive. Its generate()
     # reads the prompt and finished blocks causally all the same.
     "reads the tokens before a block causally, and is bidirectional at most within the block, "
@@ -279,7 +324,10 @@ ALLOWED_VALUES = {
     "moe_router_score_function": ["softmax"],
     "multi_query_attention": [False, None],
     "n_group": [None],
+    "norm_head": [False],
+    "norm_softmax": [False],
     "num_shared_experts": [0, None],
+    "output_dropout": [0.0],
     "partial_rotary_factor": [1],
     "pretraining_tp": [1],
     "qk_layernorm": [True],
@@ -288,13 +336,20 @@ ALLOWED_VALUES = {
     "rope_full_precision": [True],
     "rope_scaling": [None],
     "routed_scaling_factor": [1, None],
+    "router_dtype": ["fp32"],
     "router_num_group": [None],
     "router_topk_group": [None],
     "scale_logits": [False],
+    "score_function": ["sigmoid"],
     "shared_expert_intermediate_size": [0, None],
     "sliding_window": [None],
+    "use_bias": [False],
     "use_mrope": [False],
+    "use_qk_norm": [True],
+    "use_qkv_bias": [False],
+    "use_rmsnorm": [True],
     "use_sliding_window": [False],
+    "using_split_qkv_in_self_attention": [False],
 }
 
 # Fields that do not change what these models compute.
@@ -420,6 +475,8 @@ def read_config(folder, name=""):
             family = complete_llada(config, file)
         if family in ("sdar", "sdar_moe"):
             complete_sdar(config, name, file)
+        if family == "llada2_moe":
+            complete_llada2(config, name, file)
         return translate(config, family, file), family
 
 
@@ -445,6 +502,9 @@ def translate(config, family, file):
         "rope_type": "default",
         "rope_theta": values.pop("rope_theta"),
     }
+    if "partial_rotary_factor" in values:  # the share of each head's numbers that is rotated
+        rotary_factor = values.pop("partial_rotary_factor")
+        values["rope_parameters"]["partial_rotary_factor"] = rotary_factor
     return row.model.config_class(**values, is_causal=False)
 
 
@@ -531,6 +591,34 @@ def complete_sdar(config, name, file):
             f"{file}: neither it nor the name {name} says how many tokens a block of this "
             'block-causal model has: add "block_size": N (4 for SDAR-*-Chat and TraDo)'
         )
+
+
+def complete_llada2(config, name, file):
+    """Fills in what a LLaDA2.0's config.json leaves open: its blocks of 32 and its end token.
+
+    A LLaDA2.1 has the same configuration. Raises ValueError for one that is named so, and for a
+    folder of a name that does not say which it is.
+    """
+    if "llada2.1" in name:
+        raise ValueError(
+            f"{file}: a LLaDA2.1 edits tokens that it has written, so that one position is drawn "
+            "several times: it has no single log-prob, which any likelihood here needs"
+        )
+    if config.get("block_size") is None:
+        if not re.search(r"llada2\.0-(mini|flash)(-cap|-preview)?$", name):
+            raise ValueError(
+                f"{file}: neither it nor the name {name} says how many tokens a block of this "
+                'block-causal model has: add "block_size": 32 if it is a LLaDA2.0 (a LLaDA2.1 '
+                "edits tokens, which no likelihood here knows)"
+            )
+        config["block_size"] = 32
+    if config.get("eos_token_id") is None:  # its generate() ends with the token that it pads with
+        config["eos_token_id"] = config.get("pad_token_id")
+    if config.get("moe_router_enable_expert_bias") is True:  # as GLM-4.5's router always has it
+        del config["moe_router_enable_expert_bias"]
+    rotated = (config.get("partial_rotary_factor") or 1) * (config.get("head_dim") or 0)
+    if config.get("rotary_dim") == rotated:
+        del config["rotary_dim"]
 
 
 def check_block_size(block_size, file):

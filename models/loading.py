@@ -13,10 +13,12 @@ import huggingface_hub
 import torch
 import transformers
 
-from models.families import FAMILIES, PLAIN, one_line, read_config, refusing
+from models.families import FAMILIES, PLAIN, Family, one_line, read_config, refusing
+from models.fused import read_weights, take_apart
 from models.tiny import BASE
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
+warnings.filterwarnings("ignore", ".*past_key_values.*deprecated", FutureWarning)  # since 5.24
 transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
 transformers.logging.set_verbosity_error()  # its tables of missing weights: see load_denoiser
 
@@ -41,10 +43,11 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     on_host  load the weights as for `device`, but leave them in the CPU's memory. (A model that is
              split over GPUs does not fit into one.)
 
-    The denoiser has four attributes besides transformers' own:
+    The denoiser has five attributes besides transformers' own:
 
     source        the hub name, or the folder's absolute path: a LoRA adapter notes it as its base
     renames       {pattern of a weight's name in the files: its name in the denoiser}
+    fused         {matrix in the files: the matrices of the denoiser that it consists of}
     hub_folder    the folder whose layout an export has; None for transformers' own format
     block_length  tokens of a block of a block-causal model, or in the family's own example of
                   decoding; 0: one block
@@ -56,14 +59,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
     _refuse_paths_in_index(folder)
-    if family in PLAIN:
-        model_class = PLAIN[family]
-        renames = {}
-        family_block_length = 0
-    else:
-        model_class = FAMILIES[family].model
-        renames = FAMILIES[family].weights
-        family_block_length = FAMILIES[family].block_length
+    row = FAMILIES.get(family) or Family(model=PLAIN[family], fields={})
     with refusing(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
 
@@ -71,13 +67,17 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     on_cpu = torch.device(device).type == "cpu"
     default_dtype = torch.float32 if on_cpu or is_tiny else torch.bfloat16
     with one_line(f"{folder} cannot be loaded"):
-        denoiser, info = model_class.from_pretrained(
-            folder,
+        weights = None  # transformers reads them from the folder
+        if row.fused:
+            weights = take_apart(read_weights(folder), config, row.fused)
+        denoiser, info = row.model.from_pretrained(
+            folder if weights is None else None,
+            state_dict=weights,
             config=config,
             dtype=default_dtype if dtype in (None, "4bit") else dtype,
             quantization_config=_four_bit_config(default_dtype) if dtype == "4bit" else None,
             device_map={"": "cpu" if on_host else device},
-            key_mapping=renames or None,
+            key_mapping=row.weights or None,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -88,9 +88,10 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
 
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
     denoiser.source = str(folder.resolve() if is_folder else name_or_path)
-    denoiser.renames = renames
+    denoiser.renames = row.weights
+    denoiser.fused = row.fused
     block_size = getattr(config, "block_size", None) or 0
-    denoiser.block_length = block_size or family_block_length
+    denoiser.block_length = block_size or row.block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
     if getattr(config, "shift_logits", False) and not block_size:  # with blocks denoiser.py does it
         denoiser.get_decoder().register_forward_hook(_shift_states)

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from safetensors.torch import load_file
 
 from models.families import one_line
+from models.fused import take_apart
 from models.loading import model_folder
 from models.permissions import apply_umask
 
@@ -70,8 +71,11 @@ def load_lora(denoiser, name_or_path, trainable=False):
     with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
         _say_if_of_another_base(folder, denoiser.source)
         lora_config = read_lora_config(folder, has_renames=bool(denoiser.renames))
+        saved = load_file(folder / "adapter_model.safetensors")
+        if denoiser.fused:
+            saved = take_apart(saved, denoiser.config, denoiser.fused)
         weights = {}
-        for key, weight in load_file(folder / "adapter_model.safetensors").items():
+        for key, weight in saved.items():
             name = key.removeprefix(PEFT_PREFIX)
             for pattern, ours in denoiser.renames.items():
                 name = re.sub(pattern, ours, name)
@@ -215,7 +219,7 @@ def attach_adapter(denoiser, lora_config, seed=0):
 
 
 def _adaptable_matrices(denoiser):
-    if hasattr(denoiser.config, "num_experts"):
+    if hasattr(denoiser.config, "num_experts_per_tok"):
         return LORA[:4]  # attention alone: the experts of a mixture are no Linear modules
     return LORA
 

@@ -43,17 +43,20 @@ FAMILIES = [
     "sdar",
     "sdar_moe",
     "fast_dllm_qwen",
+    "llada2_moe",
 ]
 TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2", "fast_dllm_qwen")
 QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "fast_dllm_qwen", "llada-qkv", "llada-bias")
-QK_NORM = ("llada-moe", "a2d-qwen3", "sdar", "sdar_moe")
-MOE = ("llada-moe", "sdar_moe")
+QK_NORM = ("llada-moe", "a2d-qwen3", "sdar", "sdar_moe", "llada2_moe")
+MOE = ("llada-moe", "sdar_moe", "llada2_moe")
 SHIFTED = ("dream", "dream-slow", "fast_dllm_qwen")
 BLOCK_SIZE = 4  # of the block-causal ones
 
 
 def style_of(family):
-    """Whose tokenizer a family has: "llada", "dream" or "qwen"."""
+    """Whose tokenizer a family has: "llada", "llada2", "dream" or "qwen"."""
+    if family == "llada2_moe":
+        return "llada2"
     if family.startswith("llada"):
         return "llada"
     return "dream" if family.startswith("dream") else "qwen"
@@ -69,6 +72,15 @@ SPECIAL_TOKENS = {
         "<|end_header_id|>",
         "<|mdm_mask|>",
         "<|eot_id|>",
+        "[gMASK]",
+    ],
+    "llada2": [
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<role>",
+        "</role>",
+        "<|mask|>",
+        "<|role_end|>",
         "[gMASK]",
     ],
     "dream": [
@@ -90,11 +102,13 @@ SPECIAL_TOKENS = {
 }
 MASK_TOKEN = {
     "llada": "<|mdm_mask|>",
+    "llada2": "<|mask|>",
     "dream": "<|mask|>",
     "qwen": "<|mask|>",
 }
 END_TOKEN = {
     "llada": "<|endoftext|>",
+    "llada2": "<|endoftext|>",
     "dream": "<|endoftext|>",
     "qwen": "<|im_end|>",
 }
@@ -104,6 +118,11 @@ LLADA_TEMPLATE = (
     " + '<|end_header_id|>\n\n' + (m['content'] | trim) + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+LLADA2_TEMPLATE = (
+    "{% for m in messages %}"
+    "{{ '<role>' + m['role'] + '</role>' + m['content'] + '<|role_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<role>assistant</role>' }}{% endif %}"
 )
 DREAM_TEMPLATE = (
     "{% for m in messages %}"
@@ -117,6 +136,7 @@ QWEN_TEMPLATE = DREAM_TEMPLATE + (
 )
 TEMPLATES = {
     "llada": LLADA_TEMPLATE,
+    "llada2": LLADA2_TEMPLATE,
     "dream": DREAM_TEMPLATE,
     "qwen": QWEN_TEMPLATE,
 }
@@ -354,6 +374,47 @@ def sdar_moe_config(family):
     return config
 
 
+def llada2_config(family):
+    """LLaDA2.0: the first layer is dense, the experts are in groups, half of a head is rotated."""
+    config = common_config(family) | {
+        "model_type": "llada2_moe",
+        "architectures": ["LLaDA2MoeModelLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_llada2_moe.LLaDA2MoeModelLM"},
+        "block_size": BLOCK_SIZE,  # not published: without it a folder's name has to say LLaDA2.0
+        "embedding_dropout": 0.0,
+        "first_k_dense_replace": 1,
+        "head_dim": 2 * HEAD,
+        "intermediate_size": 2 * MLP,
+        "max_window_layers": 28,
+        "moe_intermediate_size": MLP,
+        "moe_router_enable_expert_bias": True,
+        "n_group": 4,
+        "norm_head": False,
+        "norm_softmax": False,
+        "norm_topk_prob": True,
+        "num_experts": 2 * EXPERTS,
+        "num_experts_per_tok": ACTIVE,
+        "num_shared_experts": 1,
+        "output_dropout": 0.0,
+        "output_router_logits": False,
+        "partial_rotary_factor": 0.5,
+        "rope_theta": 600000,
+        "rotary_dim": HEAD,
+        "routed_scaling_factor": 2.5,
+        "router_dtype": "fp32",
+        "score_function": "sigmoid",
+        "sliding_window": 4096,
+        "topk_group": 2,
+        "use_bias": False,
+        "use_qkv_bias": False,
+        "use_rmsnorm": True,
+        "use_sliding_window": False,
+        "using_split_qkv_in_self_attention": False,
+    }
+    config["dtype"] = config.pop("torch_dtype")
+    return config
+
+
 def config_of(family, token_ids):
     """The published config.json of a family in miniature, a dict."""
     style = style_of(family)
@@ -369,13 +430,17 @@ def config_of(family, token_ids):
         config = sdar_moe_config(family)
     elif family == "fast_dllm_qwen":
         config = fast_dllm_config(family)
+    elif family == "llada2_moe":
+        config = llada2_config(family)
     else:
         config = a2d_config(family)
     config["eos_token_id"] = token_ids[END_TOKEN[style]]
     config["pad_token_id"] = token_ids["<|endoftext|>"]
-    if style != "llada":
+    if family == "llada2_moe":  # only the tokenizer names the others
+        del config["eos_token_id"]
+    elif style != "llada":
         config["bos_token_id"] = token_ids["<|endoftext|>"]
-    if family != "llada-moe":  # there only the tokenizer names it
+    if family not in ("llada-moe", "llada2_moe"):  # there only the tokenizer names it
         config["mask_token_id"] = token_ids[MASK_TOKEN[style]]
     return config
 
@@ -457,7 +522,7 @@ class LladaNames:
 
 
 class LlamaNames:
-    """The names of the weights in all other families."""
+    """The names of transformers' own classes."""
 
     embedding = "model.embed_tokens"
     last_norm = "model.norm"
@@ -467,15 +532,34 @@ class LlamaNames:
     mlp_norm = "post_attention_layernorm"
     attention = "self_attn."
     output = "self_attn.o_proj"
+    q_norm = "self_attn.q_norm"
+    k_norm = "self_attn.k_norm"
     gate = "mlp.gate_proj"
     up = "mlp.up_proj"
     down = "mlp.down_proj"
 
 
+class Llada2Names(LlamaNames):
+    """The names of LLaDA2's weights. Its q, k and v are one matrix."""
+
+    embedding = "model.word_embeddings"
+    attention = "attention."
+    output = "attention.dense"
+    q_norm = "attention.query_layernorm"
+    k_norm = "attention.key_layernorm"
+
+
 def names_of(family):
+    if family == "llada2_moe":
+        return Llada2Names
     if style_of(family) == "llada" and family != "llada-moe":
         return LladaNames
     return LlamaNames
+
+
+def is_mixture(family, layer):
+    """Whether the MLP of a layer is a mixture of experts. LLaDA2's first one is not."""
+    return family in MOE and not (family == "llada2_moe" and layer == 0)
 
 
 def random_weights(family, kv_heads, head):
@@ -502,35 +586,73 @@ def random_weights(family, kv_heads, head):
         layer = names.layer.format(i)
         weights[layer + names.attention_norm] = norm(HIDDEN)
         weights[layer + names.mlp_norm] = norm(HIDDEN)
-        for kind, heads in (("q_proj", HEADS), ("k_proj", kv_heads), ("v_proj", kv_heads)):
-            name = layer + names.attention + kind
-            weights[name] = matrix(heads * head, HIDDEN)
-            if family in QKV_BIAS:
-                biases[name] = vector(heads * head)
+        if family == "llada2_moe":
+            rows = (HEADS + 2 * kv_heads) * head
+            weights[f"{layer}attention.query_key_value"] = matrix(rows, HIDDEN)
+        else:
+            for kind, heads in (("q_proj", HEADS), ("k_proj", kv_heads), ("v_proj", kv_heads)):
+                name = layer + names.attention + kind
+                weights[name] = matrix(heads * head, HIDDEN)
+                if family in QKV_BIAS:
+                    biases[name] = vector(heads * head)
         weights[layer + names.output] = matrix(HIDDEN, HEADS * head)
         if family in QK_NORM:
-            weights[f"{layer}self_attn.q_norm"] = norm(head)
-            weights[f"{layer}self_attn.k_norm"] = norm(head)
-        if family in MOE:
-            weights[f"{layer}mlp.gate"] = matrix(EXPERTS, HIDDEN)
-            for e in range(EXPERTS):
+            weights[layer + names.q_norm] = norm(head)
+            weights[layer + names.k_norm] = norm(head)
+        if is_mixture(family, i):
+            num_experts = 2 * EXPERTS if family == "llada2_moe" else EXPERTS
+            weights[f"{layer}mlp.gate"] = matrix(num_experts, HIDDEN)
+            for e in range(num_experts):
                 weights[f"{layer}mlp.experts.{e}.gate_proj"] = matrix(MLP, HIDDEN)
                 weights[f"{layer}mlp.experts.{e}.up_proj"] = matrix(MLP, HIDDEN)
-            for e in range(EXPERTS):
+            for e in range(num_experts):
                 weights[f"{layer}mlp.experts.{e}.down_proj"] = matrix(HIDDEN, MLP)
+            if family == "llada2_moe":
+                biases[f"{layer}mlp.gate.expert"] = 0.1 * vector(num_experts)
+                weights[f"{layer}mlp.shared_experts.gate_proj"] = matrix(MLP, HIDDEN)
+                weights[f"{layer}mlp.shared_experts.up_proj"] = matrix(MLP, HIDDEN)
+                weights[f"{layer}mlp.shared_experts.down_proj"] = matrix(HIDDEN, MLP)
         else:
-            weights[layer + names.gate] = matrix(MLP, HIDDEN)
-            weights[layer + names.up] = matrix(MLP, HIDDEN)
-            weights[layer + names.down] = matrix(HIDDEN, MLP)
+            size = 2 * MLP if family == "llada2_moe" else MLP
+            weights[layer + names.gate] = matrix(size, HIDDEN)
+            weights[layer + names.up] = matrix(size, HIDDEN)
+            weights[layer + names.down] = matrix(HIDDEN, size)
         if family == "llada-bias":
             for name in (names.gate, names.up, names.down, names.output):
                 biases[layer + name] = vector(len(weights[layer + name]))
     named_weights = {f"{name}.weight": value for name, value in weights.items()}
-    named_biases = {f"{name}.bias": value for name, value in biases.items()}
+    named_biases = {}
+    for name, value in biases.items():
+        is_of_router = name.endswith(".expert")
+        named_biases[f"{name}_bias" if is_of_router else f"{name}.bias"] = value
     return named_weights | named_biases
 
 
 # ---- the models, by plain products ---------------------------------------------------------------
+
+
+def grouped_experts(scores, bias, config):
+    """scores (B, S, E), bias (E,) -> the scores and indices of the ACTIVE experts, (B, S, ACTIVE).
+
+    Token by token: the groups whose two best experts sum to most, and of these the best experts.
+    The bias counts for the choice alone.
+    """
+    chosen = torch.empty((*scores.shape[:2], ACTIVE), dtype=torch.long)
+    group_size = scores.shape[2] // config["n_group"]
+    for b in range(scores.shape[0]):
+        for s in range(scores.shape[1]):
+            preference = (scores[b, s] + bias).tolist()
+
+            def sum_of_best_two(group, preference=preference):
+                members = preference[group * group_size : (group + 1) * group_size]
+                return sum(sorted(members)[-2:])
+
+            groups = sorted(range(config["n_group"]), key=sum_of_best_two)
+            allowed = groups[-config["topk_group"] :]
+            experts = [e for e in range(scores.shape[2]) if e // group_size in allowed]
+            experts = sorted(experts, key=preference.__getitem__)[-ACTIVE:]
+            chosen[b, s] = torch.tensor(experts)
+    return scores.gather(2, chosen), chosen
 
 
 @torch.no_grad()
@@ -555,8 +677,9 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         bias = weights.get(f"{name}.bias")
         return x @ weights[f"{name}.weight"].T + (0 if bias is None else bias)
 
-    frequency = config["rope_theta"] ** (torch.arange(0, head_dim, 2) / head_dim)
-    angle = torch.arange(S).unsqueeze(1) / frequency  # (S, head_dim / 2)
+    rotated = int(head_dim * config.get("partial_rotary_factor", 1))  # of a head's numbers
+    frequency = config["rope_theta"] ** (torch.arange(0, rotated, 2) / rotated)
+    angle = torch.arange(S).unsqueeze(1) / frequency  # (S, rotated / 2)
     sees = torch.ones((len(ids), S, S), dtype=torch.bool)
     if mask is not None:
         sees = sees & mask[:, None, :]
@@ -571,8 +694,10 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
     sin = angle.sin().repeat(1, 2)
 
     def rotate(x):  # (B, heads, S, head_dim)
+        x, rest = x.tensor_split([rotated], dim=-1)
         first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat([-second, first], dim=-1) * sin
+        x = x * cos + torch.cat([-second, first], dim=-1) * sin
+        return torch.cat([x, rest], dim=-1)
 
     def heads_of(x, name):  # -> (B, heads, S, head_dim)
         return linear(x, name).unflatten(-1, (-1, head_dim)).transpose(1, 2)
@@ -581,12 +706,17 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
     for i in range(LAYERS):
         layer = names.layer.format(i)
         h = norm(x, layer + names.attention_norm)
-        q = heads_of(h, f"{layer}{names.attention}q_proj")
-        k = heads_of(h, f"{layer}{names.attention}k_proj")
-        v = heads_of(h, f"{layer}{names.attention}v_proj")
+        if family == "llada2_moe":
+            qkv = heads_of(h, f"{layer}attention.query_key_value")
+            kv_heads = config["num_key_value_heads"]
+            q, k, v = qkv.split([HEADS, kv_heads, kv_heads], dim=1)
+        else:
+            q = heads_of(h, f"{layer}{names.attention}q_proj")
+            k = heads_of(h, f"{layer}{names.attention}k_proj")
+            v = heads_of(h, f"{layer}{names.attention}v_proj")
         if family in QK_NORM:
-            q = norm(q, f"{layer}self_attn.q_norm")
-            k = norm(k, f"{layer}self_attn.k_norm")
+            q = norm(q, layer + names.q_norm)
+            k = norm(k, layer + names.k_norm)
         q = rotate(q)
         k = rotate(k)
         if part is not None:
@@ -605,16 +735,26 @@ def reference_logits(family, weights, config, ids, mask=None, cache=None, part=N
         x = x + linear(attended, layer + names.output)
 
         h = norm(x, layer + names.mlp_norm)
-        if family in MOE:
-            routed = softmax(linear(h, f"{layer}mlp.gate"), -1)
-            share, chosen = routed.topk(ACTIVE, dim=-1)
+        if is_mixture(family, i):
+
+            def expert(name, h=h, layer=layer):
+                name = f"{layer}mlp.{name}."
+                gated = silu(linear(h, f"{name}gate_proj")) * linear(h, f"{name}up_proj")
+                return linear(gated, f"{name}down_proj")
+
+            router_logits = linear(h, f"{layer}mlp.gate")
+            if family == "llada2_moe":
+                share, chosen = grouped_experts(
+                    router_logits.sigmoid(), weights[f"{layer}mlp.gate.expert_bias"], config
+                )
+                x = x + expert("shared_experts")
+            else:
+                share, chosen = softmax(router_logits, -1).topk(ACTIVE, dim=-1)
             if config["norm_topk_prob"]:
                 share = share / share.sum(-1, keepdim=True)
-            for e in range(EXPERTS):
-                expert = f"{layer}mlp.experts.{e}."
-                gated = silu(linear(h, f"{expert}gate_proj")) * linear(h, f"{expert}up_proj")
-                out = linear(gated, f"{expert}down_proj")
-                x = x + out * (share * (chosen == e)).sum(-1, keepdim=True)
+            share = share * (config.get("routed_scaling_factor") or 1)
+            for e in range(router_logits.shape[-1]):
+                x = x + expert(f"experts.{e}") * (share * (chosen == e)).sum(-1, keepdim=True)
         else:
             gated = silu(linear(h, layer + names.gate)) * linear(h, layer + names.up)
             x = x + linear(gated, layer + names.down)

@@ -19,7 +19,7 @@ L = 10  # tokens of a completion: with prompts of 6, 5 and 3 it ends inside a bl
 PROMPT_LENGTHS = (6, 5, 3, 6)
 
 
-@pytest.fixture(scope="module", params=["sdar", "fast_dllm_qwen"])
+@pytest.fixture(scope="module", params=["sdar", "fast_dllm_qwen", "llada2_moe"])
 def model(request, tmp_path_factory):
     """(policy, logits) of a random model, whose blocks have four tokens; Fast-dLLM v2 is shifted.
 
@@ -330,8 +330,10 @@ def test_an_export_says_how_long_its_blocks_are(tmp_path):
     assert exported.config.block_size == 8
 
 
-def test_a_plain_folder_keeps_its_block_size(model, tmp_path):
-    policy, _ = model
+@pytest.mark.parametrize("family", ["sdar", "fast_dllm_qwen"])
+def test_a_plain_folder_keeps_its_block_size(tmp_path, family):
+    write_checkpoint(tmp_path / "source", family)
+    policy = DiffusionPolicy(*load_denoiser(str(tmp_path / "source")))
     policy.denoiser.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     denoiser, tokenizer = load_denoiser(str(tmp_path))

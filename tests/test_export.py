@@ -165,6 +165,31 @@ def test_an_adapter_is_merged_into_its_bases_own_layout_and_dtype(tmp_path, name
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged", "source"}
 
 
+def test_a_routers_float32_bias_is_exported_as_it_is(tmp_path):
+    """Its rounding would choose other experts; and it says nothing of how the model is stored."""
+    source = tmp_path / "source"
+    write_checkpoint(source, "llada2_moe")
+    for file in source.glob("*.safetensors"):
+        weights = load_file(file)
+        for name, weight in weights.items():
+            if "expert_bias" not in name:
+                weights[name] = weight.bfloat16()
+        save_file(weights, file, metadata={"format": "pt"})
+    assert stored_dtype(source) == "bfloat16"
+    save_adapter(random_adapter(load_denoiser(str(source))[0]), tmp_path / "adapter")
+    merge.main([str(tmp_path / "adapter"), str(tmp_path / "merged")])
+    assert stored_dtype(tmp_path / "merged") == "bfloat16"
+    before = {}
+    after = {}
+    for folder, weights in ((source, before), (tmp_path / "merged", after)):
+        for file in folder.glob("*.safetensors"):
+            weights |= load_file(file)
+    assert {name: w.dtype for name, w in before.items()} == {n: w.dtype for n, w in after.items()}
+    name = "model.layers.1.mlp.gate.expert_bias"
+    assert after[name].dtype == torch.float32
+    assert torch.equal(after[name], before[name])
+
+
 def test_a_merge_removes_nothing_that_lies_beside_its_folder(tmp_path, monkeypatch):
     """Earlier versions took merged.unfinished for their own, and removed it."""
     write_checkpoint(tmp_path / "source", "llada")
@@ -247,6 +272,16 @@ def test_an_adapter_of_a_base_with_transformers_own_names_is_left_as_it_is(tmp_p
         merge.main(["tiny", str(tmp_path / "out"), "--adapter_only", "--adapter", str(tmp_path)])
     error = capsys.readouterr().err
     assert "tiny has the module names of transformers: its adapters fit as is" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_matrices_that_are_one_in_the_base_is_not_exported_alone(tmp_path, capsys):
+    """It would need three times its rank."""
+    write_checkpoint(tmp_path / "base", "llada2_moe")
+    save_adapter(random_adapter(load_denoiser(str(tmp_path / "base"))[0]), tmp_path / "adapter")
+    with pytest.raises(SystemExit):
+        merge.main([str(tmp_path / "adapter"), str(tmp_path / "out"), "--adapter_only"])
+    assert "merge the whole model, without --adapter_only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

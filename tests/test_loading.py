@@ -337,6 +337,7 @@ def test_logits_are_those_of_the_published_architecture_with_and_without_left_pa
 
 END_OF_TURN = {
     "llada": "<|eot_id|>",
+    "llada2": "<|role_end|>",
     "dream": "<|im_end|>",
     "qwen": "<|endoftext|>",  # its end token ends a turn too, and this one pads
 }

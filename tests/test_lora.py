@@ -251,6 +251,33 @@ def test_an_adapter_on_lladas_own_modules_is_what_they_would_compute_with_it(tmp
     assert torch.equal(loaded(input_ids=ids, attention_mask=mask).logits, logits)
 
 
+def test_an_adapter_on_llada2s_one_matrix_of_q_k_and_v_is_taken_apart(tmp_path):
+    weights, config = write_checkpoint(tmp_path / "base", "llada2_moe")
+    generator = torch.Generator().manual_seed(3)
+    adapter = {}
+    for layer in range(LAYERS):
+        for matrix in ("attention.query_key_value", "attention.dense"):
+            name = f"model.layers.{layer}.{matrix}"
+            rows, columns = weights[f"{name}.weight"].shape
+            lora_a = 0.2 * torch.randn((4, columns), generator=generator)
+            lora_b = 0.2 * torch.randn((rows, 4), generator=generator)
+            adapter[f"base_model.model.{name}.lora_A.weight"] = lora_a
+            adapter[f"base_model.model.{name}.lora_B.weight"] = lora_b
+            weights[f"{name}.weight"] = weights[f"{name}.weight"] + 2 * lora_b @ lora_a
+    (tmp_path / "adapter").mkdir()
+    save_file(adapter, tmp_path / "adapter" / "adapter_model.safetensors")
+    adapter_config = FOREIGN_CONFIG | {"target_modules": ["query_key_value", "dense"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter_config))
+
+    denoiser, tokenizer = load_denoiser(str(tmp_path / "base"))
+    policy = DiffusionPolicy(load_lora(denoiser, tmp_path / "adapter"), tokenizer)
+    ids, _ = ids_and_mask()
+    logits = denoiser.get_output_embeddings()(policy.hidden(ids))
+    expected = reference_logits("llada2_moe", weights, config, ids)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+    assert describe_lora(policy.denoiser).startswith(f"LoRA: {4 * LAYERS} matrices (4 kinds")
+
+
 FIRST = "base_model.model.model.transformer.blocks.0.q_proj.lora_A.weight"
 
 
