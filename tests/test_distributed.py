@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,22 @@ def main_process_writes_long(folder):
 def test_no_process_ends_before_the_main_one_has_written_its_files(tmp_path):
     """torchrun took one that left early for a failed one, and ended the main one while it drew."""
     assert run_together(2, tmp_path, main_process_writes_long, tmp_path) == [0, 0]
+
+
+def tensor_of_the_last_sum_is_alive():
+    distributed.init()
+    tensor = torch.zeros(1)
+    reference = weakref.ref(tensor)
+    distributed.all_reduce(tensor)
+    del tensor
+    time.sleep(0.2)  # gloo's thread lets go of the sum
+    assert reference() is not None
+
+
+def test_gloos_thread_is_not_the_one_that_frees_the_last_sum(tmp_path):
+    """It aborted the process if the interpreter was shutting down by then."""
+    codes = run_together(2, tmp_path, tensor_of_the_last_sum_is_alive)
+    assert codes == [0, 0], (tmp_path / "stderr-0").read_text()
 
 
 def some_have_no_gradient():

@@ -31,6 +31,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 TIMEOUT = timedelta(hours=1)  # for the slowest process; the end of one is noticed at once
 
+# The work of the last sum on the CPU. One of gloo's threads does it, and lets go of it a moment
+# after Python has gone on. A thread that is the last to let go frees the tensor, needs Python's
+# lock (the GIL) for that, and, if the interpreter is shutting down by then, aborts the process:
+# "terminate called without an active exception". Held here, the work is not freed by that thread.
+# destroy_process_group alone does not help: it ends the threads only if nothing refers to the group
+# any more, and with split weights the caches of DTensor still do.
+last_work = None
+
 # ---- processes -----------------------------------------------------------------------------------
 
 
@@ -121,7 +129,12 @@ def local_rows(B, num_generations=1):
 
 def all_reduce(tensor, operation=dist.ReduceOp.SUM):
     """The sum of a tensor over all processes, in place. Returns the tensor."""
-    dist.all_reduce(tensor, operation)
+    global last_work
+    if tensor.is_cuda:  # NCCL's threads hold no tensors
+        dist.all_reduce(tensor, operation)
+        return tensor
+    last_work = dist.all_reduce(tensor, operation, async_op=True)
+    last_work.wait()
     return tensor
 
 
