@@ -1,40 +1,42 @@
 """The objective of DiFFPO, as pure functions of tensors.
 
-What is optimised is a *surrogate* policy (likelihood.py). What was sampled from is the *true* one
-(diffusion_policy.py). So this is off-policy learning even at the first update, and it needs
-importance sampling: every token carries a truncated weight.
+We optimise a *surrogate* policy (likelihood.py), but the samples come from the *true* one
+(diffusion_policy.py). So learning is off-policy even at the first update, and every token carries a
+truncated importance weight.
 
     w_t   = min(C, pi_old^S(o_t) / pi_old^true(o_t))    no gradient; capped on one side     [PAPER]
     rho_t = pi_theta^S(o_t) / pi_old^S(o_t)             new over old, the same boundaries   [PAPER]
     J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i) [RECONSTRUCTED]
 
-    mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
+Mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
 
-At the first inner update rho is 1 everywhere. With advantages that sum to 0 the loss is then near
-0, by construction: only the weights' deviation from 1 is left. Its gradient is not: look at reward,
-ratio and gradient norm, not at the loss.
+The setting `normalise_by` says what n_i is:
+    "canvas"  n_i = L for every row: Dr. GRPO's division by a constant. With the exact likelihood,
+              w = 1 and advantages that are not divided by the group's standard deviation, this is
+              the policy gradient up to a factor, unless a token behind [EOS] was drawn before one
+              of the text: its influence is then missing.                            [OUR CHOICE]
+    "text"    n_i = |o_i|, the row's own tokens up to [EOS]: GRPO's mean per sequence. A token of a
+              short text then counts more than one of a long text, so this is not the policy
+              gradient.                                                           [RECONSTRUCTED]
 
-What n_i is, the setting `normalise_by`:
-    "canvas"  n_i = L for every row. With the exact likelihood and w = 1, up to a factor the
-              policy gradient, provided that no token after [EOS] was drawn before one of the text.
-              Otherwise such a token has influenced the text, but its log-prob is not in the loss,
-              and its share of the gradient is missing.                              [OUR CHOICE]
-    "text"    n_i = |o_i|, the row's own tokens up to [EOS]. A token of a short text then has a
-              larger weight than one of a long text: not the policy gradient.      [RECONSTRUCTED]
+The loss's value is no signal. At the first update every ratio is 1 and the advantages of a group
+sum to 0. What is left is the weights' deviation from 1 and, under "canvas", the covariance of
+advantage and length. The gradient is not 0: look at reward, ratio and gradient norm.
 
 This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 
-Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion tokens.
+Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion tokens. An update is
+an optimiser step; a batch of rollouts may serve for several.
 """
 
 import torch
 
 
 def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> torch.Tensor:
-    """Reward minus the mean of the prompt's own group; with `scale_rewards` over the group's std.
+    """Reward minus the mean of the prompt's own group; with `scale_rewards` divided by its std.
 
     d1 does not divide [OUR CHOICE: a setting]. In a group whose rewards differ in speed alone the
-    std is tiny; without the floor such tiny differences would become huge advantages.
+    std is tiny; without the floor such small differences would become huge advantages.
 
     reward (B,), a prompt's rows adjacent -> (B,). Raises ValueError for a group of one: it has
     nothing to compare with.
@@ -43,7 +45,7 @@ def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> t
         raise ValueError(
             f"{len(reward)} rewards in groups of {num_generations}: a group has at least 2"
         )
-    groups = reward.view(-1, num_generations)  # (P, G)
+    groups = reward.view(-1, num_generations)  # (prompts, G)
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_rewards:
         advantage = advantage / groups.std(dim=1, keepdim=True).clamp(min=std_floor)
@@ -51,9 +53,9 @@ def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> t
 
 
 def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
-    """w = min(cap, pi_old^S / pi_old^true), without gradient; cap 0: no weights, all are 1.
+    """w = min(cap, pi_old^S / pi_old^true), without gradient. With cap 0 every weight is 1.
 
-    (B, L), (B, L) -> (B, L)
+    logp_surrogate_old, logp_true_old (B, L) -> (B, L)
     """
     if cap == 0:
         return torch.ones_like(logp_true_old)
@@ -61,12 +63,15 @@ def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
 
 
 def clipped(ratio, advantage, epsilon) -> torch.Tensor:
-    """PPO's pessimistic objective: no reward for moving a ratio further than epsilon from 1."""
+    """PPO's clipped objective: moving a ratio further than epsilon from 1 earns nothing more.
+
+    ratio, advantage of any shapes that broadcast -> their common shape
+    """
     return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
 
 
 def is_clipped(ratio, advantage, epsilon) -> torch.Tensor:
-    """Where the clip has switched the gradient off. Any shape -> bool"""
+    """Where the clip sets the gradient to 0. Shapes as in `clipped` -> bool"""
     too_high = (ratio > 1 + epsilon) & (advantage > 0)
     too_low = (ratio < 1 - epsilon) & (advantage < 0)
     return too_high | too_low
@@ -75,7 +80,7 @@ def is_clipped(ratio, advantage, epsilon) -> torch.Tensor:
 def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
     """Each row's sum over its tokens, divided by L ("canvas") or by their number ("text").
 
-    (B, L) -> (B,), 0 for a row without a token.
+    x (B, L), token_mask (B, L) bool -> (B,), 0 for a row without a token
     """
     n = token_mask.shape[-1]
     if normalise_by == "text":
@@ -86,7 +91,7 @@ def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
 def diffpo_loss(
     logp_new, logp_old, advantage, weights, token_mask, epsilon, normalise_by
 ) -> tuple[torch.Tensor, dict]:
-    """The model's objective J, negated: the mean over the rows given. Returns (loss, metrics).
+    """The denoiser's loss: minus J, a mean over the B rows. Returns (loss, metrics).
 
     logp_new, logp_old  (B, L) surrogate log-probs of the new and the old policy, same boundaries
     advantage           (B,)
@@ -95,8 +100,8 @@ def diffpo_loss(
     epsilon             PPO's clip range of the ratio
     normalise_by        "canvas" or "text", see above
 
-    Each row is normalised by itself. So the loss of a batch is exactly the mean of its
-    micro-batches' losses, each counted by its rows.
+    No row's term depends on the other rows. So the loss of a batch is exactly the mean of its
+    micro-batches' losses, weighted by their numbers of rows.
     """
     advantage = advantage.unsqueeze(-1)  # (B, 1)
     ratio = (logp_new - logp_old.detach()).exp()  # (B, L)
@@ -114,20 +119,24 @@ def diffpo_loss(
 
 
 def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Tensor:
-    """KL(new || reference), Schulman's k3 estimate: unbiased and never negative. -> scalar
+    """KL(new || reference) by Schulman's k3 estimate, which is never negative.
 
-    (Unbiased for the exact likelihood; for a surrogate it inherits the surrogate's error.) d1 adds
-    it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE] (B, L) each
+    It is unbiased for the exact likelihood; for a surrogate it inherits the surrogate's error. d1
+    adds it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE]
+
+    logp_new, logp_reference, token_mask (B, L) -> scalar
     """
     difference = logp_reference.detach() - logp_new
     return row_mean(difference.exp() - difference - 1, token_mask, normalise_by).mean()
 
 
 def threshold_loss(logp_new, logp_old, advantage, epsilon) -> tuple[torch.Tensor, dict]:
-    """The sampler's objective: clipped ascent on gamma's log-prob, one action per completion.
+    """The threshold head's loss: PPO's clipped objective, negated, with gamma as the only action.
 
-    logp_new, logp_old, advantage (B,) -> (loss, metrics). No importance weight: gamma was drawn
-    from just this distribution. [OUR CHOICE]
+    There is no importance weight, since gamma was drawn from the head's own distribution, not from
+    a surrogate's. [OUR CHOICE]
+
+    logp_new, logp_old (B,) log-probs of gamma, advantage (B,) -> (loss, metrics)
     """
     ratio = (logp_new - logp_old.detach()).exp()
     loss = -clipped(ratio, advantage, epsilon).mean()
@@ -139,21 +148,25 @@ def threshold_loss(logp_new, logp_old, advantage, epsilon) -> tuple[torch.Tensor
     return loss, metrics
 
 
-def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1) -> dict:
-    """What the importance weights do: their size, how many are capped, what sample they leave.
+def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, has_unit_weight) -> dict:
+    """How large the importance weights are, how many are capped, and how noisy they make the loss.
 
-    (B, L), (B, L), float, (B, L) bool, (B, L) bool -> dict of floats
+    logp_surrogate_old, logp_true_old  (B, L)
+    cap                                C; 0: no weights
+    token_mask                         (B, L) bool, the tokens that count
+    has_unit_weight                    (B, L) bool, see likelihood.unit_weight_tokens
 
-    capped_weight_fraction  weights that the cap lowers by more than rounding
-    ess_fraction            effective sample size of the capped weights, (sum w)^2 / sum w^2, over
-                            the number of tokens: 1 when all are equal
+    Returns a dict of floats, among them
+    importance_weight_max   the largest weight before the cap
+    capped_weight_fraction  share of weights that the cap lowers by more than rounding
+    ess_fraction            effective sample size of the capped weights, (sum w)^2 / sum w^2,
+                            divided by the number of tokens: 1 when all weights are equal
     surrogate_kl            KL(true || surrogate) per token in nats, estimated on these tokens
-    unit_weight_error       root mean square of log w over tokens whose weight is exactly 1 but for
-                            rounding (likelihood.scored_as_drawn): the error bar of the numerics,
-                            and with a block cache of the cache
+    unit_weight_error       root mean square of log w over the tokens whose weight is 1 up to
+                            rounding: the numerical error, and a block cache's
     """
     log_weight = (logp_surrogate_old - logp_true_old).double()  # (B, L)
-    unit_log_weight = log_weight[token_mask & must_be_1]
+    unit_log_weight = log_weight[token_mask & has_unit_weight]
     log_weight = log_weight[token_mask]  # (N,)
     capped = importance_weights(logp_surrogate_old, logp_true_old, cap)[token_mask].double()
     is_lowered = log_weight.exp() > 1.001 * cap
@@ -168,10 +181,10 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, must_be_1
 
 
 def example():
-    """Two completions of one prompt; the second one solved it, the first one ends early."""
-    p_true = torch.tensor([[0.5, 0.8, 0.9], [0.5, 0.4, 0.9]])  # when it was drawn
+    """Two completions of one prompt: the first ends early, the second solves the problem."""
+    p_true = torch.tensor([[0.5, 0.8, 0.9], [0.5, 0.4, 0.9]])  # of each token when it was drawn
     p_old = torch.tensor([[0.5, 0.4, 0.9], [0.5, 0.9, 0.3]])  # the surrogate's, before the update
-    p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, now
+    p_new = torch.tensor([[0.4, 0.4, 0.8], [0.8, 0.9, 0.3]])  # the surrogate's, after it
     token_mask = torch.tensor([[True, True, False], [True, True, True]])
     reward = torch.tensor([0.0, 1.0])
     advantage = group_advantages(reward, num_generations=2, scale_rewards=False)

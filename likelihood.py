@@ -142,7 +142,7 @@ def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None
     return prompt_mask & (draw < probability).repeat_interleave(num_generations, dim=0)
 
 
-def scored_as_drawn(unmask_step, boundaries) -> torch.Tensor:
+def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
     """Tokens scored from the very state they were drawn from: those of steps 1 and tau + 1.
 
     Their importance weight is 1 in exact arithmetic. (B, L), (B, m-1) -> (B, L) bool

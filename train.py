@@ -290,7 +290,9 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 rollout.behaviour_logp,
                 cap=config.importance_weight_cap,
                 token_mask=rollout.token_mask,
-                must_be_1=likelihood.scored_as_drawn(rollout.unmask_step, update.boundaries),
+                has_unit_weight=likelihood.unit_weight_tokens(
+                    rollout.unmask_step, update.boundaries
+                ),
             )
         metrics["grad_norm"] = grad_norm.item()
         history.append(metrics)

@@ -62,7 +62,7 @@ from config import Config
 from denoiser import BlockCache
 from diffusion_policy import DiffusionPolicy
 from experiments import benchmark
-from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
+from likelihood import draw_boundaries, surrogate_logp, unit_weight_tokens
 from models import lora
 from models.checkpoints import load_policy
 from models.device import device_name
@@ -206,7 +206,7 @@ def precision(folder):
     drawn = policy.rollout(ids, ids > 0, length=L, decoder=sampled, generator=seeded(1))
     boundaries = draw_boundaries(drawn.nfe, num_stages=2, generator=seeded(2))
     logp = surrogate_logp(policy, drawn, boundaries)
-    unit = scored_as_drawn(drawn.unmask_step, boundaries) & drawn.token_mask
+    unit = unit_weight_tokens(drawn.unmask_step, boundaries) & drawn.token_mask
     error = (logp - drawn.behaviour_logp)[unit]
     # The same prompts beside one that is a token longer: now they are padded, and there is a mask.
     # Greedy, since a row more draws other random numbers.

@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 import denoiser
 from denoiser import BlockCache, Float32Product, LogitsModel
 from diffusion_policy import DiffusionPolicy
-from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
+from likelihood import draw_boundaries, surrogate_logp, unit_weight_tokens
 from models.loading import load_denoiser
 from models.lora import add_lora
 
@@ -394,7 +394,7 @@ def test_unit_weights_of_a_bfloat16_model_err_less_than_with_rounded_logits(
     ids, mask = (x.repeat_interleave(2, dim=0) for x in random_prompts(7, 6, 5, 4))
     rollout = policy.rollout(ids, mask, 24, to_the_end("top_k", 4), generator(1))
     boundaries = draw_boundaries(rollout.nfe, 7, generator(2))  # before every step
-    assert scored_as_drawn(rollout.unmask_step, boundaries)[rollout.token_mask].all()
+    assert unit_weight_tokens(rollout.unmask_step, boundaries)[rollout.token_mask].all()
     errors = []
     for product in (Float32Product, RoundedProduct):
         monkeypatch.setattr(denoiser, "Float32Product", product)

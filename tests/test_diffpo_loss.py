@@ -31,7 +31,7 @@ from diffpo_loss import (
     threshold_loss,
     weight_metrics,
 )
-from likelihood import draw_boundaries, scored_as_drawn, surrogate_logp
+from likelihood import draw_boundaries, surrogate_logp, unit_weight_tokens
 from sampler import ClampedLogNormal
 
 EB = to_the_end("eb", 0.3)
@@ -269,6 +269,28 @@ def test_a_row_without_tokens_has_the_mean_0_and_the_canvas_counts_all_positions
     token_mask = torch.tensor([[True, True, False], [False] * 3])
     assert row_mean(x, token_mask, normalise_by="text").tolist() == [1.5, 0.0]
     assert row_mean(x, token_mask, normalise_by="canvas").tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("normalise_by", "scale_rewards", "value"),
+    [("canvas", False, -1 / 12), ("canvas", True, -math.sqrt(2) / 12), ("text", True, 0.0)],
+)
+def test_at_the_first_update_the_canvas_leaves_the_covariance_of_advantage_and_length(
+    normalise_by, scale_rewards, value
+):
+    """Two rows of 2 and 3 tokens, rewards 0 and 1: on a canvas of 3 the loss is not 0."""
+    logp = torch.tensor([[-0.5, -0.2, -0.9], [-0.1, -1.2, -0.3]])
+    reward = torch.tensor([0.0, 1.0])
+    loss, _ = diffpo_loss(
+        logp_new=logp,
+        logp_old=logp,
+        advantage=group_advantages(reward, 2, scale_rewards),
+        weights=torch.ones_like(logp),
+        token_mask=torch.tensor([[True, True, False], [True, True, True]]),
+        epsilon=EPS,
+        normalise_by=normalise_by,
+    )
+    assert loss.item() == pytest.approx(value, abs=1e-7)
 
 
 # ---- the loss on the toy, end to end -------------------------------------------------------------
@@ -546,11 +568,11 @@ def test_climbing_the_threshold_loss_moves_gamma_towards_what_was_rewarded():
 @pytest.mark.parametrize("cap", [0, 0.8, 1.3, 100.0])
 def test_weight_metrics_are_counted_by_loops(cap):
     _, old, true, _, _, token_mask = random_batch(9, rows=8)
-    must_be_1 = torch.rand(old.shape, generator=generator(10)) < 0.4  # of padding too
-    metrics = weight_metrics(old, true, cap, token_mask, must_be_1)
+    has_unit_weight = torch.rand(old.shape, generator=generator(10)) < 0.4  # of padding too
+    metrics = weight_metrics(old, true, cap, token_mask, has_unit_weight)
     tokens = token_mask.nonzero().tolist()
     log_weight = [(old[i, t] - true[i, t]).item() for i, t in tokens]
-    unit = [x for x, (i, t) in zip(log_weight, tokens, strict=True) if must_be_1[i, t]]
+    unit = [x for x, (i, t) in zip(log_weight, tokens, strict=True) if has_unit_weight[i, t]]
     raw = [math.exp(x) for x in log_weight]
     used = [min(cap, w) for w in raw] if cap else [1.0] * len(raw)
     assert metrics == pytest.approx(
@@ -570,8 +592,10 @@ def test_an_exact_surrogate_has_no_kl_and_loses_no_sample_and_more_stages_come_n
     kl = []
     for num_stages in (1, 2, 7):
         rollout, boundaries, logp, _ = toy_batch(policy, num_stages, rows=400, length=6)
-        must_be_1 = scored_as_drawn(rollout.unmask_step, boundaries)
-        metrics = weight_metrics(logp, rollout.behaviour_logp, 2.0, rollout.token_mask, must_be_1)
+        has_unit_weight = unit_weight_tokens(rollout.unmask_step, boundaries)
+        metrics = weight_metrics(
+            logp, rollout.behaviour_logp, 2.0, rollout.token_mask, has_unit_weight
+        )
         assert metrics["unit_weight_error"] < 1e-5
         kl.append(metrics["surrogate_kl"])
     assert kl[0] > kl[1] > 0.01 and kl[2] == pytest.approx(0, abs=1e-5)

@@ -13,7 +13,7 @@ from toy import metrics_of, to_the_end, wide_policy
 import train
 from denoiser import Float32Product
 from diffusion_policy import DiffusionPolicy
-from likelihood import cache_kl, draw_boundaries, exact_logp, scored_as_drawn, surrogate_logp
+from likelihood import cache_kl, draw_boundaries, exact_logp, surrogate_logp, unit_weight_tokens
 from models.checkpoints import load_policy
 from models.loading import load_denoiser
 from models.lora import add_lora
@@ -128,7 +128,7 @@ def test_weights_that_are_1_in_exact_arithmetic_are_near_it_in_bfloat16(device):
     boundaries = draw_boundaries(rollout.nfe, 2, torch.Generator(device).manual_seed(0))
     with torch.no_grad():
         logp = surrogate_logp(policy, rollout, boundaries)
-    unit = scored_as_drawn(rollout.unmask_step, boundaries) & rollout.token_mask
+    unit = unit_weight_tokens(rollout.unmask_step, boundaries) & rollout.token_mask
     error = (logp - rollout.behaviour_logp)[unit]
     assert unit.sum() > 40 and error.std() < 0.05 and error.abs().max() < 0.3
 

@@ -28,9 +28,9 @@ from likelihood import (
     draw_boundaries,
     draw_masked_prompt,
     latent_at,
-    scored_as_drawn,
     surrogate_logp,
     surrogate_logp_by_definition,
+    unit_weight_tokens,
 )
 from sampler import Decoder
 
@@ -143,7 +143,7 @@ def test_a_group_shares_its_masked_prompt_tokens_and_other_prompts_have_their_ow
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 4])
-def test_scored_as_drawn_are_the_tokens_of_a_stages_first_step(num_stages):
+def test_unit_weight_tokens_are_those_of_a_stages_first_step(num_stages):
     policy = toy_policy()
     rollout = sample(policy, DECODERS["top_k"], 20, length=6, stop_at_eos=True)
     boundaries = draw_boundaries(rollout.nfe, num_stages, generator(3))
@@ -151,7 +151,7 @@ def test_scored_as_drawn_are_the_tokens_of_a_stages_first_step(num_stages):
     for steps, taus in zip(rollout.unmask_step.tolist(), boundaries.tolist(), strict=True):
         start = [max(tau for tau in [0, *taus] if tau < t) for t in steps]
         expected.append([t - 1 == tau for t, tau in zip(steps, start, strict=True)])
-    unit = scored_as_drawn(rollout.unmask_step, boundaries)
+    unit = unit_weight_tokens(rollout.unmask_step, boundaries)
     assert unit.tolist() == expected and not unit.all()
     with torch.no_grad():
         log_weight = surrogate_logp(policy, rollout, boundaries) - rollout.behaviour_logp

@@ -69,7 +69,7 @@ def test_the_surrogates_kl_is_the_one_that_training_logs():
         mask = rollout.token_mask
         n = int(mask.sum())
         metrics = weight_metrics(
-            logp, rollout.behaviour_logp, cap=1.0, token_mask=mask, must_be_1=mask
+            logp, rollout.behaviour_logp, cap=1.0, token_mask=mask, has_unit_weight=mask
         )
         total += n * metrics["surrogate_kl"]
         count += n
