@@ -102,7 +102,7 @@ def canvas_of_state(policy, prompt_ids, prompt_mask, completion, state):
 def hidden_of_canvas(policy, ids, mask, noisy) -> torch.Tensor:
     """One denoiser call on a canvas of canvas_of_state: (R, S, D)."""
     if noisy:
-        return policy.block_causal_hidden(ids, mask, noisy=noisy)
+        return policy.hidden(ids, mask, num_noisy=noisy)
     return policy.hidden(ids, mask)
 
 

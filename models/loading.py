@@ -93,8 +93,6 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     block_size = getattr(config, "block_size", None) or 0
     denoiser.block_length = block_size or row.block_length
     denoiser.hub_folder = None if family in PLAIN else folder.resolve()
-    if getattr(config, "shift_logits", False) and not block_size:  # with blocks denoiser.py does it
-        denoiser.get_decoder().register_forward_hook(_shift_states)
     denoiser.eval()
     with refusing(f"{folder} cannot be run"):
         check_attention(denoiser)
@@ -139,15 +137,6 @@ def _make_products_reproducible(denoiser):
         # differently from those before it was saved.
         if parameter.data_ptr() % 64:
             parameter.data = parameter.data.clone()
-
-
-def _shift_states(module, args, output):
-    """A forward hook: moves Dream's states by one, so that position i's are at i.
-
-    Dream predicts position i from the state at i - 1. After this, no other file needs to know.
-    """
-    states = output.last_hidden_state  # (B, S, D)
-    output.last_hidden_state = torch.cat([states[:, :1], states[:, :-1]], dim=1)
 
 
 def dtype_of(denoiser):
@@ -260,9 +249,8 @@ def check_attention(denoiser):
         if torch.equal(before, after):
             raise ValueError("causal attention: it needs is_causal=False and transformers >= 5.2")
 
-    # Position 3 is left out: Dream predicts it from the padding before it.
-    padded = logits(ids, with_padding=True)[1, 4:]
-    alone = denoiser(input_ids=ids[1:, 3:]).logits[0, 1:]
+    padded = logits(ids, with_padding=True)[1, 3:]
+    alone = denoiser(input_ids=ids[1:, 3:]).logits[0]
     tolerance = 1e-3 if denoiser.dtype == torch.float32 else 0.1
     is_close = (padded - alone).abs().max() <= tolerance * alone.abs().max()
     if not is_close:  # as it is for nan

@@ -89,7 +89,7 @@ def test_a_noisy_block_sees_itself_and_the_clean_blocks_before_it():
     position = torch.tensor([[0, 1, 2, 3, 1, 2, 3]])
     is_real = torch.ones_like(position, dtype=torch.bool)
     column = torch.arange(7).unsqueeze(0)
-    [sees] = block_causal_mask(position, is_real, column, block_size=2, noisy=3)
+    [sees] = block_causal_mask(position, is_real, column, block_size=2, num_noisy=3)
     assert sees.int().tolist() == [
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0],

@@ -172,10 +172,10 @@ def test_a_chunked_score_has_the_gradient_of_a_whole_one(monkeypatch):
 # ---- log-probs and their gradient ----------------------------------------------------------------
 
 
-def logp_of_the_whole_softmax(policy, hidden, tokens, temperature, state):
+def logp_of_the_whole_softmax(policy, hidden, tokens, temperature, state_index):
     """The definition: all logits of every token's own state, in float32, and autograd."""
     head = policy.denoiser.get_output_embeddings()
-    logits = hidden[state].float() @ head.weight.float().T  # (N, V)
+    logits = hidden[state_index].float() @ head.weight.float().T  # (N, V)
     if head.bias is not None:
         logits = logits + head.bias.float()
     blocked = torch.arange(logits.shape[1]) == policy.mask_id
@@ -214,7 +214,7 @@ def test_log_probs_and_gradients_are_those_of_the_whole_softmax(
     gradients = []
     for score in (policy.token_logp, partial(logp_of_the_whole_softmax, policy)):
         hidden = policy.hidden(ids).flatten(0, 1)  # (20, D)
-        logps.append(score(hidden, tokens, temperature=0.7, state=state))
+        logps.append(score(hidden, tokens, temperature=0.7, state_index=state))
         gradients.append(torch.autograd.grad((logps[-1] * factor).sum(), parameters))
     torch.testing.assert_close(*logps, rtol=1e-5, atol=1e-5)
     for gradient, right in zip(*gradients, strict=True):
@@ -252,7 +252,7 @@ def test_a_frozen_last_layers_logits_are_made_once_a_state(monkeypatch, learns):
     hidden = torch.randn(20, 32, generator=generator()).requires_grad_()
     tokens = torch.arange(1, 101)
     with FlopCounterMode(display=False) as counter:
-        logp = policy.token_logp(hidden, tokens, 0.9, state=torch.arange(20).repeat(5))
+        logp = policy.token_logp(hidden, tokens, 0.9, state_index=torch.arange(20).repeat(5))
         logp.sum().backward()
     product = 2 * 20 * 32 * 3000
     # The logits and the gradient of the states; and if it learns, the logits again and its own.
@@ -558,7 +558,7 @@ def test_with_positions_counted_from_the_padding_log_probs_would_be_others(kind,
     assert missed[0].max() < 1e-4 and missed[1].max() > 0.1 and missed[2].max() > 0.1
 
 
-def test_a_plain_modules_states_are_its_logits_and_padding_is_rolled_back():
+def test_a_plain_modules_states_are_its_logits_and_padding_is_moved_back():
     policy, model = other_policy(Plain)
     ids, mask = few_words(4, 7)
     with torch.no_grad():
@@ -566,6 +566,16 @@ def test_a_plain_modules_states_are_its_logits_and_padding_is_rolled_back():
         alone = model(ids[:1, 3:], None)
     assert hidden.shape == (2, 7, 12)
     torch.testing.assert_close(hidden[0, 3:], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_shifted_models_states_are_moved_here_and_its_first_token_never_reads_padding():
+    policy, model = other_policy(Plain)
+    ids, mask = few_words(3, 5)
+    states = policy.hidden(ids, mask)
+    policy.denoiser.config = SimpleNamespace(shift_logits=True)
+    shifted = DiffusionPolicy(policy.denoiser, policy.tokenizer).hidden(ids, mask)
+    assert torch.equal(shifted[0, 2:], states[0, [2, 2, 3]])  # two of padding
+    assert torch.equal(shifted[1], states[1, [0, 0, 1, 2, 3]])
 
 
 def test_a_model_with_other_arguments_and_named_outputs_works_too():
