@@ -1,9 +1,9 @@
 """The likelihood of a rollout: mean-field, two-times mean-field (2-MF), m-stage, exact.
 
-The true likelihood of a token is given the state z_{t-1} that the sampler saw when it drew it. All
-T states take T denoiser calls, too expensive for training. A *surrogate* scores from fewer states.
-Sorted boundaries tau_1 < ... < tau_{m-1} cut the rollout into m stages. A token unmasked at step t
-is scored from the last boundary before it:
+The true likelihood conditions each token on z_{t-1}, the state that the sampler saw when it drew
+it. Computing it takes a denoiser call for each of the T states, too expensive for training. A
+*surrogate* scores from fewer states. Sorted boundaries tau_1 < ... < tau_{m-1} cut the rollout into
+m stages, and a token unmasked at step t is scored from the last boundary before it:
 
     log pi^S(o_t | c) = log pi(o_t | c, z_tau),   tau = the largest of 0, tau_1, ... that is < t
 
@@ -13,23 +13,29 @@ is scored from the last boundary before it:
     a boundary every step  the exact likelihood. T calls.                             [OUR CHOICE]
 
 Only the text is scored: the tokens up to and including the first end token. What a rollout drew
-after it is ignored.
+behind it is ignored.
 
 `surrogate_logp_by_definition` is that formula as a loop over stages. `surrogate_logp` computes the
 same with less work, and is what training uses.
 
-This file needs torch alone. It asks three things of a policy:
-    policy.mask_id                                   the id of [MASK]
-    policy.hidden(ids, mask) -> (b, S, D)            one denoiser call; mask None: nothing is padded
-    policy.token_logp(hidden, tokens, temperature)   log-probs (N,) of N tokens at states (N, D);
-    policy.token_logp(..., state)                    of M states (M, D), token n at the state[n]-th
-(and of a block-causal one block_size and block_causal_hidden, as denoiser.py has them) and of a
-rollout, any dataclass with them: the fields prompt_ids, prompt_mask, completion, unmask_step,
-behaviour_logp, token_mask, nfe, temperature (diffusion_policy.Rollout says what each is).
+This file needs torch alone. What it needs of a policy and of a rollout:
+
+    policy.mask_id         the id of [MASK]
+    policy.hidden          hidden(ids, mask) -> (b, S, D), one denoiser call; mask None: no padding
+    policy.token_logp      token_logp(hidden, tokens, temperature, state_index) -> (N,), log-probs
+                           of N tokens given M states (M, D), of token n given the state
+                           state_index[n]; without state_index token n is given state n
+    policy.block_size      only a block-causal denoiser's; its `hidden` then takes num_noisy
+                           (denoiser.block_causal_hidden)
+    rollout                any dataclass with the fields prompt_ids, prompt_mask, completion,
+                           unmask_step, behaviour_logp, token_mask, nfe and temperature
+                           (diffusion_policy.Rollout explains them)
+
 `python likelihood.py` shows which token is scored from which state.
 
 Shapes: B rows, P prompt tokens, L completion tokens, S = P + L, m stages, D hidden size; R pairs
-(row, stage) that contain a token, U distinct canvases among them, N tokens.
+(row, stage) that contain a token, U distinct canvases among them, N tokens, M distinct states that
+they are scored from. A step is a denoising step: step t of a row is its t-th denoiser call.
 """
 
 from dataclasses import make_dataclass, replace
@@ -56,54 +62,22 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
     boundaries (B, m-1) long, sorted -> (B, L), 0 where there is no token
     """
     B, L = rollout.completion.shape
-    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step from which a stage scores
+    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step that each stage starts after
     logp = torch.zeros_like(rollout.behaviour_logp)
     for k in range(starts.shape[1]):
-        state = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
-        ids, mask, noisy = canvas_of_state(
-            policy, rollout.prompt_ids, rollout.prompt_mask, rollout.completion, state
+        latent = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
+        # For an ordinary model: the prompt, then the state.
+        ids, mask, num_noisy = canvas_of_state(
+            policy, rollout.prompt_ids, rollout.prompt_mask, rollout.completion, latent
         )
-        hidden = hidden_of_canvas(policy, ids, mask, noisy)[:, -L:]  # (B, L, D)
+        hidden = hidden_of_canvas(policy, ids, mask, num_noisy)[:, -L:]  # (B, L, D)
         scored = policy.token_logp(
             hidden.flatten(0, 1), rollout.completion.flatten(), rollout.temperature
         ).view(B, L)
-        # A later stage overwrites the tokens that come after its own boundary.
+        # A later stage overwrites the tokens behind its own boundary.
         is_later = rollout.token_mask & (rollout.unmask_step > starts[:, k : k + 1])
         logp = torch.where(is_later, scored, logp)
     return logp
-
-
-# ---- block-causal denoisers ----------------------------------------------------------------------
-
-
-def canvas_of_state(policy, prompt_ids, prompt_mask, completion, state):
-    """The call that scores a state: its ids (R, S) and mask (R, S), and how many columns are noisy.
-
-    For a bidirectional denoiser that is prompt and state, and no column is noisy.
-
-    A block-causal one (policy.block_size) sees before each block the finished ones, whatever the
-    state. So the state comes behind prompt and completion, as a noisy copy of the completion: each
-    of its blocks sees itself and what is finished before it, and one call scores all blocks, as
-    such models are trained (BD3-LM, arXiv 2503.09573). The prompt's last tokens can be of the
-    completion's first block. They see it, and so belong to both copies.
-    """
-    is_text = torch.ones_like(state, dtype=torch.bool)
-    block_size = getattr(policy, "block_size", 0)
-    if not block_size:
-        ids = torch.cat([prompt_ids, state], dim=1)
-        return ids, torch.cat([prompt_mask, is_text], dim=1), 0
-    P = prompt_ids.shape[1]
-    first = max(P - block_size + 1, 0)  # no token before it can be of the completion's first block
-    ids = torch.cat([prompt_ids, completion, prompt_ids[:, first:], state], dim=1)
-    mask = torch.cat([prompt_mask, is_text, prompt_mask[:, first:], is_text], dim=1)
-    return ids, mask, P - first + state.shape[1]
-
-
-def hidden_of_canvas(policy, ids, mask, noisy) -> torch.Tensor:
-    """One denoiser call on a canvas of canvas_of_state: (R, S, D)."""
-    if noisy:
-        return policy.hidden(ids, mask, num_noisy=noisy)
-    return policy.hidden(ids, mask)
 
 
 # ---- boundaries ----------------------------------------------------------------------------------
@@ -112,10 +86,10 @@ def hidden_of_canvas(policy, ids, mask, noisy) -> torch.Tensor:
 def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
     """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1.
 
-    One set for each completion, drawn afresh for each optimisation step, the same for old and new
-    policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step 0,
-    which would give mean-field [OUR CHOICE]. A row with fewer than m-1 inner steps uses
-    every one as a boundary, which is exact. Unused boundaries are set to T and score no token.
+    One set for each completion, drawn afresh for each update (optimiser step), the same for the old
+    and the new policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step
+    0, which would give mean-field [OUR CHOICE]. A row with fewer than m-1 inner steps uses every
+    one as a boundary, which is exact. Unused boundaries are set to T and score no token.
 
     nfe (B,) long. Raises ValueError for less than one stage.
     """
@@ -132,8 +106,8 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
 def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None) -> torch.Tensor:
     """Prompt tokens to replace by [MASK] while scoring, each with this probability, as d1 does.
 
-    One draw for each prompt (a group shares it) and each optimisation step, the same for old and
-    new policy, or their ratio would be noise. (B, P) bool -> (B, P) bool
+    One draw for each prompt, shared by its group, and each update; the same for the old and the new
+    policy, or their ratio would be noise. prompt_mask (B, P) bool -> (B, P) bool
     """
     prompts = len(prompt_mask) // num_generations
     draw = torch.rand(
@@ -143,7 +117,8 @@ def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None
 
 
 def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
-    """Tokens scored from the very state they were drawn from: those of steps 1 and tau + 1.
+    """Tokens scored from the state they were drawn from: those unmasked in the first call after a
+    boundary (step 1 or tau + 1).
 
     Their importance weight is 1 in exact arithmetic. (B, L), (B, m-1) -> (B, L) bool
     """
@@ -158,18 +133,18 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
     Three savings over the definition: a stage runs only the rows that have a token in it; equal
-    canvases are run once; and logits are made only where a token is scored, once for each state.
+    canvases are run once; and logits are computed only where a token is scored, once per state.
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
 
-    Returns (B, L), 0 where no token is scored. Differentiable. Raises
-    ValueError for a greedy rollout: its probabilities are 0 and 1.
+    Returns (B, L), 0 where no token is scored. Differentiable. Raises ValueError for a greedy
+    rollout: its probabilities are 0 and 1.
     """
     if rollout.temperature <= 0:
         raise ValueError("a greedy rollout has no likelihood: sample with a temperature above 0")
     # A token's stage is the number of boundaries before its step.
-    starts = pad(boundaries, (1, 0))  # (B, m): the step from which each stage scores
+    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
     stage = (rollout.unmask_step.unsqueeze(-1) > boundaries.unsqueeze(1)).sum(dim=-1)  # (B, L)
     stages = torch.arange(starts.shape[1], device=stage.device).view(1, -1, 1)
     is_scored = rollout.token_mask.unsqueeze(1) & (stage.unsqueeze(1) == stages)  # (B, m, L)
@@ -182,28 +157,66 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     prompt_mask = rollout.prompt_mask[:, -P:]
     if masked_prompt is not None:
         prompt_ids = prompt_ids.masked_fill(masked_prompt[:, -P:], policy.mask_id)
-    state = latent_at(
-        rollout.completion[row], rollout.unmask_step[row], starts[row, k], policy.mask_id
-    )  # (R, L)
-    ids, mask, noisy = canvas_of_state(
-        policy, prompt_ids[row], prompt_mask[row], rollout.completion[row], state
+    completion = rollout.completion[row]  # (R, L)
+    latent = latent_at(completion, rollout.unmask_step[row], starts[row, k], policy.mask_id)
+    ids, mask, num_noisy = canvas_of_state(
+        policy, prompt_ids[row], prompt_mask[row], completion, latent
     )  # (R, S) twice
 
-    # Equal canvases are run once. z_0 is the same for a whole group: two stages of G completions
-    # take G + 1 passes, not 2 G. No more can be shared, since attention looks both ways. (Nothing
-    # can be for a block-causal denoiser, whose canvases hold the completions.)
+    # Equal canvases are run once. z_0 is the same for a whole group, so two stages of G completions
+    # run G + 1 canvases, not 2 G. No more can be shared, since attention is bidirectional. (A
+    # block-causal denoiser shares none, since its canvases contain the completions.)
     S = ids.shape[1]
-    distinct, copy = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
+    L = latent.shape[1]
+    distinct, canvas_of_pair = torch.unique(
+        torch.cat([ids, mask], dim=1), dim=0, return_inverse=True
+    )  # (U, 2 S), (R,)
     distinct_mask = None if prompt_mask.all() else distinct[:, S:].bool()
-    L = state.shape[1]
-    hidden = hidden_of_canvas(policy, distinct[:, :S], distinct_mask, noisy)[:, -L:]  # (U, L, D)
+    hidden = hidden_of_canvas(policy, distinct[:, :S], distinct_mask, num_noisy)
+    hidden = hidden[:, -L:]  # (U, L, D)
 
-    # So tokens at one position of equal canvases share a state, and their logits are made once.
+    # Tokens at the same position of equal canvases share a state, whose logits are computed once.
     pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
-    place, state = torch.unique(copy[pair] * L + position, return_inverse=True)  # (M,), (N,)
-    tokens = rollout.completion[row[pair], position]
-    logp = policy.token_logp(hidden[place // L, place % L], tokens, rollout.temperature, state)
+    state_key, state_index = torch.unique(
+        canvas_of_pair[pair] * L + position, return_inverse=True
+    )  # (M,), (N,)
+    states = hidden[state_key // L, state_key % L]  # (M, D)
+    tokens = completion[pair, position]
+    logp = policy.token_logp(states, tokens, rollout.temperature, state_index)
     return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), logp)
+
+
+def canvas_of_state(policy, prompt_ids, prompt_mask, completion, latent):
+    """The canvas that scores tokens given the state `latent`, whose L columns are its last ones.
+
+    prompt_ids, prompt_mask (R, P), completion, latent (R, L) -> ids (R, S), mask (R, S) bool and
+    the number of noisy columns
+
+    For an ordinary denoiser it is the prompt, then the state; no column is noisy.
+
+    A block-causal denoiser (policy.block_size) attends to the finished blocks before each block. We
+    therefore append the partly masked state after prompt and completion as a second, noisy copy, so
+    that one call scores all blocks, as such models are trained (BD3-LM, arXiv 2503.09573). If the
+    completion begins inside a block, the prompt's last tokens share that block and attend to it, so
+    they are part of both copies.
+    """
+    is_text = torch.ones_like(latent, dtype=torch.bool)
+    block_size = getattr(policy, "block_size", 0)
+    if not block_size:
+        ids = torch.cat([prompt_ids, latent], dim=1)
+        return ids, torch.cat([prompt_mask, is_text], dim=1), 0
+    P = prompt_ids.shape[1]
+    first = max(P - block_size + 1, 0)  # no earlier token can share the completion's first block
+    ids = torch.cat([prompt_ids, completion, prompt_ids[:, first:], latent], dim=1)
+    mask = torch.cat([prompt_mask, is_text, prompt_mask[:, first:], is_text], dim=1)
+    return ids, mask, P - first + latent.shape[1]
+
+
+def hidden_of_canvas(policy, ids, mask, num_noisy) -> torch.Tensor:
+    """One denoiser call on canvases of canvas_of_state: (R, S, D)."""
+    if num_noisy:
+        return policy.hidden(ids, mask, num_noisy=num_noisy)
+    return policy.hidden(ids, mask)
 
 
 # ---- the exact likelihood, for measurements ------------------------------------------------------
@@ -213,7 +226,7 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
 def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
     """The exact log-probs of a rollout's tokens: a boundary at every step. -> (B, L)
 
-    It takes T denoiser passes for each row, `states_at_once` of each row together.
+    Each row is run from T states, `states_at_once` of them in one denoiser call.
     """
     T = int(rollout.nfe.max())
     step = rollout.unmask_step
@@ -230,21 +243,21 @@ def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
 def cache_kl(policy, rollout, num_states=16, generator=None) -> float:
     """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
 
-    Estimated from the rollout's own tokens; without a cache 0 up to rounding. All states would take
-    T denoiser passes a row, more than learning does. So only the tokens of `num_states` of them,
-    drawn at random over all rows, are scored, and stand for the others: the mean is unbiased.
+    Estimated from the rollout's own tokens; without a cache it is 0 up to rounding. Scoring all
+    states costs T denoiser calls a row, so we score the tokens of `num_states` states drawn at
+    random over all rows; the estimate is unbiased.
     """
     T = int(rollout.nfe.max())
     step = rollout.unmask_step
     row = torch.arange(len(step), device=step.device).unsqueeze(1)  # (B, 1)
-    state = row * T + step - 1  # (B, L): a number for each row and step
-    all_states = state[rollout.token_mask].unique()
-    order = torch.rand(len(all_states), generator=generator, device=step.device).argsort()
-    drawn = all_states[order[:num_states]]
-    is_scored = rollout.token_mask & torch.isin(state, drawn)  # (B, L)
+    state_key = row * T + step - 1  # (B, L): a number for each row and step
+    all_keys = state_key[rollout.token_mask].unique()
+    order = torch.rand(len(all_keys), generator=generator, device=step.device).argsort()
+    drawn_keys = all_keys[order[:num_states]]
+    is_scored = rollout.token_mask & torch.isin(state_key, drawn_keys)  # (B, L)
     every_step = torch.arange(1, T + 1, device=step.device).expand(len(step), -1)  # (B, T)
     exact = surrogate_logp(policy, replace(rollout, token_mask=is_scored), every_step)
-    total = (rollout.behaviour_logp - exact)[is_scored].sum() * len(all_states) / len(drawn)
+    total = (rollout.behaviour_logp - exact)[is_scored].sum() * len(all_keys) / len(drawn_keys)
     return (total / rollout.token_mask.sum()).item()
 
 
@@ -253,14 +266,15 @@ def cache_kl(policy, rollout, num_states=16, generator=None) -> float:
 
 def example():
     """One completion of "2 + 3 =", unmasked in three steps, scored in three ways."""
-    words = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
+    vocabulary = ["_", "2", "3", "+", "=", "5", "so", "."]  # _ is [MASK]
     prompt_ids = torch.tensor([[1, 3, 2, 4]])
     completion = torch.tensor([[6, 5, 7]])
     unmask_step = torch.tensor([[2, 1, 3]])
     p_drawn = (3 + unmask_step) / 10
-    policy = SimpleNamespace(mask_id=0)  # a toy: the more tokens it sees, the surer it is
+    # A toy policy: the probability of any token is a tenth of the number of tokens in sight.
+    policy = SimpleNamespace(mask_id=0)
     policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)
-    policy.token_logp = lambda hidden, tokens, temperature, state: (hidden[state, 0] / 10).log()
+    policy.token_logp = lambda hidden, tokens, temperature, index: (hidden[index, 0] / 10).log()
     values = {
         "prompt_ids": prompt_ids,
         "prompt_mask": prompt_ids > 0,
@@ -278,11 +292,12 @@ def example():
         print(f"{name}: prompt 2 + 3 =, completion so 5 .")
         for i, step in enumerate(unmask_step[0].tolist()):
             tau = max(tau for tau in [0, *taus] if tau < step)
-            state = latent_at(completion, unmask_step, tau, policy.mask_id)[0]
+            latent = latent_at(completion, unmask_step, tau, policy.mask_id)[0]
             print(
-                f"  {words[completion[0, i]]:2} of step {step}",
-                f"from z_{tau} = {' '.join(words[token] for token in state)}:",
-                f"{p_scored[0, i]:.1f}, drawn with {p_drawn[0, i]:.1f},",
+                f"  {vocabulary[completion[0, i]]:2} unmasked at step {step}:",
+                f"p = {p_scored[0, i]:.1f} from z_{tau} =",
+                f"{' '.join(vocabulary[token] for token in latent)},",
+                f"{p_drawn[0, i]:.1f} when it was drawn,",
                 f"weight {p_scored[0, i] / p_drawn[0, i]:.2f}",
             )
 

@@ -70,7 +70,7 @@ from likelihood import latent_at, surrogate_logp, surrogate_logp_by_definition
 
 policy = SimpleNamespace(mask_id=0)  # a token's probability: the share of the canvas it sees
 policy.hidden = lambda ids, mask: (ids > 0).float().mean(1).view(-1, 1, 1).expand(*ids.shape, 1)
-policy.token_logp = lambda hidden, tokens, temperature, state=slice(None): hidden[state, 0].log()
+policy.token_logp = lambda hidden, tokens, temperature, index=slice(None): hidden[index, 0].log()
 steps = torch.tensor([[2, 1, 3]])
 values = {
     "prompt_ids": torch.tensor([[5]]),
