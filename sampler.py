@@ -1,17 +1,20 @@
 """Which masked positions to unmask next: three rules, and the learned per-prompt threshold.
 
-At every step the denoiser gives each masked position a distribution over tokens. A rule reads these
-distributions and selects the positions to unmask. It never sees the tokens that are then drawn, so
-the probability of a trajectory is a product of token probabilities, which we record.
+At every denoising step the denoiser gives each masked position a distribution over tokens. A rule
+reads these distributions and selects the positions to unmask. It never sees the tokens that are
+then drawn, so the probability of a rollout is a product of token probabilities, which we record.
 
-    top_k                 the k most confident positions        LLaDA's rule; k fixes the calls
+    top_k                 the k most confident positions        LLaDA's rule; k sets the number of
+                                                                denoiser calls
     confidence_threshold  all with a confidence above tau       Fast-dLLM's rule
-    entropy_bounded       as many as fit into a budget of       EB-Sampler (arXiv 2505.24857), the
-                          entropy, gamma nats                   one that DiFFPO learns    [PAPER]
+    entropy_bounded       as many as fit into a budget of       EB-Sampler (arXiv 2505.24857); gamma
+                          entropy, gamma nats                   is what DiFFPO learns     [PAPER]
+
+Confidence is the probability of a position's most likely token.
 
 This file needs torch alone. `python sampler.py` shows the three rules on one row.
 
-Shapes: B rows, L positions, D hidden size.
+Shapes: B rows, L positions of a completion, D hidden size.
 """
 
 import math
@@ -35,10 +38,10 @@ def top_k(confidence, masked, k) -> torch.Tensor:
 
 
 def confidence_threshold(confidence, masked, tau) -> torch.Tensor:
-    """Every masked position with confidence above tau, and always the best one.
+    """Every masked position with confidence above tau, and always the most confident one.
 
-    Without the best one a low-confidence row would never finish. (This tau is Fast-dLLM's, a
-    probability. It is not likelihood.py's tau, which is a step.)
+    Without the latter a low-confidence row would never finish. (This tau is Fast-dLLM's, a
+    probability. The tau of likelihood.py is another: a step.)
 
     confidence (B, L), masked (B, L) bool, tau scalar or (B,) -> selected (B, L) bool
     """
@@ -50,11 +53,12 @@ def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
     """The longest prefix U of the masked positions, by ascending entropy H, for which
     sum_U H - max_U H <= gamma.
 
-    Sort the masked positions by entropy, lowest first, and take each while the entropies *before*
-    it sum to at most gamma. Nothing comes before the first, so one position is always taken.
+    Sort the masked positions by entropy, lowest first, and select each as long as the entropies
+    *before* it sum to at most gamma. None come before the first, so one is always selected.
 
-    Why this sum: tokens that are drawn at once, each from its own distribution, ignore their
-    dependence on each other. That error is at most sum_U H - max_U H, and gamma bounds it.
+    Why this sum: tokens drawn at once, each from its own distribution, are treated as independent.
+    The error of that, the KL from their joint distribution to the product of the marginals, is at
+    most sum_U H - max_U H, and gamma bounds it.
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
@@ -68,11 +72,11 @@ def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
 class Decoder:
     """How completions are decoded: a rule, its level, blocks, cache and temperature.
 
-    rule              "eb", "confidence" or "top_k"
+    rule              "eb" (entropy_bounded), "confidence" or "top_k"
     level             gamma in nats, tau in [0, 1], or k; None with "eb": the head's gamma(c)
-    block_length      tokens of a block: as in LLaDA, the next block opens when the last one is
-                      full; None: any masked position may come next
-    temperature       of the tokens that are drawn; 0 is greedy
+    block_length      tokens of a block: as in LLaDA, a block opens when the one before it is full;
+                      None: one block, so any masked position may come next
+    temperature       at which tokens are drawn; 0 is greedy
     cache             block cache of keys and values: none (exact), prefix or dual
     stop_at_eos       end a row once everything up to an end token is unmasked; the rest is padding
     sample_threshold  draw gamma(c) from the head's distribution (training); False: its median
@@ -111,8 +115,8 @@ class Decoder:
     def open_positions(self, masked, offset=None) -> torch.Tensor:
         """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool
 
-        offset  (B,) long, how many tokens of the first block the prompt has already; None: none.
-                (Blocks of a block-causal denoiser are counted from the prompt's first token.)
+        offset  (B,) long, how many prompt tokens share the block in which the completion begins;
+                None: 0. (A block-causal denoiser's blocks count from the prompt's first token.)
         """
         if self.block_length is None:
             return masked
@@ -120,14 +124,15 @@ class Decoder:
         if offset is not None:
             position = position + offset.unsqueeze(1)  # (B, L)
         block = position // self.block_length
-        # A row without a mask has no such block: its number is one that no position has.
+        # A fully unmasked row gets a block number that no position has, so nothing is open.
         first = torch.where(masked, block, block.max() + 1).amin(dim=-1, keepdim=True)  # (B, 1)
         return masked & (block == first)
 
     def select(self, entropy, confidence, masked, gamma=None) -> torch.Tensor:
-        """The positions to unmask, of the masked ones: (B, L) three times -> (B, L) bool.
+        """The masked positions to unmask, by the rule.
 
-        gamma (B,) is each row's own threshold; None: all rows use `level`.
+        entropy, confidence (B, L) float, masked (B, L) bool -> (B, L) bool
+        gamma (B,): each row's own threshold with "eb"; None: all rows use `level`
         """
         if self.rule == "eb":
             return entropy_bounded(entropy, masked, self.level if gamma is None else gamma)
@@ -139,9 +144,9 @@ class Decoder:
 class ThresholdHead(nn.Module):
     """The learned sampler: it reads the prompt and predicts a threshold gamma(c). [PAPER]
 
-    What it reads are the denoiser's own last hidden states over the prompt, averaged, at the first
-    denoiser call, so that gamma needs no extra call. Its weights start at zero: at first every
-    prompt has the same threshold. [OUR CHOICE]
+    Its input is the mean of the denoiser's last hidden states over the prompt, taken from the first
+    call, so gamma costs no extra call. Its weights start at zero, so at first every prompt has the
+    same threshold. [OUR CHOICE]
 
     hidden_size        D of the denoiser
     initial_threshold  gamma_0 in nats
@@ -166,8 +171,9 @@ class ThresholdHead(nn.Module):
     def forward(self, prompt_state) -> "ClampedLogNormal":
         """prompt_state (B, D) -> the distribution of gamma (B,). No gradient reaches the denoiser.
 
-        The standardised state has a sum of |x| of about 0.8 D. Scaled by 10 / D, one step of Adam
-        moves log gamma by about 8 learning rates at every width.
+        Adam's first update moves each weight by the learning rate, and so log gamma by the learning
+        rate times the sum of the inputs' magnitudes. For a standardised state that sum is about
+        0.8 D; scaled by 10 / D it is 8, whatever the hidden size.
         """
         state = self.standardise(prompt_state.detach().float()) * (10 / prompt_state.shape[-1])
         mean = self.linear(state).squeeze(-1)
@@ -177,8 +183,8 @@ class ThresholdHead(nn.Module):
 class ClampedLogNormal:
     """log gamma ~ Normal(mean, sigma^2), and gamma clamped into [floor, ceiling]. [OUR CHOICE]
 
-    The clamp puts each tail's probability mass on its bound. So at a bound `log_prob` is the log of
-    the tail's mass, between the bounds it is the log of the density.
+    The clamp moves each tail's probability mass to its bound. So `log_prob` is the log of the
+    tail's mass at a bound, and the log of the density between the bounds.
     """
 
     def __init__(self, mean, sigma, floor, ceiling):
@@ -188,7 +194,7 @@ class ClampedLogNormal:
         self.ceiling = ceiling
         self.normal = torch.distributions.LogNormal(mean, sigma)
 
-    @torch.no_grad()  # a draw is data: its log_prob must not be differentiated through the draw
+    @torch.no_grad()  # a draw is data: no gradient may pass through it into its log_prob
     def sample(self, uniform) -> torch.Tensor:
         """gamma (B,) by inversion, from uniform numbers (B,) in [0, 1)."""
         noise = torch.special.ndtri(uniform).to(self.mean.dtype)
@@ -196,32 +202,33 @@ class ClampedLogNormal:
 
     @property
     def median(self) -> torch.Tensor:
-        """(B,)"""
+        """gamma (B,)"""
         return self.mean.exp().clamp(self.floor, self.ceiling)
 
     def log_prob(self, gamma) -> torch.Tensor:
         """gamma (B,) -> (B,)"""
-        standard = (gamma.log() - self.mean) / self.sigma
-        at_floor = torch.special.log_ndtr(standard)
-        at_ceiling = torch.special.log_ndtr(-standard)
+        z = (gamma.log() - self.mean) / self.sigma
+        at_floor = torch.special.log_ndtr(z)
+        at_ceiling = torch.special.log_ndtr(-z)
         between = self.normal.log_prob(gamma)
         above_floor = torch.where(gamma >= self.ceiling, at_ceiling, between)
         return torch.where(gamma <= self.floor, at_floor, above_floor)
 
 
 def example():
-    """Four masked positions and one that is unmasked already."""
-    confidence = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # of the likelier of two tokens
+    """The three rules on four masked positions and one that is unmasked already."""
+    confidence = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # there are two tokens
     entropy = torch.special.entr(confidence) + torch.special.entr(1 - confidence)
     masked = torch.tensor([True, True, True, True, False])
     print("position         ", *(f"{i:5}" for i in range(5)), "(unmasked)")
     print("confidence       ", *(f"{x:5.2f}" for x in confidence.tolist()))
-    print("entropy, nats    ", *(f"{x:5.2f}" for x in entropy.tolist()))
+    print("entropy, nats    ", *(f"{x:.3f}" for x in entropy.tolist()))
     for rule, level in [("top_k", 2), ("confidence", 0.8), ("eb", 0.0), ("eb", 0.1), ("eb", 0.4)]:
         decoder = Decoder(rule, level)
         selected = decoder.select(entropy[None], confidence[None], masked[None])[0]
         print(f"{rule:>10} {level:<6}", *("    x" if x else "    ." for x in selected))
-    print("eb 0.4 takes 0 (nothing before it), 2 (0.06 before), 3 (0.38 before); 1 has 0.99 before")
+    print("eb 0.4 selects 0, 2 and 3: the two before the last sum to 0.056 + 0.325 = 0.381 <= 0.4.")
+    print("Those before 1 sum to 0.992, with the 0.611 of position 3, so 1 stays masked.")
 
 
 if __name__ == "__main__":

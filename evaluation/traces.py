@@ -54,19 +54,26 @@ class Trace:
         return sums
 
     def explain(self, t):
-        """Why call t took what it took, in a line."""
+        """Why call t unmasked what it unmasked, in a line.
+
+        Gamma bounds the sum of all their entropies but the highest, which is the last one's.
+        """
         taken = self.positions_taken(t)
+        n = len(taken)
         if self.rule == "top_k":
-            return f"takes {len(taken)}: the {self.level:g} surest"
+            return f"unmasks {n}: the {self.level:g} surest"
         if self.rule == "confidence":
-            return f"takes {len(taken)}: p > {self.level:g}, or the best one"
-        sums = self.nats_before(t)
-        last = max(sums[i] for i in taken)
-        line = f"takes {len(taken)}: {last:.3f} of {self.level:.3f} nats before the last"
-        sums_of_rest = [nats for i, nats in sums.items() if i not in taken]
-        if sums_of_rest:
-            line += f"; {min(sums_of_rest):.3f} before the next"
-        return line
+            return f"unmasks {n}: all with p > {self.level:g}, and at least the surest"
+        entropies = sorted(self.readings[t - 1][i] for i in taken)
+        surest = "the surest has" if n == 2 else f"the {n - 1} surest sum to"
+        bounded = f"{surest} {sum(entropies[:-1]):.3f} nats (γ = {self.level:.3f})"
+        num_open = sum(nats is not None for nats in self.readings[t - 1])
+        if n == num_open:
+            return f"unmasks the remaining {n}: {bounded}" if n > 1 else "unmasks the remaining one"
+        if n == 1:
+            return f"unmasks 1: it has {entropies[0]:.3f} nats (γ = {self.level:.3f})"
+        together = "both sum" if n == 2 else f"all {n}"
+        return f"unmasks {n}: {bounded}, {together} to {sum(entropies):.3f}"
 
     def summary(self):
         """Its level, tokens and calls, and whether it is right, in a line."""

@@ -66,13 +66,20 @@ def test_a_trace_has_the_rollouts_text_tokens_steps_and_threshold(policy):
     assert trace.level == pytest.approx(rollout.threshold.item())
 
 
-def test_the_explanation_is_the_sum_of_the_entropies_before(trace):
+def test_the_explanation_has_the_sum_that_gamma_bounds_and_the_sum_that_stops_the_next(trace):
     assert trace.nats_before(1) == pytest.approx({1: 0, 3: 0.02, 0: 0.07, 2: 0.57})
-    line = "takes 3: 0.070 of 0.100 nats before the last"
-    assert trace.explain(1) == line + "; 0.570 before the next"
-    assert trace.explain(2) == "takes 1: 0.000 of 0.100 nats before the last"
-    assert replace(trace, rule="top_k", level=3).explain(1) == "takes 3: the 3 surest"
-    line = "takes 1: p > 0.95, or the best one"
+    line = "unmasks 3: the 2 surest sum to 0.070 nats (γ = 0.100), all 3 to 0.570"
+    assert trace.explain(1) == line
+    assert trace.explain(2) == "unmasks the remaining one"
+    at_once = replace(trace, unmask_step=[1] * 4, level=0.6)
+    line = "unmasks the remaining 4: the 3 surest sum to 0.570 nats (γ = 0.600)"
+    assert at_once.explain(1) == line
+    two = replace(trace, unmask_step=[2, 1, 2, 1], level=0.03)
+    assert two.explain(1) == "unmasks 2: the surest has 0.020 nats (γ = 0.030), both sum to 0.070"
+    one = replace(trace, unmask_step=[2, 1, 2, 2], level=0.01)
+    assert one.explain(1) == "unmasks 1: it has 0.020 nats (γ = 0.010)"
+    assert replace(trace, rule="top_k", level=3).explain(1) == "unmasks 3: the 3 surest"
+    line = "unmasks 1: all with p > 0.95, and at least the surest"
     assert replace(trace, rule="confidence", level=0.95).explain(2) == line
 
 
