@@ -1,19 +1,21 @@
 """The reverse process of a masked-diffusion language model, as a policy.
 
-A completion starts as L [MASK] tokens. Then, until no mask is left: one denoiser call on prompt and
-completion, a rule selects positions (sampler.py), and their tokens are drawn from the denoiser's
-distribution at each of them. The true policy is
+A completion starts as L [MASK] tokens. Until no mask is left, or with `stop_at_eos` none before the
+first end token, each denoising step makes one denoiser call on prompt and completion; a rule
+selects positions (sampler.py); and their tokens are drawn from the denoiser's distribution at each
+of them. The true policy is
 
     pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
-where z_{t-1} is the partly unmasked completion before step t. Every factor is available
-during sampling, so it is recorded then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
+where z_{t-1} is the partly unmasked completion before step t. Every factor is known while sampling,
+so we record it then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
 
 `DiffusionPolicy.denoise` is that loop. With sampler.py and denoiser.py beside it this file needs
 torch alone. `python diffusion_policy.py` unmasks one completion step by step.
 
-Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L positions, D hidden
-size; b rows of a call, N positions that a rule may select.
+Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L columns of a canvas, D
+hidden size; b rows of a call, N positions that a rule may select. Step t of a row is the t-th
+denoiser call that runs it, so its number of steps T is its NFE.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -27,7 +29,7 @@ from sampler import Decoder
 
 
 class NotFinite(ValueError):
-    """A quantity is NaN or infinite. `rollout` is the batch that it comes from, or None."""
+    """A quantity is NaN or infinite. `rollout` is the batch it was computed from, or None."""
 
     def __init__(self, message, rollout=None):
         super().__init__(message)
@@ -36,18 +38,18 @@ class NotFinite(ValueError):
 
 @dataclass
 class Rollout:
-    """Everything about B completions that likelihood, loss and log need.
+    """B completions, with everything that the likelihood, the loss and the log need.
 
     A position that was never drawn, because its row stopped at an end token, holds [EOS] and has
-    unmask_step nfe + 1: it was a mask in every state that the denoiser saw.
+    unmask_step nfe + 1: it was [MASK] in every state that the denoiser saw.
     """
 
     prompt_ids: torch.Tensor  #     (B, P) long, left-padded
     prompt_mask: torch.Tensor  #    (B, P) bool, False on padding
     completion: torch.Tensor  #     (B, L) long, o
-    unmask_step: torch.Tensor  #    (B, L) long, the step t, from 1, at which a token was drawn
+    unmask_step: torch.Tensor  #    (B, L) long, the step t, from 1, in which a token was drawn
     behaviour_logp: torch.Tensor  # (B, L) float, log pi_old^true(o_t | c, z_{t-1})
-    token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to the first end token, with it
+    token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to and with the first end token
     nfe: torch.Tensor  #            (B,)   long, T, the row's number of denoiser calls
     threshold: torch.Tensor  #      (B,)   float, gamma in nats (nan where the rule has none)
     threshold_logp: torch.Tensor  # (B,)   float, its log-prob under the head (0 where not drawn)
@@ -55,7 +57,7 @@ class Rollout:
     temperature: float  #           that the tokens were drawn with
 
     def rows(self, index) -> "Rollout":
-        """The same for some rows: a slice, or a long or bool tensor."""
+        """The rollout of some rows only; index is a slice, or a long or bool tensor."""
         tensors = [f.name for f in fields(self) if f.name != "temperature"]
         return replace(self, **{name: getattr(self, name)[index] for name in tensors})
 
@@ -67,12 +69,12 @@ class DiffusionPolicy(DenoiserCalls):
     tokenizer        anything with mask_token_id and eos_token_id
     threshold_head   sampler.ThresholdHead, or None if no threshold is learned
     adapter          False: the LoRA adapter is disabled, so this is the base model
-    end_ids          tokens that end a completion; default: eos alone. A chat model has more
+    end_ids          tokens that end a completion; None: [EOS] alone. A chat model has more
                      (models/prompting.py)
     prefill          text that every completion is made to begin with (models/prompting.py)
 
-    `rollout_batch_size` is how many rows a rollout completes at once at most; 0: all. A group of
-    equal prompts may be split.
+    A rollout completes at most `rollout_batch_size` rows at once; 0: all. A group of equal prompts
+    may be split.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class DiffusionPolicy(DenoiserCalls):
         self.end_ids = end_ids or [tokenizer.eos_token_id]
         self.prefill = prefill
         self.rollout_batch_size = 0
-        # The tiny model reads short prompts as they stand, without instructions or chat template.
+        # The tiny model reads short prompts as they are, without instructions or chat template.
         config = getattr(denoiser, "config", None)
         self.compact_prompts = getattr(config, "compact_prompts", False)
 
@@ -99,12 +101,12 @@ class DiffusionPolicy(DenoiserCalls):
         length        L, tokens of a completion
         decoder       sampler.Decoder: the rule, its level, temperature, blocks. Temperature 0 is
                       greedy, and its log-probs are 0.
-        generator     a torch.Generator for the draws, or
-        uniform       (B, L + 1) uniform numbers to draw with (see draw_uniform); a row's
-                      completion depends on its own numbers alone, whatever the batch
+        generator     a torch.Generator to draw with, or None
+        uniform       (B, L + 1) uniform numbers to draw with instead (see draw_uniform), or None. A
+                      row's completion depends on its own numbers alone, whatever the batch.
 
-        Raises ValueError if the decoder needs a learned threshold and this policy has none, and for
-        blocks that are no parts of a block-causal denoiser's own.
+        Raises ValueError if the decoder needs a learned threshold and this policy has none, or if
+        block_length does not divide a block-causal denoiser's block size.
         """
         block_length = decoder.block_length
         if self.block_size and (block_length is None or self.block_size % block_length):
@@ -117,7 +119,7 @@ class DiffusionPolicy(DenoiserCalls):
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
         if uniform is None:
             uniform = self.draw_uniform(len(prompt_ids), length, generator)
-        # Rows of about one prompt length are completed together, so that little is padding.
+        # Rows with prompts of similar length are completed together, so that little is padding.
         lengths = prompt_mask.sum(dim=1).tolist()
         batches = batches_by_length(lengths, room=length, max_rows=self.rollout_batch_size)
         parts = []
@@ -133,7 +135,7 @@ class DiffusionPolicy(DenoiserCalls):
                         decoder=decoder,
                     )
                 )
-        # Back into the order of the prompts.
+        # Restore the order of the prompts.
         order = torch.tensor(sum(batches, [])).argsort().to(prompt_ids.device)
 
         def joined(name):
@@ -154,18 +156,20 @@ class DiffusionPolicy(DenoiserCalls):
         )
 
     def denoise(self, prompt_ids, prompt_mask, uniform, decoder) -> Rollout:
-        """The reverse process: from all [MASK] to text, for rows of about one prompt length.
+        """The reverse process: from all [MASK] to text, for rows with prompts of similar length.
 
-        What the loop branches on (masks, ends, steps) is kept on the host. A step waits for the GPU
-        to read the selection, with `stop_at_eos` to read the tokens, and, unless a block cache is
-        filled, to find equal canvases.
+        prompt_ids, prompt_mask (B, P), uniform (B, L + 1), decoder as in `rollout`
+
+        What the loop branches on (masks, ends, steps) is kept on the host. Each step synchronises
+        with the GPU to read the selection, to read the tokens under `stop_at_eos`, and to find
+        equal canvases unless a cache is filled.
         """
         B, P = prompt_ids.shape
         L = uniform.shape[1] - 1
         device = prompt_ids.device
         all_masked = torch.full((B, L), self.mask_id, device=device)
         canvas = torch.cat([prompt_ids, all_masked], dim=1)  # (B, S)
-        # Where nothing is padded attention needs no mask, and keeps its fastest kernel.
+        # If nothing is padded, attention needs no mask and keeps its fastest kernel.
         attention_mask = None
         if not prompt_mask.all():
             attention_mask = nn.functional.pad(prompt_mask, (0, L), value=True)  # (B, S)
@@ -188,20 +192,20 @@ class DiffusionPolicy(DenoiserCalls):
             window = BlockWindow(decoder, prompt_length=P, completion_length=L)
 
         while True:
-            # 1. A row is unfinished while a mask precedes its first end token. `is_open` marks the
-            #    positions that the rule may select. (rows maps the b running rows to the B rows.)
+            # 1. A row is unfinished as long as a mask precedes its first end token. `is_open` marks
+            #    the positions that the rule may select. `rows` are the b rows, of the B, that run.
             is_unfinished = (is_masked & (is_end.cumsum(dim=1) == 0)).any(dim=1)
             rows = is_unfinished.nonzero().squeeze(1)  # (b,)
             if len(rows) == 0:
                 break
             is_open = decoder.open_positions(is_masked[rows], block_offset[rows])  # (b, L)
-            rows, is_open = window.advance(rows, is_open)  # with a block cache not all rows run
+            rows, is_open = window.advance(rows, is_open)  # with a block cache some rows wait
             rows_on_device = rows.to(device)
 
             # 2. One denoiser call on prompt and completion, or on the positions of the window.
             ids = canvas[rows_on_device]
             mask = None if attention_mask is None else attention_mask[rows_on_device]
-            if window.is_cache_filled:  # every row has keys and values of its own
+            if window.is_cache_filled:  # each row needs its own keys and values: all are run
                 hidden = self.hidden(ids, mask, window.cache, window.start, window.stop)
             else:
                 hidden = self.hidden_of_distinct(ids, mask, window.cache)  # (b, S, D)
@@ -217,7 +221,7 @@ class DiffusionPolicy(DenoiserCalls):
             open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each, of the b rows
             open_row = open_row.to(device)
             open_position = open_position.to(device)
-            states = hidden[open_row, window.place(open_row, open_position)]  # (N, D)
+            states = hidden[open_row, window.output_index(open_row, open_position)]  # (N, D)
             entropy = torch.zeros(is_open.shape, device=device)  # (b, L)
             confidence = torch.zeros(is_open.shape, device=device)
             entropy[open_row, open_position], confidence[open_row, open_position] = (
@@ -226,7 +230,7 @@ class DiffusionPolicy(DenoiserCalls):
             is_selected = decoder.select(
                 entropy, confidence, is_open.to(device), gamma=threshold[rows_on_device]
             ).cpu()  # (b, L); here the host waits for the GPU
-            if not is_selected.any(dim=1).all():  # otherwise the loop would never end
+            if not is_selected.any(dim=1).all():  # without this the loop would never end
                 raise NotFinite("the denoiser's output is not finite: no position can be selected")
 
             # 5. Draw a token at each selected position, and record how likely it was.
@@ -239,7 +243,7 @@ class DiffusionPolicy(DenoiserCalls):
             canvas[drawn_row, P + drawn_position] = tokens
             behaviour_logp[drawn_row, drawn_position] = logp
 
-            # 6. Note the step on the host.
+            # 6. Record the step, on the host.
             host_row, host_position = is_selected.nonzero(as_tuple=True)
             host_row = rows[host_row]  # of the B rows
             nfe[rows] += 1
@@ -248,7 +252,7 @@ class DiffusionPolicy(DenoiserCalls):
             if decoder.stop_at_eos:
                 is_end[host_row, host_position] = self.is_end_token(tokens).cpu()
 
-        # What was never drawn is padding: [EOS], as if unmasked one step after the last.
+        # Positions that were never drawn become [EOS], as if unmasked one step after the last.
         is_masked = is_masked.to(device)
         nfe = nfe.to(device)
         completion = canvas[:, P:].masked_fill(is_masked, self.eos_id)
@@ -282,10 +286,10 @@ class DiffusionPolicy(DenoiserCalls):
         return threshold, distribution.log_prob(threshold)
 
     def block_offset(self, prompt_mask) -> torch.Tensor:
-        """How many tokens of the block that a completion begins in are the prompt's: (B,) long.
+        """How many prompt tokens share the block in which the completion begins: (B,) long.
 
         A block-causal denoiser's blocks are counted from the prompt's first token, all others' from
-        the completion's.
+        the completion's first token.
         """
         prompt_length = prompt_mask.sum(dim=1)
         if not self.block_size:
@@ -293,7 +297,7 @@ class DiffusionPolicy(DenoiserCalls):
         return prompt_length % self.block_size
 
     def draw_uniform(self, B, length, generator=None) -> torch.Tensor:
-        """A rollout's random numbers, (B, L + 1): one for each position, the last for gamma."""
+        """A rollout's random numbers, (B, L + 1): one per position, and the last one for gamma."""
         return torch.rand(
             (B, length + 1),
             generator=generator,
@@ -321,16 +325,16 @@ class DiffusionPolicy(DenoiserCalls):
         return (is_end.cumsum(dim=-1) - is_end.long()) == 0
 
 
-# ---- row bookkeeping -----------------------------------------------------------------------------
+# ---- which rows and columns a call runs ----------------------------------------------------------
 
 
 class BlockWindow:
-    """Which rows and which positions a denoiser call runs.
+    """Which rows and which columns of their canvases a denoiser call runs.
 
-    Without a block cache: all unfinished rows, the whole canvas. With one (denoiser.BlockCache) all
-    rows decode the same block, and rows that have finished it wait. The first call of a block runs
-    everything and fills the cache. The others run the positions from `start` to `stop`: the block
-    and everything behind it ("prefix"), or the block alone ("dual").
+    Without a block cache it runs all unfinished rows, and whole canvases. With one
+    (denoiser.BlockCache) all rows decode the same block, and rows that have finished it wait. The
+    first call of a block runs everything and fills the cache. Later calls run only the columns from
+    `start` to `stop`: the block and everything behind it ("prefix"), or the block alone ("dual").
     """
 
     def __init__(self, decoder, prompt_length, completion_length):
@@ -342,21 +346,24 @@ class BlockWindow:
         self.cache = None
         self.is_cache_filled = False
         self.block = None
-        self.cached_rows = None
+        self.cached_rows = None  # (b,) which rows the cache holds, in its order
 
-    def place(self, row, position) -> torch.Tensor:
-        """Where a call's output has the states of a completion's positions, (N,) long."""
+    def output_index(self, row, position) -> torch.Tensor:
+        """Sequence index in a call's output of each completion position.
+
+        row (N,) long, of the call's rows, position (N,) long, of the completion -> (N,) long
+        """
         return self.prompt_length + position - self.start
 
     def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows that run now and their open positions, of all unfinished ones.
+        """Of all unfinished rows, those that run now, with their open positions.
 
         rows (b,) long, ascending, is_open (b, L) bool -> the same for b' <= b rows, in any order
         """
         if self.decoder.cache == "none":
             return rows, is_open
         block_length = self.decoder.block_length
-        block = is_open.long().argmax(dim=1) // block_length  # (b,) that each row has come to
+        block = is_open.long().argmax(dim=1) // block_length  # (b,) each row's current block
         first = int(block.min())
         rows = rows[block == first]
         is_open = is_open[block == first]
@@ -379,16 +386,17 @@ class BlockWindow:
         if len(rows) < len(self.cached_rows):
             order = self.cache.keep(torch.isin(self.cached_rows, rows))
             self.cached_rows = self.cached_rows[order]
-        place = torch.searchsorted(rows, self.cached_rows)
-        return rows[place], is_open[place]
+        order = torch.searchsorted(rows, self.cached_rows)
+        return rows[order], is_open[order]
 
 
 class BlockCausalWindow(BlockWindow):
     """The same for a block-causal denoiser, whose blocks are counted from the prompt's first token.
 
-    Without a block cache: the whole canvas. With one (denoiser.FinishedBlocksCache; "prefix" and
-    "dual" are the same here) the first call runs everything, and the others of each row its current
-    block and the one before it: `start` is (b,). No row waits for another.
+    Without a block cache a call runs whole canvases. With one (denoiser.FinishedBlocksCache;
+    "prefix" and "dual" are the same here) the first call runs everything. Later calls run each
+    row's current block and the one before it, so `start` differs per row, (b,). No row waits for
+    another.
 
     block_offset  (B,) long on the host, see DiffusionPolicy.block_offset
     """
@@ -398,17 +406,16 @@ class BlockCausalWindow(BlockWindow):
         self.block_size = block_size
         self.block_offset = block_offset
 
-    def place(self, row, position) -> torch.Tensor:
-        """Where a call's output has the states of a completion's positions, (N,) long."""
+    def output_index(self, row, position) -> torch.Tensor:
         start = self.start
         if self.is_cache_filled:
             start = start[row]
         return self.prompt_length + position - start
 
     def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
-        """All unfinished rows and their open positions, in the order of the cache.
+        """All unfinished rows and their open positions, in the cache's order.
 
-        rows (b,) long, ascending, is_open (b, L) bool -> the same in any order
+        rows (b,) long, ascending, is_open (b, L) bool -> the same in another order
         """
         if self.decoder.cache == "none":
             return rows, is_open
@@ -418,7 +425,7 @@ class BlockCausalWindow(BlockWindow):
             return rows, is_open
         self.is_cache_filled = True
         rows, is_open = self.in_cache_order(rows, is_open)
-        # The current block's first column, and a block before it.
+        # Start one block before the current block's first column.
         first = is_open.long().argmax(dim=1)  # (b,) the first open position
         in_block = (self.block_offset[rows] + first) % self.block_size
         start = self.prompt_length + first - in_block - self.block_size
@@ -428,16 +435,20 @@ class BlockCausalWindow(BlockWindow):
 
 
 def mean_prompt_state(hidden, prompt_mask) -> torch.Tensor:
-    """What the threshold head reads: the mean of a prompt's states. (B, S, D), (B, P) -> (B, D)"""
+    """The threshold head's input, a prompt's mean state. (B, S, D), (B, P) bool -> (B, D)"""
     weight = prompt_mask.unsqueeze(-1) / prompt_mask.sum(dim=1).view(-1, 1, 1)  # (B, P, 1)
     return (hidden[:, : prompt_mask.shape[1]].float() * weight).sum(dim=1)
 
 
 def batches_by_length(lengths, room, max_rows=0) -> list:
-    """Rows that are completed together, as lists of indices, the longest prompts first.
+    """Which rows are completed together: lists of their indices, the longest prompts first.
 
-    Padding stays below an eighth of a canvas of prompt and `room` tokens. (Batches of equal lengths
-    alone would be too small for a GPU.) No list has more than max_rows rows; 0: no limit.
+    lengths   of the prompts, in tokens
+    room      L, tokens of a completion
+    max_rows  of a list; 0: no limit
+
+    At most an eighth of a canvas of prompt and completion is padding. (Batches of equal lengths
+    alone would be too small for a GPU.)
     """
     batches = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -453,20 +464,22 @@ def batches_by_length(lengths, room, max_rows=0) -> list:
 
 
 class Toy(nn.Embedding):
-    """Its rows are what it wants to say; the more neighbours it sees, the surer it is."""
+    """Toy denoiser: row i of the weight is position i's preferred token; logits grow with its
+    unmasked neighbours.
+    """
 
     def forward(self, ids, attention_mask):
-        sees = nn.functional.pad((ids > 0).float(), (1, 1))  # (b, S + 2)
-        neighbours = sees[:, :-2] + sees[:, 2:]  # (b, S)
+        is_unmasked = nn.functional.pad((ids > 0).float(), (1, 1))  # (b, S + 2)
+        neighbours = is_unmasked[:, :-2] + is_unmasked[:, 2:]  # (b, S)
         return self.weight * (2 + 2 * neighbours).unsqueeze(-1)  # (b, S, V)
 
 
 def example():
     """One completion of the prompt "we", six tokens, by the entropy-bounded rule."""
-    words = ["[MASK]", "[EOS]", "we", "are", "what", "we", "read"]
+    vocabulary = ["[MASK]", "[EOS]", "we", "are", "what", "read"]
     tokenizer = SimpleNamespace(mask_token_id=0, eos_token_id=1)
-    toy = LogitsModel(Toy(7, 7, _weight=torch.eye(7)[[2, 2, 3, 4, 5, 6, 1]]))
-    policy = DiffusionPolicy(toy, tokenizer)
+    preferred = torch.eye(6)[[2, 2, 3, 4, 2, 5, 1]]  # (S, V): we | we are what we read [EOS]
+    policy = DiffusionPolicy(LogitsModel(Toy(7, 6, _weight=preferred)), tokenizer)
     prompt_ids = torch.tensor([[2]])
     rollout = policy.rollout(
         prompt_ids,
@@ -480,11 +493,12 @@ def example():
     unmask_step = rollout.unmask_step[0].tolist()
     for t in range(T + 1):
         state = [
-            words[i] if step <= t else "_" for i, step in zip(completion, unmask_step, strict=True)
+            vocabulary[i] if step <= t else "_"
+            for i, step in zip(completion, unmask_step, strict=True)
         ]
-        print(f"z_{t}", *(f"{word:>7}" for word in state))
+        print(f"z_{t}", *(f"{token:>7}" for token in state))
     print("p  ", *(f"{p:7.2f}" for p in rollout.behaviour_logp[0].exp().tolist()))
-    print(f"{T} denoiser calls for 6 tokens; p is the probability each was drawn with")
+    print(f"{T} denoiser calls for 6 tokens; p is the probability with which each was drawn")
 
 
 if __name__ == "__main__":
