@@ -65,14 +65,16 @@ class DenoiserCalls:
     def hidden(
         self, ids, attention_mask=None, cache=None, start=0, stop=None, num_noisy=0
     ) -> torch.Tensor:
-        """One call without its last layer: ids (b, S) -> the states (b, S, D) that predict them.
+        """One call without its last layer: ids (b, S) -> each column's state, (b, S, D).
+
+        It is the state that predicts the column, also if the model is shifted.
 
         attention_mask  (b, S) bool, False on padding, or None where nothing is padded: attention
                         then keeps its fastest kernel. Padding on the left changes nothing.
         cache           a BlockCache, or None. Once it is filled, only the columns `start` to `stop`
                         are run, and the result is (b, stop - start, D).
-        num_noisy       of a block-causal denoiser, as is another meaning of `start`: see
-                        block_causal_hidden
+        num_noisy       for a block-causal denoiser only, to which `start` means something else too:
+                        see block_causal_hidden
         """
         if self.block_size:
             return block_causal_hidden(self, ids, attention_mask, cache, start, num_noisy)
@@ -440,7 +442,7 @@ class BlockCache:
     cached ones are stale. Rollouts record the log-probs under which tokens were really drawn, so
     the importance weights see the difference and correct for it. [OUR CHOICE]
 
-    Tensors are (b, heads, S, head size), one a layer. The three get_ methods and is_compileable are
+    Tensors are (b, heads, S, head size), one per layer. The three get_ methods and is_compileable are
     what transformers asks of a cache.
     """
 

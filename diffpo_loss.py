@@ -14,7 +14,7 @@ The setting `normalise_by` says what n_i is:
     "canvas"  n_i = L for every row: Dr. GRPO's division by a constant. With the exact likelihood,
               w = 1 and advantages that are not divided by the group's standard deviation, this is
               the policy gradient up to a factor, unless a token behind [EOS] was drawn before one
-              of the text: its influence is then missing.                            [OUR CHOICE]
+              of the text: its influence on the text is then missing.                [OUR CHOICE]
     "text"    n_i = |o_i|, the row's own tokens up to [EOS]: GRPO's mean per sequence. A token of a
               short text then counts more than one of a long text, so this is not the policy
               gradient.                                                           [RECONSTRUCTED]
@@ -156,7 +156,9 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, has_unit_
     token_mask                         (B, L) bool, the tokens that count
     has_unit_weight                    (B, L) bool, see likelihood.unit_weight_tokens
 
-    Returns a dict of floats, among them
+    Returns a dict of floats:
+
+    importance_weight_mean  mean of the capped weights
     importance_weight_max   the largest weight before the cap
     capped_weight_fraction  share of weights that the cap lowers by more than rounding
     ess_fraction            effective sample size of the capped weights, (sum w)^2 / sum w^2,

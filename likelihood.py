@@ -23,8 +23,8 @@ This file needs torch alone. What it needs of a policy and of a rollout:
     policy.mask_id         the id of [MASK]
     policy.hidden          hidden(ids, mask) -> (b, S, D), one denoiser call; mask None: no padding
     policy.token_logp      token_logp(hidden, tokens, temperature, state_index) -> (N,), log-probs
-                           of N tokens given M states (M, D), of token n given the state
-                           state_index[n]; without state_index token n is given state n
+                           of N tokens given M hidden states (M, D): of token n given
+                           hidden[state_index[n]], or hidden[n] without state_index
     policy.block_size      only a block-causal denoiser's; its `hidden` then takes num_noisy
                            (denoiser.block_causal_hidden)
     rollout                any dataclass with the fields prompt_ids, prompt_mask, completion,
@@ -34,8 +34,9 @@ This file needs torch alone. What it needs of a policy and of a rollout:
 `python likelihood.py` shows which token is scored from which state.
 
 Shapes: B rows, P prompt tokens, L completion tokens, S = P + L, m stages, D hidden size; R pairs
-(row, stage) that contain a token, U distinct canvases among them, N tokens, M distinct states that
-they are scored from. A step is a denoising step: step t of a row is its t-th denoiser call.
+(row, stage) that contain a token, U distinct canvases among them, N tokens, M distinct hidden
+states that these are scored from. A state z is a partly masked completion. A step is a denoising
+step: step t of a row is its t-th denoiser call.
 """
 
 from dataclasses import make_dataclass, replace
@@ -133,7 +134,8 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
 
     Three savings over the definition: a stage runs only the rows that have a token in it; equal
-    canvases are run once; and logits are computed only where a token is scored, once per state.
+    canvases are run once; and logits are computed only where a token is scored, once per hidden
+    state.
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
@@ -175,7 +177,7 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     hidden = hidden_of_canvas(policy, distinct[:, :S], distinct_mask, num_noisy)
     hidden = hidden[:, -L:]  # (U, L, D)
 
-    # Tokens at the same position of equal canvases share a state, whose logits are computed once.
+    # Tokens at one position of equal canvases share a hidden state; its logits are computed once.
     pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
     state_key, state_index = torch.unique(
         canvas_of_pair[pair] * L + position, return_inverse=True

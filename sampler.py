@@ -217,7 +217,7 @@ class ClampedLogNormal:
 
 def example():
     """The three rules on four masked positions and one that is unmasked already."""
-    confidence = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # there are two tokens
+    confidence = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # of the more likely of two tokens
     entropy = torch.special.entr(confidence) + torch.special.entr(1 - confidence)
     masked = torch.tensor([True, True, True, True, False])
     print("position         ", *(f"{i:5}" for i in range(5)), "(unmasked)")
@@ -228,7 +228,7 @@ def example():
         selected = decoder.select(entropy[None], confidence[None], masked[None])[0]
         print(f"{rule:>10} {level:<6}", *("    x" if x else "    ." for x in selected))
     print("eb 0.4 selects 0, 2 and 3: the two before the last sum to 0.056 + 0.325 = 0.381 <= 0.4.")
-    print("Those before 1 sum to 0.992, with the 0.611 of position 3, so 1 stays masked.")
+    print("With the 0.611 of position 3 they sum to 0.992 > 0.4, so position 1 stays masked.")
 
 
 if __name__ == "__main__":
