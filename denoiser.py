@@ -87,11 +87,12 @@ class DenoiserCalls:
             position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:stop]
         if cache is not None:
             cache.start = first
-        is_default = attention_mask is None and cache is None
+        # Without padding and cache the model's own count of positions is right.
+        needs_positions = attention_mask is not None or cache is not None
         hidden = self.run(
             ids[:, first:stop],
             attention_mask=attention_mask,
-            position_ids=None if is_default else position,
+            position_ids=position if needs_positions else None,
             cache=cache,
         )
         if self.is_shifted:
@@ -442,8 +443,8 @@ class BlockCache:
     cached ones are stale. Rollouts record the log-probs under which tokens were really drawn, so
     the importance weights see the difference and correct for it. [OUR CHOICE]
 
-    Tensors are (b, heads, S, head size), one per layer. The three get_ methods and is_compileable are
-    what transformers asks of a cache.
+    Tensors are (b, heads, S, head size), one per layer. The three get_ methods and is_compileable
+    are what transformers asks of a cache.
     """
 
     is_compileable = False
