@@ -202,7 +202,7 @@ class DiffusionPolicy(DenoiserCalls):
             rows, is_open = window.advance(rows, is_open)  # with a block cache some rows wait
             rows_on_device = rows.to(device)
 
-            # 2. One denoiser call on prompt and completion, or on the positions of the window.
+            # 2. One denoiser call on prompt and completion, or on the window's columns of them.
             ids = canvas[rows_on_device]
             mask = None if attention_mask is None else attention_mask[rows_on_device]
             if window.is_cache_filled:  # each row needs its own keys and values: all are run
