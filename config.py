@@ -12,11 +12,7 @@ Only the standard library is imported here: --help answers before torch is loade
 seconds.
 """
 
-import argparse
-import difflib
-import functools
 import math
-import sys
 from dataclasses import dataclass, field, fields
 
 MAX_SEED = 2**63 - 1  # torch's
@@ -249,16 +245,6 @@ RECIPES["small"] = RECIPES["LLaDA"] | {
 RECIPES["48 GB"] = {"rollout_batch_size": 48}
 RECIPES["24 GB"] = {"rollout_batch_size": 24, "dtype": "4bit"}
 
-# The groups of --help: the first field of each, and its title.
-GROUPS = {
-    "task": "run",
-    "prompts_per_step": "rollout",
-    "num_stages": "objective",
-    "learning_rate": "optimiser",
-    "rollout_batch_size": "memory",
-    "eval_problems": "measuring and saving",
-}
-
 # What --resume may change. Nothing else: the run would no longer be the one that config.json
 # describes.
 CHANGEABLE_ON_RESUME = (
@@ -287,156 +273,3 @@ def config_from_json(saved, file):
             "start a new run"
         )
     return Config(**saved)
-
-
-# Flags of 29 November 2026 and before -> now, for a hint. EXPERIMENTS.md has the same table.
-OLD_FLAGS = {
-    "group_size": "num_generations",
-    "inner_updates": "num_iterations",
-    "length": "max_completion_length",
-    "clip_eps": "epsilon",
-    "kl_beta": "beta",
-    "is_cap": "importance_weight_cap",
-    "speed_weight": "nfe_penalty",
-    "gamma_0": "initial_threshold",
-    "scale_by_std": "scale_rewards",
-    "grad_clip": "max_grad_norm",
-    "prompt_hide_probability": "p_mask_prompt",
-    "train": "train_target",
-    "head_learning_rate": "threshold_learning_rate",
-    "head_sigma": "threshold_sigma",
-    "head_clip_eps": "threshold_epsilon",
-    "setting": "level",
-    "unmask": "decoder",
-}
-
-
-# ---- flags, for all programs of this project -----------------------------------------------------
-
-
-class FlagParser(argparse.ArgumentParser):
-    """argparse, with one line for a mistake, a suggestion for a near miss, and --a-b for --a_b."""
-
-    def __init__(self, **options):
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=functools.partial(
-                argparse.RawDescriptionHelpFormatter, width=80, max_help_position=26
-            ),
-            **options,
-        )
-
-    def parse_known_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._with_underscores(a) for a in args], namespace)
-
-    def parse_args(self, args=None, namespace=None):
-        namespace, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unknown {unknown[0]}{self._suggestion(unknown[0])}")
-        return namespace
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
-
-    @staticmethod
-    def _with_underscores(argument):
-        if not argument.startswith("--"):
-            return argument
-        name, equals, value = argument.partition("=")
-        return "--" + name[2:].replace("-", "_") + equals + value
-
-    def _suggestion(self, argument):
-        """The flag that was probably meant: a similar name, or one that contains the word."""
-        if not argument.startswith("--"):
-            return ""
-        word = argument[2:].partition("=")[0]
-        names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
-        if word in OLD_FLAGS:  # one that this program no longer has is like no other
-            return f": it is called --{OLD_FLAGS[word]} now" if OLD_FLAGS[word] in names else ""
-        near = [name for name in names if len(word) > 3 and word in name]
-        near = near or difflib.get_close_matches(word, names)
-        return f": did you mean --{' or --'.join(near)}?" if near else ""
-
-
-def at_least(minimum, maximum=1_000_000):
-    """The type of a flag that takes a whole number from `minimum` to `maximum`.
-
-    A mistyped one is refused at once, instead of filling the memory.
-    """
-
-    def whole_number(text):
-        if not text.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}")
-        if len(text) > 20 or int(text) > maximum:
-            raise argparse.ArgumentTypeError(f"it has to be at most {maximum}, not {text[:40]}")
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text}")
-        return int(text)
-
-    return whole_number
-
-
-def true_or_false(text):
-    """The value of a boolean flag."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
-    return text.lower() == "true"
-
-
-DESCRIPTION = """\
-DiFFPO: reinforcement learning of a masked-diffusion language model and of the
-threshold by which it decodes.
-
-  python train.py --task countdown --model tiny   a laptop, no GPU, no download
-  python train.py --task countdown,sudoku         both tasks, one model
-  python train.py --task my_task.py:MyTask        your own task
-  python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
-  python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    24 GB GPU
-
-In brackets: the default, then what a recipe has in its place (a task's for the
-tiny model, LLaDA's or the small models', a GPU's of 24 or 48 GB), then d1's.
-"""
-
-
-def help_text(f):
-    """A field's line of --help: what it means, its choices, its default, recipes and d1's value."""
-    text = f.metadata["help"]
-    if f.metadata["choices"]:
-        text += f" ({', '.join(f.metadata['choices'])})"
-    values = [str(f.default)] if f.default != "" else []
-    values += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
-    if f.metadata["d1"] is not None:
-        values.append(f"d1 {f.metadata['d1']}")
-    return text + (f" [{'; '.join(values)}]" if values else "")
-
-
-def parse_flags(arguments=None, program=None):
-    """{name: value} of train.py's flags that were given, with `resume` and `export` among them.
-
-    Values are checked here, before torch is imported: a bad one ends the program with code 2.
-    program: what messages begin with, if another program takes these flags.
-    """
-    parser = FlagParser(
-        prog=program,
-        usage="python train.py [--FLAG VALUE] ...",
-        description=DESCRIPTION,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
-    parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
-    for f in fields(Config):
-        if f.name in GROUPS:
-            group = parser.add_argument_group(GROUPS[f.name])
-        group.add_argument(
-            f"--{f.name}",
-            type=true_or_false if f.type is bool else f.type,
-            metavar=f.type.__name__.upper(),
-            help=help_text(f),
-        )
-    given = vars(parser.parse_args(arguments))
-    try:
-        Config(**{name: value for name, value in given.items() if name not in ("resume", "export")})
-    except ValueError as error:
-        parser.error(str(error))
-    return given

@@ -28,8 +28,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import parse_flags
 from models import terminal
+from training.flags import parse_flags
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
     terminal.prepare()

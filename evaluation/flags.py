@@ -9,8 +9,9 @@ import math
 import os
 from pathlib import Path
 
-from config import MAX_SEED, FlagParser, at_least
+from config import MAX_SEED
 from evaluation.outputs import has_content
+from models.command_line import FlagParser, at_least
 
 DESCRIPTION = """\
 Accuracy against NFE (denoiser calls per completion), for any checkpoint and

@@ -23,9 +23,10 @@ Shapes: B = P * G rows, L completion tokens, S positions of prompt and completio
 import sys
 from dataclasses import dataclass, replace
 
-from config import RECIPES, Config, FlagParser
+from config import RECIPES, Config
 from experiments.command_line import exit_status
 from models import terminal
+from models.command_line import FlagParser
 
 
 @dataclass

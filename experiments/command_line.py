@@ -8,9 +8,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from config import MAX_SEED, at_least
+from config import MAX_SEED
 from evaluation.flags import is_hub_name
 from evaluation.outputs import verify_replaceable
+from models.command_line import at_least
 
 
 def existing_folder(path):

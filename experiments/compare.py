@@ -21,7 +21,6 @@ interval is of problems alone, and holds for these two runs only.
 import sys
 from pathlib import Path
 
-from config import FlagParser
 from experiments.command_line import (
     add_out_flag,
     add_task_file_flag,
@@ -29,6 +28,7 @@ from experiments.command_line import (
     exit_status,
 )
 from models import terminal
+from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):

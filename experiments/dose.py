@@ -19,7 +19,6 @@ anything is learned, is printed beside them; surrogate.py measures it of any mod
 import sys
 from pathlib import Path
 
-from config import FlagParser
 from experiments.command_line import (
     add_out_flag,
     add_task_file_flag,
@@ -27,6 +26,7 @@ from experiments.command_line import (
     exit_status,
 )
 from models import terminal
+from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):

@@ -34,9 +34,9 @@ from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
-from config import FlagParser
 from experiments.command_line import add_state_flags, exit_status
 from models import terminal
+from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):

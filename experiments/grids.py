@@ -14,8 +14,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from config import FlagParser, at_least
 from models import terminal
+from models.command_line import FlagParser, at_least
 
 ROOT = Path(__file__).parent.parent
 

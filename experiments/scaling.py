@@ -15,9 +15,9 @@ Shapes: B rows, L completion tokens, V words, T denoiser calls of a row, m stage
 import sys
 from dataclasses import dataclass, replace
 
-from config import FlagParser
 from experiments.command_line import exit_status
 from models import terminal
+from models.command_line import FlagParser
 
 
 @dataclass

@@ -16,9 +16,9 @@ Shapes: N tokens of all batches, K groups (a prompt's completions), T unmasking 
 import sys
 from pathlib import Path
 
-from config import FlagParser
 from experiments.command_line import add_state_flags, exit_status
 from models import terminal
+from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):

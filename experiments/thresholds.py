@@ -23,7 +23,6 @@ import sys
 import zlib
 from pathlib import Path
 
-from config import FlagParser
 from experiments.command_line import (
     add_out_flag,
     add_task_file_flag,
@@ -31,6 +30,7 @@ from experiments.command_line import (
     exit_status,
 )
 from models import terminal
+from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):

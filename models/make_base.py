@@ -14,8 +14,8 @@ import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from config import FlagParser
 from models import terminal
+from models.command_line import FlagParser
 from tasks.checked import CheckedTask
 from tasks.registry import REQUIRED_BY_TINY, TASKS, find_task
 

@@ -11,8 +11,8 @@ it. Only light modules are imported here: torch, which takes seconds, has to wai
 import sys
 from pathlib import Path
 
-from config import FlagParser
 from models import terminal
+from models.command_line import FlagParser
 
 DESCRIPTION = """\
 Merges a LoRA adapter into its base model, and writes the whole model.

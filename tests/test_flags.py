@@ -105,7 +105,6 @@ def test_levels_are_refused_as_the_decoder_refuses_them(rule, level):
         ("tiny --decoder top_k --level 1.5", "takes a whole --level, not 1.5"),
         ("tiny --colour", "unknown --colour"),
         ("tiny --leve 1", "did you mean --level?"),
-        ("tiny --setting 1", "unknown --setting: it is called --level now"),
         ("tiny --json .", "--json '.': give the name of a file"),
         ("tiny --json=", "--json '': give the name of a file"),
         ("tiny --trace 1 --json rows.jsonl", "leave out --json"),

@@ -7,8 +7,9 @@ import subprocess
 
 import pytest
 
-from config import RECIPES, Config, parse_flags
+from config import RECIPES, Config
 from experiments import grids
+from training.flags import parse_flags
 
 
 @pytest.mark.parametrize("part", grids.PARTS)

@@ -282,7 +282,7 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
         (["--model", "LLaDA-8B", "--export", "x"], "--export is for train.py alone"),
         (["--model", "LLaDA-8B", "--dtype", "4bit", "--lora_rank", "0"], "a --lora_rank above 0"),
         (["--model", "LLaDA-8B", "--max_completion_length", "0"], "completions need a length"),
-        (["--model", "LLaDA-8B", "--group_size", "8"], "it is called --num_generations now"),
+        (["--model", "LLaDA-8B", "--group_size", "8"], "unknown --group_size (--help lists"),
     ],
 )
 def test_bad_flags_get_one_line_and_the_hub_is_not_asked(capsys, monkeypatch, flags, message):

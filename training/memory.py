@@ -7,9 +7,11 @@ No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
 
 import math
 
-from config import RECIPES, Config, FlagParser, at_least, parse_flags
+from config import RECIPES, Config
 from models import terminal
+from models.command_line import FlagParser, at_least
 from training.estimate import describe_size, estimate_gib
+from training.flags import parse_flags
 from training.recipe import (
     SHAPES,
     fit_to_memory,

@@ -45,7 +45,7 @@ from training import checkpoint, checks, distributed, estimate, files, recipe
 
 
 def resolve_config(flags):
-    """(config, run_dir, resume, export) from the flags that were given (config.parse_flags).
+    """(config, run_dir, resume, export) from the flags that were given (training/flags.py).
 
     A new run takes the recipe of its task, or of its model and GPU, and then the flags. --resume
     keeps the run's own config, except for CHANGEABLE_ON_RESUME. Raises ValueError.

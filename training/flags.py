@@ -1,0 +1,78 @@
+"""The flags of train.py: one for each setting of config.py, and --resume and --export.
+
+Only the standard library is imported here: --help answers, and values are checked, before torch is
+loaded, which takes seconds.
+"""
+
+import argparse
+from dataclasses import fields
+
+from config import RECIPES, Config
+from models.command_line import FlagParser, true_or_false
+
+DESCRIPTION = """\
+DiFFPO: reinforcement learning of a masked-diffusion language model and of the
+threshold by which it decodes.
+
+  python train.py --task countdown --model tiny   a laptop, no GPU, no download
+  python train.py --task countdown,sudoku         both tasks, one model
+  python train.py --task my_task.py:MyTask        your own task
+  python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
+  python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    24 GB GPU
+
+In brackets: the default, then what a recipe has in its place (a task's for the
+tiny model, LLaDA's or the small models', a GPU's of 24 or 48 GB), then d1's.
+"""
+
+# The groups of --help: the first field of each, and its title.
+GROUPS = {
+    "task": "run",
+    "prompts_per_step": "rollout",
+    "num_stages": "objective",
+    "learning_rate": "optimiser",
+    "rollout_batch_size": "memory",
+    "eval_problems": "measuring and saving",
+}
+
+
+def help_text(f):
+    """A field's line of --help: what it means, its choices, its default, recipes and d1's value."""
+    text = f.metadata["help"]
+    if f.metadata["choices"]:
+        text += f" ({', '.join(f.metadata['choices'])})"
+    values = [str(f.default)] if f.default != "" else []
+    values += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
+    if f.metadata["d1"] is not None:
+        values.append(f"d1 {f.metadata['d1']}")
+    return text + (f" [{'; '.join(values)}]" if values else "")
+
+
+def parse_flags(arguments=None, program=None):
+    """{name: value} of the flags on the command line, with `resume` and `export` among them.
+
+    Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    program: what messages begin with, if another program takes these flags.
+    """
+    parser = FlagParser(
+        prog=program,
+        usage="python train.py [--FLAG VALUE] ...",
+        description=DESCRIPTION,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
+    for f in fields(Config):
+        if f.name in GROUPS:
+            group = parser.add_argument_group(GROUPS[f.name])
+        group.add_argument(
+            f"--{f.name}",
+            type=true_or_false if f.type is bool else f.type,
+            metavar=f.type.__name__.upper(),
+            help=help_text(f),
+        )
+    flags = vars(parser.parse_args(arguments))
+    try:
+        Config(**{name: value for name, value in flags.items() if name not in ("resume", "export")})
+    except ValueError as error:
+        parser.error(str(error))
+    return flags
