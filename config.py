@@ -3,10 +3,10 @@
     python train.py --help      prints them, in groups
     runs/NAME/config.json       keeps them; a run can be repeated from this file alone
 
-The defaults train the embedded tiny model on countdown. RECIPES holds what other tasks, models and
-GPUs change; train.py applies them, Config alone does not. Where TRL's GRPOConfig or d1 has a name
-for a setting, ours is the same. Constants that are not settings: AdamW's betas (train.py), the
-floor of a group's std (diffpo_loss.py), gamma's bounds and the head's input scale (sampler.py).
+The defaults train the embedded tiny model on countdown. The recipes below hold what other tasks,
+models and GPUs change; train.py applies them, Config alone does not. The method's settings have
+TRL's or d1's names. Constants that are not settings: AdamW's betas (train.py), the floor of a
+group's std (diffpo_loss.py), gamma's bounds and the head's input scale (sampler.py).
 
 Only the standard library is imported here: --help answers before torch is loaded, which takes
 seconds.
@@ -15,7 +15,7 @@ seconds.
 import math
 from dataclasses import dataclass, field, fields
 
-MAX_SEED = 2**63 - 1  # torch's
+MAX_SEED = 2**63 - 1  # the largest seed torch accepts
 
 
 def setting(default, help, d1=None, minimum=None, maximum=None, choices=()):
@@ -40,7 +40,9 @@ class Config:
     task: str = setting(
         "countdown", "countdown, sudoku, chain, gsm8k, math, or FILE.py:NAME; several: A,B"
     )
-    model: str = setting("", "tiny, a name on the hub, or a folder; default: by the GPU found")
+    model: str = setting(
+        "", "tiny, a name on the hub, or a folder; default: chosen by the GPU's memory"
+    )
     adapter: str = setting(
         "", "start from this LoRA adapter, with its rank and alpha: a folder or a name on the hub"
     )
@@ -61,7 +63,10 @@ class Config:
     prompts_per_step: int = setting(32, "P, prompts in a step", d1=16, minimum=1)
     num_generations: int = setting(8, "G, completions of each prompt (a group)", d1=6, minimum=2)
     max_completion_length: int = setting(
-        0, "L, tokens of a completion; 0: the length of the tiny model's task", d1=256, minimum=0
+        0,
+        "L, tokens of a completion; 0: the task's own length (tiny model only)",
+        d1=256,
+        minimum=0,
     )
     prefill: str = setting("", "how every completion is made to begin, e.g. <reasoning>")
     temperature: float = setting(1.0, "sampling temperature of rollouts", d1=0.9, minimum=0.01)
@@ -70,7 +75,8 @@ class Config:
     )
     cache: str = setting(
         "none",
-        "block cache of keys and values; none is exact, and for a block-causal model all are",
+        "block cache of keys and values; only none is exact, except that all are for block-causal "
+        "models",
         choices=("none", "prefix", "dual"),
     )
     compile: bool = setting(
@@ -138,7 +144,7 @@ class Config:
         minimum=0,
         maximum=0.9,
     )
-    gradient_checkpointing: bool = setting(False, "less memory for a third more work")
+    gradient_checkpointing: bool = setting(False, "saves memory, costs a third more compute")
     shard: bool = setting(False, "split the layers' weights over torchrun's processes (FSDP2)")
     dtype: str = setting(
         "auto", "type of the base model's weights", d1="4bit",
@@ -168,14 +174,19 @@ class Config:
                 raise ValueError(f"{name} = {value}: it has to be at least {minimum}")
             if maximum is not None and value > maximum:
                 raise ValueError(f"{name} = {value}: it has to be at most {maximum}")
-        if 0 < self.importance_weight_cap < 1e-6:  # a float32 would be 0, and shares of it NaN
+        if 0 < self.importance_weight_cap < 1e-6:  # float32 weights of 0: ess_fraction is 0 / 0
             raise ValueError(
                 f"importance_weight_cap = {self.importance_weight_cap}: 0, or at least 1e-6"
             )
         if self.dtype == "4bit" and not self.lora_rank:
-            raise ValueError("dtype 4bit learns by an adapter alone: give a --lora_rank above 0")
+            raise ValueError(
+                "dtype 4bit can only be trained through an adapter: give a --lora_rank above 0"
+            )
         if self.adapter and not self.lora_rank:
-            raise ValueError("--adapter learns as an adapter: give a --lora_rank above 0")
+            raise ValueError(
+                "a model with an --adapter can only be trained through it: give a --lora_rank "
+                "above 0"
+            )
         if self.adapter and self.beta:
             raise ValueError(
                 "beta keeps the policy near the base without its adapter: merge --adapter first, "
@@ -188,13 +199,12 @@ class Config:
             )
 
 
-# What other tasks and models change of the defaults.
+# What other tasks change of the defaults, for the tiny model.
 # Sudoku's rows are twice as long, so a step has half as many. Its rewards are dense (each cell
-# counts), so wrong grids earn something too, and a high price of speed would teach it to hurry.
+# counts), so wrong grids earn something too, and a high nfe_penalty would teach it to hurry.
 # Chain decodes in blocks of two numbers: a block's second number needs its first.
-# With both tasks in one run each has 120 steps, and both have one price of speed; not tuned.
-# LLaDA's settings are d1's where d1 has them. They are not tuned: no such model was at hand.
-RECIPES = {
+# With both tasks in one run each has 120 steps, and both share one nfe_penalty; not tuned.
+TASK_RECIPES = {
     "sudoku": {
         "prompts_per_step": 16,
         "steps": 140,
@@ -213,6 +223,19 @@ RECIPES = {
         "nfe_penalty": 0.25,
         "learning_rate": 1e-3,
     },
+}
+
+# What checkpoints other than the tiny model change, by their size. Not tuned: no such model was at
+# hand. LLaDA's recipe has d1's value for each setting that d1 has, but for num_stages,
+# importance_weight_cap and nfe_penalty, which are the method, and for these:
+#     num_iterations  8, which d1 has for its planning tasks (countdown, sudoku); 12 for the others
+#     normalise_by    canvas: it is the policy gradient if the likelihood is exact (diffpo_loss.py)
+#     beta            0: 0.04 held mean-field back on the tiny model (EXPERIMENTS.md)
+#     lora_dropout    0: it adds noise to the ratio
+#     scale_rewards   true: our choice
+#     p_mask_prompt   0: our choice
+#     dtype           auto, which is bfloat16 on a GPU; 4bit only where memory is short, see below
+MODEL_RECIPES = {
     "LLaDA": {
         "prompts_per_step": 16,
         "num_generations": 6,
@@ -236,14 +259,17 @@ RECIPES = {
         "frontier": False,
     },
 }
-# Checkpoints below 2 billion parameters; and what GPUs with less memory change of either recipe.
-RECIPES["small"] = RECIPES["LLaDA"] | {
+MODEL_RECIPES["small"] = MODEL_RECIPES["LLaDA"] | {  # below 2 billion parameters
     "learning_rate": 1e-5,
     "lora_rank": 64,
     "rollout_batch_size": 24,
 }
-RECIPES["48 GB"] = {"rollout_batch_size": 48}
-RECIPES["24 GB"] = {"rollout_batch_size": 24, "dtype": "4bit"}
+
+# What a GPU with less memory changes of LLaDA's recipe. Small models fit without.
+MEMORY_RECIPES = {
+    "48 GB": {"rollout_batch_size": 48},
+    "24 GB": {"rollout_batch_size": 24, "dtype": "4bit"},
+}
 
 # What --resume may change. Nothing else: the run would no longer be the one that config.json
 # describes.

@@ -174,8 +174,8 @@ def parse_flags(arguments=None):
     decoding.add_argument(
         "--cache",
         choices=("none", "prefix", "dual"),
-        help="block cache of keys and values; none is exact, and for a block-causal model all are "
-        "[the run's, or none]",
+        help="block cache of keys and values; only none is exact, except that all are for "
+        "block-causal models [the run's, or none]",
     )
     decoding.add_argument(
         "--prefill",

@@ -23,7 +23,7 @@ Shapes: B = P * G rows, L completion tokens, S positions of prompt and completio
 import sys
 from dataclasses import dataclass, replace
 
-from config import RECIPES, Config
+from config import MODEL_RECIPES, Config
 from experiments.command_line import exit_status
 from models import terminal
 from models.command_line import FlagParser
@@ -67,7 +67,7 @@ SHAPES = {
         prompt_tokens=64,
         tokens_per_step=2,
         config=replace(
-            Config(**RECIPES["LLaDA"]),
+            Config(**MODEL_RECIPES["LLaDA"]),
             prompts_per_step=2,
             num_generations=4,
             max_completion_length=128,
@@ -85,7 +85,7 @@ SHAPES = {
         key_value_heads=8,
         prompt_tokens=200,
         tokens_per_step=2,
-        config=replace(Config(**RECIPES["small"]), prompts_per_step=8, dtype="bfloat16"),
+        config=replace(Config(**MODEL_RECIPES["small"]), prompts_per_step=8, dtype="bfloat16"),
     ),
     # LLaDA-8B's sizes, with so few prompts that a GPU has done all five rows in minutes.
     "8b": Shape(
@@ -97,7 +97,7 @@ SHAPES = {
         key_value_heads=32,
         prompt_tokens=200,
         tokens_per_step=2,
-        config=replace(Config(**RECIPES["LLaDA"]), prompts_per_step=2, dtype="bfloat16"),
+        config=replace(Config(**MODEL_RECIPES["LLaDA"]), prompts_per_step=2, dtype="bfloat16"),
     ),
 }
 ON_A_CPU = ("tiny", "mid")

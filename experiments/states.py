@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from config import RECIPES, Config
+from config import MODEL_RECIPES, TASK_RECIPES, Config
 from diffpo_loss import group_advantages
 from diffusion_policy import Rollout
 from evaluate import verify_inputs
@@ -67,7 +67,7 @@ class State:
             verify_inputs(path, typed, self.config, inputs.read_inputs(path))
             self.config = replace(self.config, **typed)
         else:
-            recipe = RECIPES.get(task_name, {}) if is_compact else RECIPES["LLaDA"]
+            recipe = TASK_RECIPES.get(task_name, {}) if is_compact else MODEL_RECIPES["LLaDA"]
             self.config = replace(Config(**recipe), task=task_name, model=str(path))
         if block_length is not None:
             self.config = replace(self.config, block_length=block_length)

@@ -1,6 +1,8 @@
 """The settings: a run's are read back, and values that cannot work are refused."""
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,13 @@ def test_a_value_that_would_fill_the_memory_or_overflow_is_refused(too_large):
 def test_a_cap_that_rounds_to_zero_is_refused():
     with pytest.raises(ValueError, match="importance_weight_cap = 1e-300: 0, or at least 1e-6"):
         config.Config(importance_weight_cap=1e-300)
+
+
+def test_the_comment_on_llada_names_each_setting_that_is_not_d1s():
+    recipe = config.Config(**config.MODEL_RECIPES["LLaDA"])
+    d1 = {f.name: f.metadata["d1"] for f in fields(recipe) if f.metadata["d1"] is not None}
+    differing = {name for name, value in d1.items() if getattr(recipe, name) != value}
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    [comment] = re.findall(r"((?:#.*\n)+)MODEL_RECIPES = ", source)
+    assert len(differing) == 10
+    assert differing == set(re.findall(r"\w+", comment)) & d1.keys()

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from config import RECIPES, Config
+from config import TASK_RECIPES, Config
 from experiments import grids
 from training.flags import parse_flags
 
@@ -20,7 +20,7 @@ def test_every_listed_run_is_one_that_train_py_would_make(part, capsys):
     for line in lines:
         python, script, *flags = line.split()
         changes = parse_flags(flags)
-        config = Config(**RECIPES.get(changes["task"], {}) | changes)
+        config = Config(**TASK_RECIPES.get(changes["task"], {}) | changes)
         assert (python, script) == ("python", "train.py")
         folder = config.run_dir.split("/")[1]
         assert config.frontier is (folder in ("grid", "states", "both", "gamma", "written"))
@@ -35,9 +35,9 @@ def test_rows_differ_from_diffpo_in_what_their_names_say():
 
     def config_of(row):
         flags = parse_flags(flags_of[f"runs/grid/sudoku/{row}-3"].split())
-        return Config(**RECIPES["sudoku"] | flags)
+        return Config(**TASK_RECIPES["sudoku"] | flags)
 
-    default = Config(**RECIPES["sudoku"])
+    default = Config(**TASK_RECIPES["sudoku"])
     diffpo = config_of("two-stage-w")
     mean_field = config_of("mean-field")
     exact = config_of("exact")

@@ -8,7 +8,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from config import RECIPES, Config
+from config import MEMORY_RECIPES, MODEL_RECIPES, Config
 from models.lora import LORA
 from training import memory, recipe
 from training.estimate import (
@@ -37,7 +37,7 @@ MODELS = {
     "qwen3": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "mixture": Qwen3MoeConfig(**SIZES, num_experts=6, num_experts_per_tok=2),
 }
-LLADA = Config(**RECIPES["LLaDA"])
+LLADA = Config(**MODEL_RECIPES["LLaDA"])
 
 
 # ---- parameters ----------------------------------------------------------------------------------
@@ -113,8 +113,8 @@ def test_a_time_is_told_in_the_unit_that_fits(seconds, text):
 # drawing has since ceased to copy: 8 bytes of each of CHUNK logits, 1 GiB.)
 BUDGET = [
     ("LLaDA-8B", {}, 1, 49.5),
-    ("LLaDA-8B", RECIPES["48 GB"], 1, 35.4),
-    ("LLaDA-8B", RECIPES["24 GB"], 1, 18.8),
+    ("LLaDA-8B", MEMORY_RECIPES["48 GB"], 1, 35.4),
+    ("LLaDA-8B", MEMORY_RECIPES["24 GB"], 1, 18.8),
     ("LLaDA-8B", {"cache": "none", "max_completion_length": 512}, 1, 30.7),
     (
         "LLaDA-8B",
@@ -150,7 +150,7 @@ BUDGET = [
 
 @pytest.mark.parametrize(("model", "changes", "processes", "exact"), BUDGET)
 def test_the_peak_is_within_15_percent_of_an_exact_budget(model, changes, processes, exact):
-    base = RECIPES["LLaDA" if model == "LLaDA-8B" else "small"]
+    base = MODEL_RECIPES["LLaDA" if model == "LLaDA-8B" else "small"]
     parts = estimate_gib(MODELS[model], Config(**base | changes), 200, processes)
     assert parts["peak"] == pytest.approx(exact, rel=0.15)
     turns = max(parts["rollout"], parts["update"])
@@ -220,7 +220,9 @@ def printed(capsys, *flags):
 
 def test_every_part_is_printed_and_what_fits(capsys):
     text = printed(capsys, "LLaDA-8B", "--gpu_gib", "24", "--max_completion_length", "128")
-    config = Config(**RECIPES["LLaDA"] | RECIPES["24 GB"] | {"max_completion_length": 128})
+    config = Config(
+        **MODEL_RECIPES["LLaDA"] | MEMORY_RECIPES["24 GB"] | {"max_completion_length": 128}
+    )
     config = recipe.fit_to_memory(MODELS["LLaDA-8B"], config, {}, 24, prompt_tokens=200)
     for name, gib in estimate_gib(MODELS["LLaDA-8B"], config).items():
         assert f"{name:24}{gib:8.2f}\n" in text

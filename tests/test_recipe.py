@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from config import Config
+from config import MEMORY_RECIPES, MODEL_RECIPES, Config
 from models import loading
 from models.tiny import BASE
 from training import recipe, run_folder
@@ -113,3 +113,13 @@ def test_a_block_causal_model_that_reads_short_prompts_is_trained_in_its_own_blo
     assert config.block_length == 2
     with pytest.raises(ValueError, match="is block-causal, in blocks of 4"):
         run_folder.resolve_config(flags | {"block_length": 3})
+
+
+def test_a_gpus_memory_changes_the_large_models_recipe_and_not_the_small_ones():
+    for shape, is_large in (("LLaDA-8B", True), ("Qwen3-0.6B", False)):
+        model_config = recipe.read_model_config(shape)
+        plain = recipe.recipe_for(model_config)
+        assert plain == MODEL_RECIPES["LLaDA" if is_large else "small"]
+        for gib, name in ((23.6, "24 GB"), (44.5, "48 GB")):
+            changes = MEMORY_RECIPES[name] if is_large else {}
+            assert recipe.recipe_for(model_config, gib) == plain | changes

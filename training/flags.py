@@ -7,7 +7,7 @@ loaded, which takes seconds.
 import argparse
 from dataclasses import fields
 
-from config import RECIPES, Config
+from config import MEMORY_RECIPES, MODEL_RECIPES, TASK_RECIPES, Config
 from models.command_line import FlagParser, true_or_false
 
 DESCRIPTION = """\
@@ -41,7 +41,8 @@ def help_text(f):
     if f.metadata["choices"]:
         text += f" ({', '.join(f.metadata['choices'])})"
     values = [str(f.default)] if f.default != "" else []
-    values += [f"{name} {recipe[f.name]}" for name, recipe in RECIPES.items() if f.name in recipe]
+    recipes = TASK_RECIPES | MODEL_RECIPES | MEMORY_RECIPES
+    values += [f"{name} {recipe[f.name]}" for name, recipe in recipes.items() if f.name in recipe]
     if f.metadata["d1"] is not None:
         values.append(f"d1 {f.metadata['d1']}")
     return text + (f" [{'; '.join(values)}]" if values else "")

@@ -7,7 +7,7 @@ No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
 
 import math
 
-from config import RECIPES, Config
+from config import TASK_RECIPES, Config
 from models import terminal
 from models.command_line import FlagParser, at_least
 from training.estimate import describe_size, estimate_gib
@@ -60,7 +60,7 @@ def run_config(flags, gpu_gib):
     from tasks.registry import load_task
 
     tasks = ",".join(sorted(flags.get("task", "").split(",")))
-    config = Config(**RECIPES.get(tasks, {}) | flags)
+    config = Config(**TASK_RECIPES.get(tasks, {}) | flags)
     config.max_completion_length = (
         config.max_completion_length or load_task(config.task, compact=True).length
     )

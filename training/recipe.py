@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import RECIPES
+from config import MEMORY_RECIPES, MODEL_RECIPES
 from training.estimate import count_parameters, describe_size, estimate_gib
 
 SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
@@ -45,11 +45,11 @@ def default_model():
 def recipe_for(model_config, gpu_gib=None):
     """The recipe of a checkpoint that is not tiny, {setting: value}, by its size and the GPU's."""
     if count_parameters(model_config)["total"] < 2e9:
-        recipe = RECIPES["small"]
+        recipe = MODEL_RECIPES["small"]
     else:
-        recipe = RECIPES["LLaDA"]
+        recipe = MODEL_RECIPES["LLaDA"]
         if gpu_gib and gpu_gib < 70:
-            recipe = recipe | RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
+            recipe = recipe | MEMORY_RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
     if getattr(model_config, "block_size", None):  # a block-causal model has blocks of its own
         recipe = recipe | {"block_length": model_config.block_size}
     return recipe

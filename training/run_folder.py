@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from config import CHANGEABLE_ON_RESUME, MOVABLE_ON_RESUME, RECIPES, Config
+from config import CHANGEABLE_ON_RESUME, MOVABLE_ON_RESUME, TASK_RECIPES, Config
 from models import inputs, loading, make_base
 from models.checkpoints import (
     adapter_base,
@@ -79,7 +79,7 @@ def resolve_config(flags):
     gpu_gib = gpu.gib if gpu else None
     if is_compact:
         tasks = sorted(settings.get("task", "").split(","))
-        defaults = RECIPES.get(",".join(tasks), {})
+        defaults = TASK_RECIPES.get(",".join(tasks), {})
         if block_size:  # a block-causal model has blocks of its own
             defaults = defaults | {"block_length": block_size}
     else:
