@@ -3,7 +3,7 @@
     python train.py --task countdown --model tiny     a laptop, no GPU, no download
     python train.py --task countdown,sudoku           both, by one model (tasks/mixture.py)
     python train.py --task my_task.py:MyTask          your own task (tasks/task.py)
-    python train.py --resume --run_dir runs/NAME      go on after Ctrl-C, a kill or a power cut
+    python train.py --resume --run_dir runs/NAME      resume after Ctrl-C, a kill or a power cut
     python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct        a GPU of 24 GB or more
     torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a     four processes
 
@@ -13,8 +13,9 @@ DiFFPO is GRPO with four changes:
     3. so learning is off-policy, and tokens carry importance weights           diffpo_loss.py
     4. how much to unmask at once is learned too, by the same rewards           sampler.py
 
-The algorithm is the first half of this file. Supporting code (run folder, checkpoints, several
-processes, logs) is in training/; each call says what it does.
+The algorithm is the first half of this file, the loop and the program the second. Supporting code
+(run folder, checkpoints, several processes, logs, what is measured before and after) is in
+training/; each call says what it does.
 
 Shapes: P prompts a step, G completions each, B = P * G rows, L completion tokens, m stages.
 """
@@ -23,7 +24,6 @@ import random
 import shlex
 import signal
 import sys
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +47,15 @@ from diffpo_loss import (
     threshold_loss,
     weight_metrics,
 )
-from evaluate import evaluate, generate
-from evaluation.progress import Progress
-from evaluation.summary import GAMMAS, describe_base, has_results, print_summary, read_results
-from evaluation.tables import count_of
+from evaluation.summary import has_results, print_summary, read_results
 from models import inputs
-from models.device import describe_out_of_memory
+from models.device import describe_out_of_memory, settings_to_lower
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder
 from tasks import mixture
 from training import checkpoint, distributed, files, health, run_folder
 from training.logging import (
-    cost_metrics,
+    StepCost,
     log_step,
     open_tracker,
     print_progress,
@@ -66,13 +63,14 @@ from training.logging import (
     rollout_metrics,
     sample_rows,
 )
+from training.measure import draw_pictures, measure_base, measure_trained
 
 # ---- the algorithm -------------------------------------------------------------------------------
 
 
 @dataclass
 class InnerUpdate:
-    """What is random in one of the mu updates; the same for new, old and reference policy."""
+    """The random draws of one inner update; the same for new, old and reference policy."""
 
     boundaries: torch.Tensor  #            (B, m-1), the steps between stages
     masked_prompt: torch.Tensor | None  #  (B, P) bool, prompt tokens to mask while scoring
@@ -81,20 +79,29 @@ class InnerUpdate:
 
 @dataclass
 class FixedScores:
-    """Log-probs, (B, L) each, that do not change while one inner update runs."""
+    """Log-probs, (B, L) each, that do not change during one inner update.
 
-    old: torch.Tensor | None  #         the old policy's; None: the first update, where new is old
-    for_weight: torch.Tensor | None  #  the weight's numerator; None: it is the old policy's, or no
-    #                                   weights are used
-    reference: torch.Tensor | None  #   the base model's; None: no KL
+    old         the old policy's. None at the first update: the new policy still is the old one
+    for_weight  the importance weight's numerator. None if `old` can serve as the numerator, or if
+                C = 0
+    reference   the base model's. None if beta = 0
+    """
 
-    def rows(self, rows):
-        """The same for some rows."""
+    old: torch.Tensor | None
+    for_weight: torch.Tensor | None
+    reference: torch.Tensor | None
 
-        def part(logp):
-            return None if logp is None else logp[rows]
+    def complete(self, rows, logp_new):
+        """The scores of some rows, in which `old` and `for_weight` are never None.
 
-        return FixedScores(part(self.old), part(self.for_weight), part(self.reference))
+        logp_new (b, L): the new policy's, which stands in for an `old` that was not scored.
+        """
+        old = logp_new.detach() if self.old is None else self.old[rows]
+        return FixedScores(
+            old=old,
+            for_weight=old if self.for_weight is None else self.for_weight[rows],
+            reference=None if self.reference is None else self.reference[rows],
+        )
 
 
 def diffpo_step(config, task, policy, reference, optimizers, step):
@@ -102,10 +109,7 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
 
     Returns the step's metrics and a few sampled completions, as dicts for JSON.
     """
-    step_began = time.perf_counter()
-    scorers = [policy] if reference is None else [policy, reference]
-    for scorer in scorers:
-        scorer.rows_run = 0
+    cost = StepCost(policy, reference)
     G = config.num_generations
     # With several tasks, each step trains on one of them, with that task's own length.
     task, L = mixture.task_for_step(task, step, config.max_completion_length)
@@ -131,7 +135,7 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
         num_generations=G,
     )
     texts = decode_completions(policy, rollout)
-    rollout_ended = time.perf_counter()
+    cost.end_rollout()
 
     # 3. Verify. Speed multiplies the reward: a wrong answer gains nothing by being fast, and a
     #    partial reward is scaled in the same way. [OUR CHOICE]
@@ -154,9 +158,9 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
         updates.append(InnerUpdate(boundaries, masked_prompt, dropout_seed=step_seed + i))
 
     # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
-    #    A token's score takes the selected positions as given. Under a learned gamma, *which*
-    #    positions are selected depends on the model too; that part of the gradient is left out.
-    #    [OUR CHOICE]
+    #    One term is left out. With a fixed gamma the selection is piecewise constant in theta. With
+    #    gamma drawn from a density, the probability of a selection varies smoothly with theta, and
+    #    we ignore that gradient. [OUR CHOICE]
     metrics = {
         "reward_mean": reward.mean().item(),
         "speed_reward_mean": speed_reward.mean().item(),
@@ -172,8 +176,7 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
         )
     if config.train_target != "policy":
         metrics |= update_threshold(config, policy, optimizers[1], rollout, advantage)
-    denoiser_rows = distributed.all_reduce_sum(sum(scorer.rows_run for scorer in scorers))
-    metrics |= cost_metrics(rollout, denoiser_rows, step_began, rollout_ended)
+    metrics |= cost.metrics(rollout)
     return metrics, sample_rows(problems, texts, rollout, reward)
 
 
@@ -185,7 +188,6 @@ def rollout_decoder(config):
         block_length=config.block_length or None,
         temperature=config.temperature,
         cache=config.cache,
-        stop_at_eos=True,
         sample_threshold=True,
     )
 
@@ -207,8 +209,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     """
     B = len(advantage)
     local = distributed.local_rows(B, config.num_generations)
-    # A row that two processes scored would count twice in the summed gradients.
-    assert distributed.all_reduce_sum(local.stop - local.start) == B
+    distributed.assert_each_row_once(local, B)
     size = config.micro_batch_size
     if size > config.num_generations:  # whole groups: what a group shares is run once
         size -= size % config.num_generations
@@ -239,26 +240,23 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     health.assert_finite("a drawn token's log-prob", rollout.behaviour_logp, rollout)
     policy.denoiser.train()  # gradient checkpointing, dropout
 
-    # Scores needed before the weights change. At the first update the new policy still is the old
-    # one, so its score serves for both. The weight compares with what was drawn from, so its
-    # numerator masks nothing of the prompt; if no prompt is masked, it is the old score. Without
-    # weights (C = 0) it would be scored for the log alone.
-    all_scores = []
+    # Scores needed before the weights change.
+    fixed_scores = []
     for i, update in enumerate(updates):
-        all_scores.append(
-            FixedScores(
-                old=score_all(policy, update) if i > 0 else None,
-                for_weight=(
-                    score_all(policy, update, mask_prompt=False)
-                    if update.masked_prompt is not None and config.importance_weight_cap > 0
-                    else None
-                ),
-                reference=score_all(reference, update) if reference is not None else None,
-            )
-        )
+        fixed = FixedScores(old=None, for_weight=None, reference=None)
+        if i > 0:
+            fixed.old = score_all(policy, update)
+        # The importance weight is relative to the sampling policy, which saw the whole prompt, so
+        # its numerator is scored without prompt masking. With C = 0 no weight is used, and we skip
+        # that pass.
+        if update.masked_prompt is not None and config.importance_weight_cap > 0:
+            fixed.for_weight = score_all(policy, update, mask_prompt=False)
+        if reference is not None:
+            fixed.reference = score_all(reference, update)
+        fixed_scores.append(fixed)
 
     history = []
-    for update, scores in zip(updates, all_scores, strict=True):
+    for update, fixed in zip(updates, fixed_scores, strict=True):
         optimizer.zero_grad()
         logp_new = []
         for rows in micro_batches:
@@ -268,7 +266,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 rollout=rollout.rows(rows),
                 advantage=advantage[rows],
                 logp_new=logp,
-                scores=scores.rows(rows),
+                scores=fixed.complete(rows, logp),
             )
             (loss * len(logp) / B).backward()  # each row weighs 1/B
             logp_new.append(logp.detach())
@@ -276,17 +274,17 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 
         # Without gradient, for the log only: loss and metrics of the whole batch.
         logp_new = distributed.all_gather_rows(torch.cat(logp_new), local, B)  # (B, L)
+        scores = fixed.complete(slice(0, B), logp_new)
         loss, metrics = objective(config, rollout, advantage, logp_new, scores)
         health.assert_finite("the loss", loss, rollout)
         grad_norm = distributed.clip_grad_norm(policy.denoiser, config.max_grad_norm)
         health.assert_finite("the gradient", grad_norm, rollout)
         optimizer.step()
 
-        old = logp_new if scores.old is None else scores.old
-        for_weight = old if scores.for_weight is None else scores.for_weight
-        if update.masked_prompt is None or scores.for_weight is not None:
+        numerator_saw_whole_prompt = update.masked_prompt is None or fixed.for_weight is not None
+        if numerator_saw_whole_prompt:  # otherwise its masked tokens would be in the weights
             metrics |= weight_metrics(
-                for_weight,
+                scores.for_weight,
                 rollout.behaviour_logp,
                 cap=config.importance_weight_cap,
                 token_mask=rollout.token_mask,
@@ -303,16 +301,15 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 def objective(config, rollout, advantage, logp_new, scores):
     """The loss of some rows: diffpo_loss and, if beta is above 0, the KL to the base model.
 
-    advantage (b,), logp_new (b, L), scores: FixedScores of the same rows. Returns (loss, metrics).
+    advantage (b,), logp_new (b, L), scores: FixedScores of the same rows, complete. Returns
+    (loss, metrics).
     """
-    logp_old = logp_new.detach() if scores.old is None else scores.old
-    logp_for_weight = logp_old if scores.for_weight is None else scores.for_weight
     loss, metrics = diffpo_loss(
         logp_new=logp_new,
-        logp_old=logp_old,
+        logp_old=scores.old,
         advantage=advantage,
         weights=importance_weights(
-            logp_for_weight, rollout.behaviour_logp, cap=config.importance_weight_cap
+            scores.for_weight, rollout.behaviour_logp, cap=config.importance_weight_cap
         ),
         token_mask=rollout.token_mask,
         epsilon=config.epsilon,
@@ -346,7 +343,7 @@ def update_threshold(config, policy, optimizer, rollout, advantage):
 
 
 def training_loop(config, task, run_dir, policy, interrupt):
-    """From the first step, or the last checkpoint, to the last step. Changes `policy` in place.
+    """Trains from the first step, or the last checkpoint, to the last step; `policy` in place.
 
     Raises KeyboardInterrupt, once the step is saved, if `interrupt` was asked to stop.
     """
@@ -406,159 +403,7 @@ def training_loop(config, task, run_dir, policy, interrupt):
             raise KeyboardInterrupt(stop_signal)
 
 
-# ---- what surrounds it ---------------------------------------------------------------------------
-
-
-def measure_at(config, policy, task, problems, name, step, gammas):
-    """Measure a policy on held-out problems, greedily: a row of evaluate.evaluate for each gamma.
-
-    name: "base" or "trained". gammas: in nats; None is each prompt's own.
-    """
-    batch_size = config.prompts_per_step * config.num_generations
-    if policy.compact_prompts:
-        batch_size = 256
-    print(
-        f"measuring the {name} model: {count_of(len(problems), 'held-out problem')}, "
-        f"{count_of(len(gammas), 'threshold')}",
-        flush=True,
-    )
-    rows = []
-    progress = Progress(f"the {name} model", total=len(problems) * len(gammas))
-
-    def on_batch(places, outcomes):
-        if distributed.is_main_process():
-            progress.add(len(places))
-
-    with policy.remembering_states():  # many canvases come at several thresholds
-        for gamma in gammas:
-            scores = evaluate(
-                policy,
-                task,
-                problems,
-                greedy_decoder(config, gamma),
-                length=config.max_completion_length,
-                batch_size=batch_size * distributed.world_size(),
-                rollout=distributed.rollout,
-                on_batch=on_batch,
-            )
-            rows.append({"name": name, "step": step} | scores)
-    return rows
-
-
-def greedy_decoder(config, gamma):
-    """How held-out problems are completed; gamma None is each prompt's own."""
-    return Decoder(
-        rule="eb",
-        level=gamma,
-        block_length=config.block_length or None,
-        temperature=0.0,
-        cache=config.cache,
-        stop_at_eos=True,
-        sample_threshold=False,
-    )
-
-
-def complete_first(config, policy, task, problems, name, step, gamma):
-    """What a policy writes for the first three problems: rows of completions.json."""
-    first = problems[:3]
-    outcomes = generate(
-        policy,
-        task,
-        first,
-        greedy_decoder(config, gamma),
-        length=config.max_completion_length,
-        rollout=distributed.rollout,
-    )
-    completions = []
-    for problem, text, nfe in zip(first, outcomes.texts, outcomes.nfe.tolist(), strict=True):
-        question = "; ".join(f"{key} {value}" for key, value in problem.items())
-        if policy.compact_prompts:
-            question = task.prompt(problem)
-        completions.append(
-            {
-                "name": name,
-                "step": step,
-                "problem": problem,
-                "question": question,
-                "text": text,
-                "nfe": int(nfe),
-                "solved": bool(task.solved(problem, text)),
-            }
-        )
-    return completions
-
-
-def write_results(run_dir, completions, frontier, table):
-    """Write what was measured so far; the main process does.
-
-    completions  what each model wrote for the first problems
-    frontier     a row for each model and gamma
-    table        the rows of the summary's table. Its file is written last: if it says that a model
-                 was measured, all of it is there.
-    """
-    if distributed.is_main_process():
-        files.write_json(run_dir / "completions.json", completions)
-        files.write_json(run_dir / "frontier.json", frontier)
-        files.write_json(run_dir / "eval.json", table)
-
-
-def measure_base(config, policy, task, problems, run_dir):
-    """Measure the base before the first step, at the starting gamma alone: training waits for it.
-
-    Its other gammas are measured at the end, by measure_trained.
-    """
-    base = run_folder.untrained_policy(config, policy, run_dir)
-    gamma = config.initial_threshold
-    rows = measure_at(config, base, task, problems, name="base", step=0, gammas=[gamma])
-    print(describe_base(rows[0]), flush=True)
-    completions = complete_first(config, base, task, problems, name="base", step=0, gamma=gamma)
-    write_results(run_dir, completions=completions, frontier=rows, table=rows)
-
-
-def measure_trained(config, policy, task, problems, run_dir):
-    """Measure the trained model and, for the frontier, the base at the gammas that it still lacks.
-
-    Each is on file once it is measured, so a run that is killed here goes on from there.
-    """
-
-    def rows_of_base(name):
-        if not distributed.is_main_process():
-            return []
-        return [row for row in read_results(run_dir, name) if row["name"] == "base"]
-
-    base_completions = rows_of_base("completions")
-    base_frontier = rows_of_base("frontier")
-    base_table = rows_of_base("eval")
-    starting_gamma = config.initial_threshold
-    other_gammas = []
-    if config.frontier:
-        other_gammas = [gamma for gamma in GAMMAS if gamma != starting_gamma]
-
-    if other_gammas and distributed.all_reduce_max(len(base_frontier)) == 1:
-        base = run_folder.untrained_policy(config, policy, run_dir)
-        base_frontier += measure_at(
-            config, base, task, problems, name="base", step=0, gammas=other_gammas
-        )
-        write_results(run_dir, base_completions, frontier=base_frontier, table=base_table)
-
-    gammas = [starting_gamma, *other_gammas]
-    is_learned = config.train_target != "policy"
-    if is_learned:
-        gammas.insert(0, None)  # each prompt's own
-    step = config.steps
-    rows = measure_at(config, policy, task, problems, name="trained", step=step, gammas=gammas)
-    completions = complete_first(
-        config, policy, task, problems, name="trained", step=step, gamma=gammas[0]
-    )
-    table = rows[:1]
-    if is_learned:
-        table.append(rows[1] | {"name": "trained at the starting γ"})
-    write_results(
-        run_dir,
-        completions=base_completions + completions,
-        frontier=base_frontier + rows,
-        table=base_table + table,
-    )
+# ---- the program ---------------------------------------------------------------------------------
 
 
 def run(config, run_dir, resume, export):
@@ -591,27 +436,6 @@ def run(config, run_dir, resume, export):
     print(run_dir)
 
 
-def draw_pictures(config, run_dir):
-    """curves.png and, if it was measured, frontier.png. Returns their paths."""
-    from evaluation.plots import plot_curves, plot_frontier  # matplotlib takes a while to import
-
-    path = run_dir / "curves.png"
-    with files.atomic_write(path) as aside:
-        plot_curves(
-            rows=read_metrics(run_dir),
-            measured=read_results(run_dir, "eval"),
-            title=run_dir.name,
-            path=aside,
-        )
-    paths = [path]
-    if config.frontier:
-        path = run_dir / "frontier.png"
-        with files.atomic_write(path) as aside:
-            plot_frontier(read_results(run_dir, "frontier"), aside, title=run_dir.name)
-        paths.append(path)
-    return paths
-
-
 def main(arguments=None):
     """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input), 128 + signal."""
     config = None
@@ -636,20 +460,8 @@ def main(arguments=None):
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        lower = "".join(
-            f"--{name} ({getattr(config, name, '')}), "
-            for name in (
-                "micro_batch_size",
-                "prompts_per_step",
-                "num_generations",
-                "max_completion_length",
-            )
-        )
-        lower += (
-            "or set --rollout_batch_size 1, --gradient_checkpointing true, --lora_rank 128, "
-            "--cache none"
-        )
-        print(f"train.py: {describe_out_of_memory(error, lower)}", file=sys.stderr)
+        message = describe_out_of_memory(error, settings_to_lower(config))
+        print(f"train.py: {message}", file=sys.stderr)
         return 1
 
 

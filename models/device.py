@@ -40,6 +40,26 @@ def peak_memory_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def settings_to_lower(config):
+    """What needs less memory in a training run, for describe_out_of_memory.
+
+    config: the run's Config, or None if it ended before it had one.
+    """
+    settings = []
+    for name in (
+        "micro_batch_size",
+        "prompts_per_step",
+        "num_generations",
+        "max_completion_length",
+    ):
+        value = f" ({getattr(config, name)})" if config else ""
+        settings.append(f"--{name}{value}")
+    return (
+        f"{', '.join(settings)}, or set --rollout_batch_size 1, --gradient_checkpointing true, "
+        "--lora_rank 128, --cache none"
+    )
+
+
 def describe_out_of_memory(error, lower):
     """One line for an out-of-memory error, with what to `lower`. Re-raises any other error."""
     message = " ".join(str(error).split())

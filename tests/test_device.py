@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from models.device import describe_out_of_memory, device_name, peak_memory_gib, pick_device
+from config import Config
+from models.device import (
+    describe_out_of_memory,
+    device_name,
+    peak_memory_gib,
+    pick_device,
+    settings_to_lower,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,3 +63,12 @@ def test_out_of_memory_is_one_line_that_says_what_to_lower(error):
 def test_any_other_error_is_raised_again():
     with pytest.raises(RuntimeError, match="shapes"):
         describe_out_of_memory(RuntimeError("shapes differ"), "--batch_size (64)")
+
+
+def test_what_a_training_run_can_lower_has_its_values_once_they_are_known():
+    flags = settings_to_lower(Config(micro_batch_size=7, num_generations=5))
+    assert flags.startswith(
+        "--micro_batch_size (7), --prompts_per_step (32), --num_generations (5)"
+    )
+    assert "or set --rollout_batch_size 1" in flags
+    assert settings_to_lower(None).startswith("--micro_batch_size, --prompts_per_step, ")

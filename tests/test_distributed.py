@@ -258,3 +258,10 @@ def test_a_row_that_two_processes_score_is_refused(monkeypatch, tmp_path):
     flags = ["--prompts_per_step", "2", "--steps", "1", "--run_dir", str(tmp_path / "run")]
     with pytest.raises(AssertionError):
         train.main([*SMALL_RUN, *flags])
+
+
+def test_rows_that_two_processes_would_score_are_refused(monkeypatch):
+    distributed.assert_each_row_once(distributed.local_rows(12, 3), 12)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda rows: 2 * rows)
+    with pytest.raises(AssertionError, match="24 rows are scored, of 12"):
+        distributed.assert_each_row_once(slice(0, 12), 12)

@@ -26,13 +26,13 @@ ROOT = Path(train.__file__).parent
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "checkpoint"
     for content in ("first", "second"):
-        with files.atomic_write(path, keep=True) as aside:
-            aside.mkdir()
-            (aside / "file").write_text(content)
+        with files.atomic_write(path, keep=True) as temporary_path:
+            temporary_path.mkdir()
+            (temporary_path / "file").write_text(content)
     cannot_be_written = pytest.raises(ValueError, match="cannot be written .out of disk.")
-    with cannot_be_written as error, files.atomic_write(path, keep=True) as aside:
-        aside.mkdir()
-        (aside / "file").write_text("third, half-writ")
+    with cannot_be_written as error, files.atomic_write(path, keep=True) as temporary_path:
+        temporary_path.mkdir()
+        (temporary_path / "file").write_text("third, half-writ")
         raise RuntimeError("out\nof disk")
     assert "\n" not in str(error.value)
     assert (path / "file").read_text() == "second"
@@ -50,13 +50,16 @@ def test_nothing_beside_a_path_is_touched_and_a_folder_in_use_is_not_replaced(tm
     for name in ("merged.old", "merged.tmp", "metrics.jsonl.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("the user's")
-    with files.atomic_write(path) as aside:
-        aside.mkdir()
-        (aside / "file").write_text("exported")
-    with files.atomic_write(tmp_path / "metrics.jsonl") as aside:
-        aside.write_text("{}")
-    with pytest.raises(ValueError, match="cannot be written"), files.atomic_write(path) as aside:
-        aside.mkdir()
+    with files.atomic_write(path) as temporary_path:
+        temporary_path.mkdir()
+        (temporary_path / "file").write_text("exported")
+    with files.atomic_write(tmp_path / "metrics.jsonl") as temporary_path:
+        temporary_path.write_text("{}")
+    with (
+        pytest.raises(ValueError, match="cannot be written"),
+        files.atomic_write(path) as temporary_path,
+    ):
+        temporary_path.mkdir()
     assert (path / "file").read_text() == "exported"
     for name in ("merged.old", "merged.tmp", "metrics.jsonl.old"):
         assert (tmp_path / name / "file").read_text() == "the user's"
@@ -78,9 +81,9 @@ def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(Path, "replace", recorded_replace)
-    with files.atomic_write(tmp_path / "checkpoint") as aside:
-        aside.mkdir()
-        (aside / "state.pt").write_text("x")
+    with files.atomic_write(tmp_path / "checkpoint") as temporary_path:
+        temporary_path.mkdir()
+        (temporary_path / "state.pt").write_text("x")
     assert events == ["state.pt", "checkpoint", "rename", tmp_path.name]
 
 
@@ -93,8 +96,8 @@ def test_what_lies_where_the_old_one_goes_is_removed_and_a_link_is_not_followed(
     (tmp_path / "checkpoint.old").mkdir()
     (tmp_path / "checkpoint.old" / "half").write_text("")
     for _ in range(2):
-        with files.atomic_write(path, keep=True) as aside:
-            aside.mkdir()
+        with files.atomic_write(path, keep=True) as temporary_path:
+            temporary_path.mkdir()
     assert not path.is_symlink() and not any(path.iterdir()) and (elsewhere / "kept").exists()
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["checkpoint", "checkpoint.old", "elsewhere"]
@@ -109,8 +112,8 @@ def test_a_full_disk_is_called_so_whatever_torch_says_of_it(tmp_path, monkeypatc
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     path = tmp_path / "state.pt"
     full_disk = pytest.raises(ValueError, match=r"cannot be written \(No space left on device\)$")
-    with full_disk as error, files.atomic_write(path) as aside:
-        aside.write_text("")
+    with full_disk as error, files.atomic_write(path) as temporary_path:
+        temporary_path.write_text("")
         torch.save({"a": torch.zeros(2**16)}, "/dev/full")
     assert "\n" not in str(error.value) and not path.exists()
 

@@ -25,7 +25,7 @@ from models.lora import save_adapter
 from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks.registry import TASKS
-from training import run_folder
+from training import measure, run_folder
 from training.files import read_log
 from training.logging import METRICS
 
@@ -238,7 +238,7 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     assert list(config) == [field.name for field in dataclasses.fields(Config)]
     assert config["model"] == "tiny"
     evaluation = read_json(folder / "eval.json")
-    names = ["base", "trained", "trained at the starting γ"]
+    names = ["base", "trained", "trained at starting γ"]
     assert [row["name"] for row in evaluation] == names
     contract = {
         "name",
@@ -272,7 +272,7 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
             raise KeyboardInterrupt
         return evaluate(policy, task, problems, decoder, **options)
 
-    monkeypatch.setattr(train, "evaluate", counted_evaluate)
+    monkeypatch.setattr(measure, "evaluate", counted_evaluate)
     others = [0.01, 0.03, 0.3, 1.0]
     code, folder = run("a", frontier=True)
     assert code == 130 and measured == [0.1, *others[:2]]
@@ -830,7 +830,7 @@ def test_what_a_task_cannot_read_is_one_line_and_the_run_can_go_on(run, monkeypa
 
     run("made")  # the base
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", fail)
+        patch.setattr(measure, "evaluate", fail)
         capsys.readouterr()
         code, folder = run("a")
     assert code == 2 and capsys.readouterr().err == "train.py: no answer to be read\n"

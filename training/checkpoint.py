@@ -99,6 +99,6 @@ def load_state(run_dir, optimizers):
         }
         for name, rows in logs.items():
             lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
-            with files.atomic_write(run_dir / name) as aside:
-                aside.write_text("".join(lines), encoding="utf-8")
+            with files.atomic_write(run_dir / name) as temporary_path:
+                temporary_path.write_text("".join(lines), encoding="utf-8")
     return step

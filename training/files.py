@@ -49,14 +49,14 @@ def atomic_write(path, keep=False):
         plain_disk_errors(path),
         tempfile.TemporaryDirectory(prefix=PRIVATE, dir=path.parent) as private,
     ):
-        aside = Path(private) / path.name
-        yield aside
-        sync_to_disk(aside)
+        temporary_path = Path(private) / path.name
+        yield temporary_path
+        sync_to_disk(temporary_path)
         assert_still_locked(path.parent)
         if keep and path.is_dir():
             remove(old)
             path.rename(old)
-        aside.replace(path)
+        temporary_path.replace(path)
         fsync(path.parent)
 
 
@@ -119,8 +119,8 @@ def fsync(path):
 
 def write_json(path, value):
     """Write a JSON file, whole or not at all."""
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path) as temporary_path:
+        temporary_path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- logs ----------------------------------------------------------------------------------------

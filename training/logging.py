@@ -30,7 +30,8 @@ METRICS = {
     "cache_kl": "KL(rollout || exact policy), nats a token: what the block cache costs, estimated "
     "from 16 states of one row",
     # the model's update
-    "loss": "the model's objective, negated; about 0 at the first inner update by construction",
+    "loss": "the model's objective, negated; at the first inner update it is not the signal: see "
+    "diffpo_loss.py",
     "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
     "clip_fraction": "share of tokens whose gradient the clip has switched off",
     "importance_weight_mean": "mean importance weight, capped",
@@ -92,16 +93,36 @@ def rollout_metrics(rollout, advantage, num_generations):
     }
 
 
-def cost_metrics(rollout, denoiser_rows, step_began, rollout_ended):
-    """What the step took, until now. Times are time.perf_counter()'s."""
-    seconds_rollout = rollout_ended - step_began
-    return {
-        "denoiser_rows": denoiser_rows,
-        "seconds_rollout": seconds_rollout,
-        "seconds_update": time.perf_counter() - rollout_ended,
-        "tokens_per_second": rollout.token_mask.sum().item() / seconds_rollout,
-        "peak_memory_gib": distributed.all_reduce_max(peak_memory_gib()),
-    }
+class StepCost:
+    """What a step takes, from the moment that this is made.
+
+    policy, reference: whose denoiser calls count; reference may be None.
+    """
+
+    def __init__(self, policy, reference):
+        self.policies = [policy] if reference is None else [policy, reference]
+        self.rows_before = self.count_rows()
+        self.began = time.perf_counter()
+        self.rollout_ended = None
+
+    def count_rows(self):
+        """The rows that all denoiser calls so far have run, in this process."""
+        return sum(policy.rows_run for policy in self.policies)
+
+    def end_rollout(self):
+        """Call this once the batch is completed: what follows is the update."""
+        self.rollout_ended = time.perf_counter()
+
+    def metrics(self, rollout):
+        """What the step took until now, in all processes."""
+        seconds_rollout = self.rollout_ended - self.began
+        return {
+            "denoiser_rows": distributed.all_reduce_sum(self.count_rows() - self.rows_before),
+            "seconds_rollout": seconds_rollout,
+            "seconds_update": time.perf_counter() - self.rollout_ended,
+            "tokens_per_second": rollout.token_mask.sum().item() / seconds_rollout,
+            "peak_memory_gib": distributed.all_reduce_max(peak_memory_gib()),
+        }
 
 
 def sample_rows(problems, texts, rollout, reward):
