@@ -35,9 +35,10 @@ def merge(name_or_path, folder, adapter=None):
 
     Raises ValueError, in one line, for whatever cannot be loaded, and if there is no adapter.
     """
-    base = adapter_base(find_checkpoint(name_or_path))
-    if adapter is None and base is None:
-        raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
+    if adapter is None:
+        base = named_base(name_or_path)
+    else:
+        base = adapter_base(find_checkpoint(name_or_path))
     dtype = None
     if not reads_compact_prompts(name_or_path):
         dtype = DTYPES[stored_dtype(model_folder(base or name_or_path))]
@@ -52,9 +53,7 @@ def export_adapter(name_or_path, folder, adapter=None):
     On a base that its own code has loaded, peft finds the modules of this one. The arguments are
     those of `merge`; the base's weights are not read. Raises ValueError, in one line.
     """
-    base = adapter_base(find_checkpoint(name_or_path)) if adapter is None else name_or_path
-    if base is None:
-        raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
+    base = named_base(name_or_path) if adapter is None else name_or_path
     source = find_checkpoint(adapter or name_or_path)
     if not source.is_dir():
         source = model_folder(adapter)
@@ -84,6 +83,18 @@ def export_adapter(name_or_path, folder, adapter=None):
         lora_config.save_pretrained(unfinished)
         save_file(weights, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
         apply_umask(unfinished)
+
+
+def named_base(name_or_path):
+    """The base that a run or an adapter names. Raises ValueError, in one line, if there is none."""
+    base = adapter_base(find_checkpoint(name_or_path))
+    if base is not None:
+        return base
+    if name_or_path != "tiny" and not Path(name_or_path).exists():
+        raise ValueError(
+            f"there is no folder {name_or_path}; to a model on the hub give an --adapter"
+        )
+    raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
 
 
 def _original_name(name, renames):

@@ -291,6 +291,11 @@ def test_what_cannot_be_merged_is_told_in_a_line(tmp_path, capsys):
     for words, message in (
         (["tiny", tmp_path], "is there already"),
         (["tiny", tmp_path / "out"], "tiny is no adapter that names its base: give an --adapter"),
+        (
+            [tmp_path / "nope", tmp_path / "out"],
+            f"there is no folder {tmp_path / 'nope'}; to a model",
+        ),
+        ([tmp_path / "nope", tmp_path / "out", "--adapter_only"], "there is no folder"),
         ([tmp_path / "model", tmp_path / "out", "--adapter", tmp_path / "nope"], "nope"),
         (["tiny", tmp_path / "out", "--adapter", tmp_path / "adapter"], "cannot be loaded on tiny"),
     ):
