@@ -96,7 +96,7 @@ def score_line(line, tasks):
 
 
 def summarise(name, task_name, scores):
-    """The row of one name and task: means over completions, the interval of the solved share."""
+    """The row of one name and task: means over completions, the interval of the accuracy."""
     solved = [score["solved"] for score in scores]
     clusters = [score["cluster"] for score in scores]
     low, high, num_clusters = cluster_interval(solved, clusters)

@@ -28,22 +28,22 @@ def students_t(degrees):
 
 
 def cluster_interval(solved, clusters):
-    """The 95% interval of a solved share whose problems come in clusters.
+    """The 95% interval of an accuracy whose problems come in clusters.
 
     solved    n bools
     clusters  n keys. Problems of one cluster (a multiset of numbers, a solution grid) are solved
               or missed together, so K clusters are what was drawn.
 
-    It is Student's, with K - 1 degrees, of the share's log-odds, since a share near 0 or 1 is
-    skewed. With h_k problems solved of n_k in cluster k and the share p = sum h / n,
+    It is Student's, with K - 1 degrees, of the accuracy's log-odds, since an accuracy near 0 or 1
+    is skewed. With h_k problems solved of n_k in cluster k and the accuracy p = sum h / n,
 
         var p   = K / (K - 1) sum_k (h_k - p n_k)^2 / n^2
         logit p ± t_{K-1} sqrt(var p) / (p (1 - p))
 
     A bootstrap over clusters is too narrow where they are few or nearly all problems are solved. In
-    simulation (EXPERIMENTS.md) it covers the true share in 85 to 90% of samples of 12 clusters, and
-    of 51 with 97% solved; this one in 94 to 98% of them. Where hardly any cluster but a few is ever
-    missed (97%, correlation 0.4 within 51 clusters) it covers 89%, the bootstrap 85%.
+    simulation (EXPERIMENTS.md) it covers the true accuracy in 85 to 90% of samples of 12 clusters,
+    and of 51 with 97% solved; this one in 94 to 98% of them. Where hardly any cluster but a few is
+    ever missed (97%, correlation 0.4 within 51 clusters) it covers 89%, the bootstrap 85%.
 
     Returns (low, high, K), the bounds in [0, 1]. Where clusters do not differ (none or all are
     solved, or there is one) the interval is Wilson's, as if each cluster were one problem.
@@ -52,33 +52,34 @@ def cluster_interval(solved, clusters):
     problems_per_cluster = Counter(clusters)
     K = len(problems_per_cluster)
     n = len(solved)
-    share = sum(solved_per_cluster.values()) / n
+    accuracy = sum(solved_per_cluster.values()) / n
     squares = sum(
-        (solved_per_cluster[key] - share * size) ** 2 for key, size in problems_per_cluster.items()
+        (solved_per_cluster[key] - accuracy * size) ** 2
+        for key, size in problems_per_cluster.items()
     )
     if K == 1 or squares < 1e-9:
-        return *wilson_interval(share, K), K
+        return *wilson_interval(accuracy, K), K
     standard_error = (K / (K - 1) * squares) ** 0.5 / n
-    half = students_t(K - 1) * standard_error / (share * (1 - share))
-    log_odds = log(share / (1 - share))
+    half = students_t(K - 1) * standard_error / (accuracy * (1 - accuracy))
+    log_odds = log(accuracy / (1 - accuracy))
     return 1 / (1 + exp(half - log_odds)), 1 / (1 + exp(-half - log_odds)), K
 
 
-def wilson_interval(share, n):
-    """Wilson's 95% interval of a share of n independent problems: (low, high)."""
+def wilson_interval(fraction, n):
+    """Wilson's 95% interval of a fraction of n independent problems: (low, high)."""
     z2 = 1.96**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = (share * (1 - share) * z2 / n + z2**2 / (4 * n**2)) ** 0.5 / (1 + z2 / n)
+    centre = (fraction + z2 / (2 * n)) / (1 + z2 / n)
+    half = (fraction * (1 - fraction) * z2 / n + z2**2 / (4 * n**2)) ** 0.5 / (1 + z2 / n)
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def area(rows, largest):
-    """The area under a frontier: the solved share, averaged over all budgets of calls. In [0, 1].
+    """The area under a frontier: the accuracy, averaged over all budgets of calls. In [0, 1].
 
     rows     of evaluate.evaluate; "nfe" and "solved" are read
     largest  the largest NFE of all rows that are compared
 
-    A budget b reaches the best solved share of the rows with nfe <= b, and 0 where b is below all
+    A budget b reaches the best accuracy of the rows with nfe <= b, and 0 where b is below all
     of them. The area is the mean of that over b from 1 to `largest`. The integral of a step
     function is exact: nothing is sampled.
     """
@@ -100,11 +101,11 @@ def aup(rows, best):
     """Accuracy under parallelism, AUP: the score of d3LLM (Qian et al. 2026), written anew.
 
     rows  of evaluate.evaluate; "tokens_per_call" and "solved" are read
-    best  the best solved share of all rows that are compared, in [0, 1]
+    best  the best accuracy of all rows that are compared, in [0, 1]
 
-    The points (rho, y) are sorted by rho, the tokens per call; y is the solved share in percent.
+    The points (rho, y) are sorted by rho, the tokens per call; y is the accuracy in percent.
     Points with y < y_1 - 5 are dropped, where y_1 is that of the smallest rho. W punishes what
-    falls behind the best share. Unlike `area`, AUP has no upper bound: it grows with rho.
+    falls behind the best accuracy. Unlike `area`, AUP has no upper bound: it grows with rho.
 
         AUP = rho_1 y_1 + sum over i > 1 of (rho_i - rho_{i-1}) (y_i W_i + y_{i-1} W_{i-1}) / 2
         W_i = min(exp(-3 (1 - y_i / y_max)), 1)

@@ -129,7 +129,7 @@ FILLS = {"eb": None, "top_k": "white", "confidence": "0.8"}  # None: the line's 
 
 
 def plot_frontier(rows, path, title):
-    """frontier.png: solved share against NFE, a line for each name and rule.
+    """frontier.png: accuracy against NFE, a line for each name and rule.
 
     rows   of evaluate.evaluate, each with a "name": of any names and decoders
     title  what the picture shows, or the run's name

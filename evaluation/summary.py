@@ -103,7 +103,7 @@ def results_table(rows):
 
     Below the row of a model that has several tasks there is a line for each task.
     """
-    table = [["", "γ", "solved, %", "NFE", "tokens"]]
+    table = [["", "γ", "solved, %", "NFE", "tokens/call"]]
     for row in rows:
         table.append(table_cells(row["name"], row))
         for task, part in row.get("tasks", {}).items():
@@ -122,8 +122,7 @@ def results_table(rows):
     clusters = count_of(row["clusters"], "cluster")
     yield from wrap(
         f"{count_problems(row)} in {clusters}, greedy, {lengths} tokens a completion{blocks}. In "
-        "brackets: the 95% interval, over clusters. NFE: calls per completion. tokens: unmasked "
-        "per call.",
+        "brackets: the 95% interval, over clusters. NFE: calls per completion.",
         WIDTH,
     )
 
@@ -149,7 +148,9 @@ def describe_results(trained, best_base, has_choice):
     gain = solved_percent(trained) - solved_percent(best_base)
     low = max(trained["solved_low"], best_base["solved_low"])
     high = min(trained["solved_high"], best_base["solved_high"])
-    overlap = "overlap: within the noise" if low <= high else "do not overlap"
+    # (Intervals that overlap do not say that the difference is noise: both models have the same
+    # problems. experiments/compare.py has intervals of differences.)
+    overlap = "overlap" if low <= high else "do not overlap"
     accuracy = f"{gain:+.1f} points. The 95% intervals {overlap}." if gain else "no change."
     at_gamma = "its best γ," if has_choice else "γ"
 

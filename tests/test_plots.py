@@ -99,7 +99,7 @@ def log_of(steps):
 MEASURED = [
     row("base", "eb", 0.1, 5.0, 0.13, threshold_mean=0.1),
     row("trained", "eb", "learned", 3.1, 0.24, threshold_mean=0.04),
-    row("trained at the starting γ", "eb", 0.1, 2.3, 0.2, threshold_mean=0.1),
+    row("trained at starting γ", "eb", 0.1, 2.3, 0.2, threshold_mean=0.1),
 ]
 
 

@@ -29,7 +29,7 @@ def row(name, solved, nfe, tokens=2.0, spread=0.02, **others):
 
 BASE = row("base", 0.131, 4.93, tokens=2.03)
 TRAINED = row("trained", 0.236, 3.15, tokens=3.17, **LEARNED)
-START = row("trained at the starting γ", 0.2, 2.31, tokens=4.33)
+START = row("trained at starting γ", 0.2, 2.31, tokens=4.33)
 
 
 # ---- what changed --------------------------------------------------------------------------------
@@ -60,11 +60,11 @@ def test_what_did_not_change_is_called_so():
     ("solved", "spread", "overlap"),
     [(0.16, 0.02, True), (0.18, 0.02, False), (0.11, 0.02, True), (0.05, 0.02, False)],
 )
-def test_a_difference_within_the_noise_is_called_so(solved, spread, overlap):
+def test_intervals_that_overlap_are_said_to_and_no_more(solved, spread, overlap):
     trained = row("trained", solved, 3.0, spread=spread)
     accuracy, _ = summary.describe_results(trained, BASE, has_choice=True)
-    assert ("within the noise" in accuracy) == overlap
-    assert ("do not overlap" in accuracy) != overlap
+    verdict = "overlap" if overlap else "do not overlap"
+    assert accuracy.endswith(f" points. The 95% intervals {verdict}.")
 
 
 def test_one_problem_is_one_problem_and_proves_nothing():
@@ -73,7 +73,7 @@ def test_one_problem_is_one_problem_and_proves_nothing():
     trained = row("trained", 1.0, 4.0, problems=1, clusters=1) | {"solved_low": 0.21}
     accuracy, _ = summary.describe_results(trained, base, has_choice=True)
     assert "0.0%" in accuracy and "100.0% of 1 held-out problem, +100.0 points" in accuracy
-    assert "within the noise" in accuracy
+    assert accuracy.endswith("The 95% intervals overlap.")
 
 
 def test_accuracy_and_speed_are_against_the_base_at_its_best_gamma():
@@ -94,12 +94,13 @@ def test_the_base_is_described_in_a_line():
 
 
 def test_the_table_fits_80_columns_and_names_each_row():
-    wide = row("trained at the starting γ", 1.0, 256.0, tokens=256.0, level=0.123456)
-    high = row("trained", 0.5, 1.0) | LEARNED | {"threshold_mean": 10.0, "threshold_std": 10.0}
+    wide = row("trained at starting γ", 1.0, 256.0, tokens=256.0, level=0.123456)
+    # A gamma of all prompts at its ceiling.
+    high = row("trained", 0.5, 1.0) | LEARNED | {"threshold_mean": 10.0, "threshold_std": 0.0}
     lines = list(summary.results_table([BASE, high, wide | {"solved_low": 0.9822}]))
     assert max(map(len, lines)) <= 80
-    assert [line[:25].strip() for line in lines[1:4]] == ["base", "trained", wide["name"]]
-    assert "10.000 ±10.000" in lines[2] and "100.0 (98.2 to 100.0)" in lines[3]
+    assert [line[:21].strip() for line in lines[1:4]] == ["base", "trained", wide["name"]]
+    assert "10.000 ±0.000" in lines[2] and "100.0 (98.2 to 100.0)" in lines[3]
     below = " ".join(lines[4:])
     assert "848 held-out problems in 65 clusters, greedy, 10 tokens a completion." in below
     in_blocks = summary.results_table([BASE | {"block_length": 5}])

@@ -21,8 +21,8 @@ METRICS = {
     "step": "optimisation steps done",
     "reward_mean": "the verifier's reward, before speed counts",
     "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
-    "solved_mean": "share of rollouts that solve their problem",
-    "frac_reward_zero_std": "share of prompts whose completions all earn the same: no lesson",
+    "solved_mean": "fraction of rollouts that solve their problem",
+    "frac_reward_zero_std": "fraction of prompts whose completions all earn the same: no lesson",
     "nfe_mean": "denoiser calls per completion",
     "completion_length_mean": "tokens per completion, with its end token",
     "threshold_mean": "mean gamma, nats",
@@ -33,10 +33,10 @@ METRICS = {
     "loss": "the model's objective, negated; at the first inner update it is not the signal: see "
     "diffpo_loss.py",
     "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
-    "clip_fraction": "share of tokens whose gradient the clip has switched off",
+    "clip_fraction": "fraction of tokens whose gradient the clip has switched off",
     "importance_weight_mean": "mean importance weight, capped",
     "importance_weight_max": "largest importance weight, before the cap",
-    "capped_weight_fraction": "share of tokens whose weight the cap lowers, by more than rounding",
+    "capped_weight_fraction": "fraction of tokens whose weight the cap lowers beyond rounding",
     "ess_fraction": "effective sample size of the capped weights, over the number of tokens",
     "surrogate_kl": "KL(true || surrogate), nats a token, before the update: the surrogate's error",
     "unit_weight_error": "RMS of log w where w must be 1: rounding, and a block cache's error",
@@ -45,7 +45,7 @@ METRICS = {
     # the sampler's update
     "threshold_loss": "the sampler's objective, negated",
     "threshold_ratio": "new over old density of gamma, last inner update",
-    "threshold_clip_fraction": "share of completions whose gamma the clip has switched off",
+    "threshold_clip_fraction": "fraction of completions whose gamma the clip has switched off",
     # what it took
     "denoiser_rows": "rows run by the step's denoiser calls: in the rollout, in scoring, by a "
     "reference model and for cache_kl",
