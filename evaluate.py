@@ -7,11 +7,10 @@
     python evaluate.py runs/NAME --json rows.jsonl                 rows and completions as they come
     python evaluate.py --help                                      the other flags
 
-NFE is the number of denoiser calls that a completion took. A run is measured with its own task,
-length, blocks and cache, but greedily and at each prompt's median gamma, on problems held out from
-it, unless flags say otherwise. A run's adapter on its base is decoded as the run is. (Held out: no
-multiset of numbers, no solution grid of training. A grid's twin with relabelled digits may be
-there.)
+NFE is the number of denoiser calls that a completion took. By default a run is measured on held-out
+problems with its own task, length, blocks and cache, greedily, at each prompt's median gamma. Held
+out: no multiset of numbers or solution grid occurs in training, though a grid with relabelled
+digits may. evaluation/options.py has what flags change.
 
 Shapes: n problems, L completion tokens.
 """
@@ -24,15 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
-from types import SimpleNamespace
 
-from evaluation.flags import (
-    DECODING_FROM_RUN,
-    DEFAULTS,
-    FROM_RUN,
-    completions_file,
-    parse_flags,
-)
+from evaluation.flags import DEFAULTS, completions_file, parse_flags
 from models import terminal
 
 if __name__ == "__main__":  # flags are checked before torch is imported, which takes seconds
@@ -41,9 +33,11 @@ if __name__ == "__main__":  # flags are checked before torch is imported, which 
 
 import torch
 
+from diffusion_policy import DiffusionPolicy
 from evaluation import traces
 from evaluation.completions import append_completions, completions_table, score_file
 from evaluation.metrics import area, aup, cluster_interval, pass_at_k
+from evaluation.options import make_decoder, resolve_options
 from evaluation.outputs import verify_replaceable
 from evaluation.progress import Progress
 from evaluation.tables import (
@@ -56,20 +50,10 @@ from evaluation.tables import (
     print_table,
     shorten_name,
 )
-from models import inputs
-from models.checkpoints import (
-    adapter_base,
-    find_checkpoint,
-    is_loadable,
-    load_policy,
-    read_run_config,
-    reads_compact_prompts,
-    run_of_checkpoint,
-)
+from models.checkpoints import find_checkpoint, load_policy, reads_compact_prompts
 from models.device import describe_out_of_memory, device_name, pick_device
 from models.loading import DTYPES, dtype_of
 from models.prompting import decode_completions, encode_prompts
-from sampler import Decoder
 from tasks import mixture, published_prompts, registry
 
 LEVELS = {  # of --frontier
@@ -90,23 +74,23 @@ def evaluate(
     length,
     batch_size=256,
     seed=0,
-    rollout=None,
+    rollout=DiffusionPolicy.rollout,
     on_batch=None,
 ):
     """Complete the problems and score them. Returns one row of results, a dict for JSON.
 
-    policy      diffusion_policy.DiffusionPolicy
+    policy      a DiffusionPolicy
     task        of tasks/, or several as one
     problems    n dicts of the task
     decoder     sampler.Decoder
     length      L; of several tasks with a length each, that of the longest
     batch_size  problems completed at once
     seed        of the draws, if the decoder's temperature is above 0
-    rollout     the function that completes a batch (training/distributed.py has one for several
-                processes); default: policy.rollout
+    rollout     the function that completes a batch; training/distributed.py has one for several
+                processes
     on_batch    called after each batch, with the indices of its problems and the Outcomes so far
 
-    The row has every setting beside the scores; with several tasks also each one's own scores.
+    The row holds all settings and scores; with several tasks, also each task's.
     Raises ValueError for problems that do not fit the model.
     """
     began = time.perf_counter()
@@ -147,17 +131,17 @@ def evaluate(
     if hasattr(task, "cells"):
         cells = [task.cells(*pair) for pair in zip(problems, outcomes.texts, strict=True)]
         row["cells"] = fmean(cells)
-    for name, places in mixture.places_by_task(task, problems).items():
+    for name, indices in mixture.places_by_task(task, problems).items():
         if name:
-            part = {"length": mixture.completion_length(task, problems[places[0]], length)}
-            part |= summarise(places, decoder, solved, clusters, outcomes)
+            part = {"length": mixture.completion_length(task, problems[indices[0]], length)}
+            part |= summarise(indices, decoder, solved, clusters, outcomes)
             row.setdefault("tasks", {})[name] = part
     return row
 
 
 @dataclass
 class Outcomes:
-    """What the completions of n problems came to, in the problems' order."""
+    """Results of n completions, in the order of the problems."""
 
     texts: list  #              (n,) str
     nfe: torch.Tensor  #        (n,) double, denoiser calls
@@ -173,7 +157,7 @@ def generate(
     length,
     batch_size=256,
     seed=0,
-    rollout=None,
+    rollout=DiffusionPolicy.rollout,
     on_batch=None,
 ) -> Outcomes:
     """Complete n problems, batch by batch; arguments as in `evaluate`."""
@@ -183,43 +167,38 @@ def generate(
     tokens = torch.zeros(len(problems), dtype=torch.double)
     threshold = torch.zeros(len(problems), dtype=torch.double)
     outcomes = Outcomes(texts, nfe, tokens, threshold)  # filled in below
-    for places, L in mixture.batches_by_task(task, problems, length, batch_size):
-        prompts = [task.prompt(problems[i]) for i in places]
+    for indices, L in mixture.batches_by_task(task, problems, length, batch_size):
+        prompts = [task.prompt(problems[i]) for i in indices]
         prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)
-        completed = (rollout or policy_rollout)(
+        completed = rollout(
             policy, prompt_ids, prompt_mask, length=L, decoder=decoder, generator=generator
         )
-        for i, text in zip(places, decode_completions(policy, completed), strict=True):
+        for i, text in zip(indices, decode_completions(policy, completed), strict=True):
             texts[i] = text
-        nfe[places] = completed.nfe.double().cpu()
-        tokens[places] = completed.token_mask.sum(dim=1).double().cpu()
-        threshold[places] = completed.threshold.double().cpu()
+        nfe[indices] = completed.nfe.double().cpu()
+        tokens[indices] = completed.token_mask.sum(dim=1).double().cpu()
+        threshold[indices] = completed.threshold.double().cpu()
         if on_batch is not None:
-            on_batch(places, outcomes)
+            on_batch(indices, outcomes)
     return outcomes
 
 
-def policy_rollout(policy, prompt_ids, prompt_mask, length, decoder, generator):
-    """policy.rollout as a function: one process completes all rows."""
-    return policy.rollout(prompt_ids, prompt_mask, length, decoder, generator)
-
-
-def summarise(places, decoder, solved, clusters, outcomes):
-    """The scores of the problems at these places: of all of them, or of one task's."""
-    places = list(places)
-    hits = [solved[i] for i in places]
-    nfe = outcomes.nfe[places]
-    threshold = outcomes.threshold[places]
-    low, high, number_of_clusters = cluster_interval(hits, [clusters[i] for i in places])
+def summarise(indices, decoder, solved, clusters, outcomes):
+    """The scores of the problems with these indices: of all of them, or of one task's."""
+    indices = list(indices)
+    is_solved = [solved[i] for i in indices]
+    nfe = outcomes.nfe[indices]
+    threshold = outcomes.threshold[indices]
+    low, high, number_of_clusters = cluster_interval(is_solved, [clusters[i] for i in indices])
     has_threshold = decoder.rule == "eb"
     return {
-        "problems": len(places),
+        "problems": len(indices),
         "clusters": number_of_clusters,
-        "solved": sum(hits) / len(places),
+        "solved": sum(is_solved) / len(indices),
         "solved_low": low,
         "solved_high": high,
         "nfe": nfe.mean().item(),
-        "tokens_per_call": (outcomes.tokens[places].sum() / nfe.sum()).item(),
+        "tokens_per_call": (outcomes.tokens[indices].sum() / nfe.sum()).item(),
         "threshold_mean": threshold.mean().item() if has_threshold else None,
         "threshold_std": threshold.std(unbiased=False).item() if has_threshold else None,
     }
@@ -228,101 +207,8 @@ def summarise(places, decoder, solved, clusters, outcomes):
 # ---- one checkpoint ------------------------------------------------------------------------------
 
 
-def resolve_options(path, flags):
-    """The options for one path: the flags given, then the run's own settings, then defaults.
-
-    flags: a dict from parse_flags. A run's checkpoint, or its adapter on a model, is decoded as the
-    run was, but its task and problems are the flags'. Returns a namespace with a field per flag,
-    and:
-        path                of the run, checkpoint or model
-        folder              where pictures go: the run's, or the current one
-        is_threshold_fixed  the run trained the policy alone: its threshold head has learned nothing
-        run_data            the file that the run was trained from; "": problems of its task
-        is_new_file         --data is a file that the run was not trained from
-    Raises ValueError for flags that do not fit, and for a run whose data or base has changed.
-    """
-    path = Path(path)
-    from_run = {}
-    is_run = find_checkpoint(path) != path
-    run_dir = path if is_run else run_of_checkpoint(flags.get("adapter") or path)
-    is_threshold_fixed = False
-    saved_inputs = None
-    if is_run:
-        saved_inputs = inputs.read_inputs(path)
-        verify_inputs(path, flags, read_run_config(path), saved_inputs)
-    if run_dir:
-        config = read_run_config(run_dir)
-        names = FROM_RUN if is_run else DECODING_FROM_RUN
-        from_run = {name: getattr(config, name) for name in names}
-        is_same_task = flags.get("task", config.task) == config.task
-        if is_run or is_same_task or not reads_compact_prompts(path):  # tiny's length is its task's
-            from_run["max_completion_length"] = [config.max_completion_length]
-        is_threshold_fixed = config.train_target == "policy"
-        if is_threshold_fixed and flags.get("decoder", "eb") == "eb":
-            from_run["level"] = [config.initial_threshold]
-    options = SimpleNamespace(**DEFAULTS | from_run | flags)
-    options.path = path
-    options.folder = path if is_run else Path()
-    options.is_threshold_fixed = is_threshold_fixed
-    if not options.task:
-        raise ValueError(f"{path} is not a run, which would know its task: give a --task")
-    if len(options.max_completion_length) > 1 and (options.frontier or options.trace):
-        raise ValueError("--frontier and --trace take one --max_completion_length at a time")
-    options.run_data = from_run.get("data", "")
-    options.is_new_file = bool(options.data) and options.data != options.run_data
-    if options.is_new_file and saved_inputs:  # the run's own file may have another name by now
-        options.is_new_file = inputs.data_checksum(options.data) != saved_inputs["data"]
-    is_all = options.is_new_file or (is_run and config.eval_split == "all")
-    options.split = options.split or ("all" if is_all else "test")
-    if options.data and options.split == "all" and "problems" not in flags:
-        options.problems = None  # the whole file
-    if options.adapter:
-        verify_adapter(options.adapter, path)
-    if options.block_length is not None:
-        for level in options.level:  # raises for blocks and caches that do not fit
-            make_decoder(options, options.decoder, level)
-    return options
-
-
-def verify_inputs(run_dir, flags, config, saved_inputs):
-    """Raises ValueError unless a run's task, data and base are those that it was trained with.
-
-    A task's file is run only if --task names it. --data may name another file.
-    """
-    if "task" in flags:
-        inputs.verify_task(run_dir, flags["task"], config.task, saved_inputs)
-    else:
-        inputs.require_typed_task(run_dir, config.task)
-    if "data" not in flags:
-        inputs.verify_data(run_dir, config.data, saved_inputs)
-    base = adapter_base(find_checkpoint(run_dir))
-    if base and is_loadable(base):  # if it is not, load_policy says so
-        inputs.verify_model(run_dir, base, saved_inputs)
-
-
-def verify_adapter(adapter, base):
-    """Raises ValueError if --adapter is of a run here, and of another base."""
-    folder = find_checkpoint(adapter)
-    run_dir = folder.parent
-    if (run_dir / inputs.INPUTS).is_file():
-        inputs.verify_model(run_dir, str(base), inputs.read_inputs(run_dir))
-
-
-def make_decoder(options, rule, level):
-    """The Decoder of a rule and level, with the options' blocks, cache and temperature."""
-    return Decoder(
-        rule=rule,
-        level=level,
-        block_length=options.block_length or None,
-        temperature=options.temperature,
-        cache=options.cache,
-        stop_at_eos=True,
-        sample_threshold=False,
-    )
-
-
 def decoders_for(options, length, has_head):
-    """The decoders to measure. Raises ValueError for a learned threshold that is not there."""
+    """The decoders to measure. Raises ValueError if there is no learned threshold to measure."""
     if not options.frontier:
         if options.decoder == "eb" and None in options.level and not has_head:
             raise ValueError(f"{options.path} has no learned threshold: give --level a number")
@@ -382,22 +268,22 @@ def measure(options, name, rows):
     }
     progress = Progress(name, total=len(problems) * sum(map(len, decoders_of.values())))
     own_rows = []
-    with policy.remembering_states():  # many canvases come under several decoders
+    with policy.remembering_states():  # the same canvases recur under several decoders
         for length in lengths:
             for decoder in decoders_of[length]:
                 level = "learned" if decoder.level is None else decoder.level
-                setting = f"{name}, {decoder.rule} {level}, length {length}"
+                label = f"{name}, {decoder.rule} {level}, length {length}"
 
-                def on_batch(places, outcomes, setting=setting):
-                    progress.add(len(places))
+                def on_batch(indices, outcomes, label=label):
+                    progress.add(len(indices))
                     if options.json:
                         append_completions(
                             completions_file(options.json),
-                            name=setting,
+                            name=label,
                             task=options.task,
-                            problems=[problems[i] for i in places],
-                            texts=[outcomes.texts[i] for i in places],
-                            nfe=outcomes.nfe[places].tolist(),
+                            problems=[problems[i] for i in indices],
+                            texts=[outcomes.texts[i] for i in indices],
+                            nfe=outcomes.nfe[indices].tolist(),
                         )
 
                 row = {
@@ -435,10 +321,10 @@ def measure(options, name, rows):
                         flush=True,
                     )
     for length in lengths:
-        line = [row for row in own_rows if row["length"] == length]
-        if len(line) > 1 and not options.frontier:
-            score = aup(line, best=max(row["solved"] for row in line))
-            for row in line:
+        curve = [row for row in own_rows if row["length"] == length]
+        if len(curve) > 1 and not options.frontier:
+            score = aup(curve, best=max(row["solved"] for row in curve))
+            for row in curve:
                 row["aup"] = score
 
 
@@ -450,7 +336,7 @@ def pass_rates(solved_each, samples):
 
 
 def revision(policy):
-    """What tells versions of a checkpoint apart: a run's step, a hub model's commit, or None."""
+    """Identifies a checkpoint's version: a run's step, a hub model's commit, or None."""
     if policy.step is not None:
         return policy.step
     hub_folder = getattr(policy.denoiser, "hub_folder", None)
@@ -493,28 +379,28 @@ def show_traces(options):
 
 
 def show_frontiers(rows, folder):
-    """--frontier: a picture, the rows with the area and AUP of their line, and a table of these."""
+    """Draws the frontiers, adds area and AUP to the rows, and prints a table."""
     from evaluation import plots
 
     largest_nfe = max(row["nfe"] for row in rows)
     best = max(row["solved"] for row in rows)
     table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
-    for (name, rule), line in curves_of(rows).items():
-        line_area = area(line, largest_nfe)
-        line_aup = aup(line, best)
-        for row in line:
-            row["area"] = line_area
-            row["aup"] = line_aup
-        top = max(line, key=lambda row: row["solved"])
+    for (name, rule), curve in curves_of(rows).items():
+        curve_area = area(curve, largest_nfe)
+        curve_aup = aup(curve, best)
+        for row in curve:
+            row["area"] = curve_area
+            row["aup"] = curve_aup
+        best_row = max(curve, key=lambda row: row["solved"])
         table.append(
             [
                 shorten_name(name, NAME_WIDTH),
                 rule,
-                str(len(line)),
-                f"{line_area:.3f}",
-                f"{line_aup:.1f}",
-                f"{top['solved']:.1%}",
-                f"{top['nfe']:.2f}",
+                str(len(curve)),
+                f"{curve_area:.3f}",
+                f"{curve_aup:.1f}",
+                f"{best_row['solved']:.1%}",
+                f"{best_row['nfe']:.2f}",
             ]
         )
     picture = folder / "frontiers.png"
@@ -523,7 +409,7 @@ def show_frontiers(rows, folder):
     write_rows(rows, rows_file)
     print(fill(conditions(rows), WIDTH))
     print_columns(table)
-    area_explained = f"area: mean solved share over budgets of 1 to {largest_nfe:.2f} calls."
+    area_explained = f"area: mean accuracy over budgets of 1 to {largest_nfe:.2f} calls."
     print(fill(f"{area_explained} {AUP_EXPLAINED}", WIDTH))
     print("written:", picture, rows_file)
 
@@ -574,7 +460,7 @@ def run(flags):
     try:
         for options, name in zip(all_options, names, strict=True):
             measure(options, name, rows)
-    except BaseException:  # Ctrl-C, or no memory for the next one: the rows until here count
+    except BaseException:  # Ctrl-C or out of memory: print the rows measured so far
         if rows and not first.frontier:
             print_table(rows)
         if first.json and completions_file(first.json).exists():

@@ -16,7 +16,7 @@ import torch
 from config import MODEL_RECIPES, TASK_RECIPES, Config
 from diffpo_loss import group_advantages
 from diffusion_policy import Rollout
-from evaluate import verify_inputs
+from evaluation.options import verify_inputs
 from models import inputs
 from models.checkpoints import (
     find_checkpoint,

@@ -71,6 +71,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 import evaluate
 from evaluation import metrics, plots
+from evaluation.options import resolve_options
 from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, count_of, print_columns, shorten
 from experiments.intervals import interval, problem_half_width, spread
@@ -133,7 +134,7 @@ def measure(path, task=""):
     }
     if task:
         flags["task"] = task
-    options = evaluate.resolve_options(path, flags)
+    options = resolve_options(path, flags)
     policy, task, problems, lengths = evaluate.load(options)
     length = lengths[0]
     [learned] = evaluate.decoders_for(options, length, policy.threshold_head is not None)

@@ -14,6 +14,7 @@ import evaluate
 from config import Config
 from diffusion_policy import DiffusionPolicy
 from evaluation import metrics, progress, tables
+from evaluation.options import resolve_options
 from evaluation.trace_page import verify_folder
 from models import loading, lora
 from models.prompting import decode_completions, encode_prompts
@@ -258,7 +259,7 @@ def test_problems_of_a_whole_file_are_its_first_or_all(run_dir, tmp_path, measur
     assert measured(run_dir, f"{flags} --problems 4")[0]["problems"] == 4
     assert measured(run_dir, f"{flags} --split all --problems 4")[0]["problems"] == 4
     assert measured(run_dir, flags)[0]["problems"] == 16
-    options = evaluate.resolve_options(run_dir, {"data": str(path), "problems": 4})
+    options = resolve_options(run_dir, {"data": str(path), "problems": 4})
     _, _, problems, _ = evaluate.load(options)
     assert problems == rows[:4]
 
@@ -328,16 +329,15 @@ def test_a_long_evaluation_says_how_far_it_is(run_dir, capsys, monkeypatch):
 
 def test_what_was_measured_before_an_interruption_is_kept(run_dir, tmp_path, capsys, monkeypatch):
     """Two levels of five problems in batches of two; Ctrl-C in the second batch of the second."""
-    rollout = DiffusionPolicy.rollout
-    calls = []
+    batches = []
 
-    def interrupted(*arguments, **named):
-        calls.append(arguments)
-        if len(calls) == 5:
+    def interrupted(policy, rollout):
+        batches.append(rollout)
+        if len(batches) == 5:
             raise KeyboardInterrupt
-        return rollout(*arguments, **named)
+        return decode_completions(policy, rollout)
 
-    monkeypatch.setattr(DiffusionPolicy, "rollout", interrupted)
+    monkeypatch.setattr(evaluate, "decode_completions", interrupted)
     rows_file = tmp_path / "rows.jsonl"
     flags = "--problems 5 --batch_size 2 --level 1 20 --json"
     assert evaluate.main([str(run_dir), *flags.split(), str(rows_file)]) == 130
@@ -467,7 +467,7 @@ def test_out_of_memory_says_which_setting_to_lower(run_dir, capsys, monkeypatch)
             "CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 79 GiB"
         )
 
-    monkeypatch.setattr(DiffusionPolicy, "rollout", fail)
+    monkeypatch.setattr(evaluate, "decode_completions", fail)
     assert evaluate.main([str(run_dir), "--problems", "2", "--batch_size", "7"]) == 1
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -478,7 +478,7 @@ def test_ctrl_c_ends_with_its_own_status(run_dir, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(DiffusionPolicy, "rollout", interrupt)
+    monkeypatch.setattr(evaluate, "decode_completions", interrupt)
     assert evaluate.main([str(run_dir), "--problems", "2"]) == 130
     assert capsys.readouterr().err.strip() == "stopped"
 
@@ -738,7 +738,7 @@ def test_a_run_written_by_another_version_is_refused_and_not_measured_with_defau
     write_json(tmp_path / "old" / "config.json", old)
     save_checkpoint(tmp_path / "old", policy, [], 1)
     with pytest.raises(ValueError, match="was written by another version of train.py"):
-        evaluate.resolve_options(tmp_path / "old", {})
+        resolve_options(tmp_path / "old", {})
     assert evaluate.main([str(tmp_path / "old"), "--problems", "2"]) != 0
     assert "another version" in capsys.readouterr().err
 
