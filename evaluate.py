@@ -208,7 +208,7 @@ def summarise(indices, decoder, solved, clusters, outcomes):
 
 
 def decoders_for(options, length, has_head):
-    """The decoders to measure. Raises ValueError if there is no learned threshold to measure."""
+    """The decoders to measure. Raises ValueError if there is no learned threshold."""
     if not options.frontier:
         if options.decoder == "eb" and None in options.level and not has_head:
             raise ValueError(f"{options.path} has no learned threshold: give --level a number")
@@ -232,10 +232,10 @@ def load(options):
     task = published_prompts.with_published_prompts(task, options.prompt, options.shots)
     problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_new_file and find_checkpoint(options.path) != options.path:
-        own_data = options.run_data if Path(options.run_data).is_file() else ""
+        training_data = options.run_data if Path(options.run_data).is_file() else ""
         published_prompts.warn_of_training_overlap(
             problems,
-            task=registry.load_task(options.task, compact, own_data),
+            task=registry.load_task(options.task, compact, training_data),
             data=options.data,
             run=options.path,
         )
@@ -267,7 +267,7 @@ def measure(options, name, rows):
         for length in lengths
     }
     progress = Progress(name, total=len(problems) * sum(map(len, decoders_of.values())))
-    own_rows = []
+    rows_of_checkpoint = []
     with policy.remembering_states():  # the same canvases recur under several decoders
         for length in lengths:
             for decoder in decoders_of[length]:
@@ -310,7 +310,7 @@ def measure(options, name, rows):
                 )
                 if samples > 1:
                     row |= pass_rates(row["solved_each"], samples)
-                own_rows.append(row)
+                rows_of_checkpoint.append(row)
                 rows.append(row)
                 if options.json:
                     write_rows(rows, options.json)
@@ -321,7 +321,7 @@ def measure(options, name, rows):
                         flush=True,
                     )
     for length in lengths:
-        curve = [row for row in own_rows if row["length"] == length]
+        curve = [row for row in rows_of_checkpoint if row["length"] == length]
         if len(curve) > 1 and not options.frontier:
             score = aup(curve, best=max(row["solved"] for row in curve))
             for row in curve:
@@ -330,9 +330,11 @@ def measure(options, name, rows):
 
 def pass_rates(solved_each, samples):
     """pass@k for each k up to the number of samples of a problem, from a row's "solved_each"."""
-    right = [solved_each[i : i + samples].count("1") for i in range(0, len(solved_each), samples)]
-    rates = {k: fmean(pass_at_k(n, samples, k) for n in right) for k in range(1, samples + 1)}
-    return {"problems": len(right), "pass_at_k": rates, "pass_at_n": rates[samples]}
+    num_solved = []  # of each problem's samples
+    for i in range(0, len(solved_each), samples):
+        num_solved.append(solved_each[i : i + samples].count("1"))
+    rates = {k: fmean(pass_at_k(n, samples, k) for n in num_solved) for k in range(1, samples + 1)}
+    return {"problems": len(num_solved), "pass_at_k": rates, "pass_at_n": rates[samples]}
 
 
 def revision(policy):

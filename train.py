@@ -258,7 +258,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     history = []
     for update, fixed in zip(updates, fixed_scores, strict=True):
         optimizer.zero_grad()
-        logp_new = []
+        logps = []
         for rows in micro_batches:
             logp = score(policy, update, rows)  # (b, L), with gradient
             loss, _ = objective(
@@ -269,11 +269,11 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 scores=fixed.complete(rows, logp),
             )
             (loss * len(logp) / B).backward()  # each row weighs 1/B
-            logp_new.append(logp.detach())
+            logps.append(logp.detach())
         distributed.all_reduce_gradients(policy.denoiser)
 
         # Without gradient, for the log only: loss and metrics of the whole batch.
-        logp_new = distributed.all_gather_rows(torch.cat(logp_new), local, B)  # (B, L)
+        logp_new = distributed.all_gather_rows(torch.cat(logps), local, B)  # (B, L)
         scores = fixed.complete(slice(0, B), logp_new)
         loss, metrics = objective(config, rollout, advantage, logp_new, scores)
         health.assert_finite("the loss", loss, rollout)
@@ -343,7 +343,7 @@ def update_threshold(config, policy, optimizer, rollout, advantage):
 
 
 def training_loop(config, task, run_dir, policy, interrupt):
-    """Trains from the first step, or the last checkpoint, to the last step; `policy` in place.
+    """Trains from the first step, or the last checkpoint, to the last. Changes `policy` in place.
 
     Raises KeyboardInterrupt, once the step is saved, if `interrupt` was asked to stop.
     """
@@ -414,6 +414,7 @@ def run(config, run_dir, resume, export):
     with files.GracefulInterrupt() as interrupt:
         training_loop(config, task, run_dir, policy, interrupt)
     is_main = distributed.is_main_process()
+    # Not after its last step: it is a new run, or a finished one that was resumed with more steps.
     measured_step = read_results(run_dir, "eval")[-1]["step"] if is_main else 0
     if distributed.all_reduce_max(measured_step) != config.steps:
         measure_trained(config, policy, task, problems, run_dir)
