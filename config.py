@@ -162,10 +162,13 @@ class Config:
 
     def __post_init__(self):
         for f in fields(self):
-            name, value = f.name, getattr(self, f.name)
+            name = f.name
+            value = getattr(self, name)
             if type(value) is not f.type and not (f.type is float and type(value) is int):
                 raise ValueError(f"{name} = {value!r:.40}: it has to be of type {f.type.__name__}")
-            choices, minimum, maximum = (f.metadata[k] for k in ("choices", "minimum", "maximum"))
+            choices = f.metadata["choices"]
+            minimum = f.metadata["minimum"]
+            maximum = f.metadata["maximum"]
             if choices and value not in choices:
                 raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
             if isinstance(value, float) and not math.isfinite(value):
@@ -230,7 +233,7 @@ TASK_RECIPES = {
 # importance_weight_cap and nfe_penalty, which are the method, and for these:
 #     num_iterations  8, which d1 has for its planning tasks (countdown, sudoku); 12 for the others
 #     normalise_by    canvas: it is the policy gradient if the likelihood is exact (diffpo_loss.py)
-#     beta            0: 0.04 held mean-field back on the tiny model (EXPERIMENTS.md)
+#     beta            0: 0.04 held mean-field back on chain (EXPERIMENTS.md)
 #     lora_dropout    0: it adds noise to the ratio
 #     scale_rewards   true: our choice
 #     p_mask_prompt   0: our choice
