@@ -21,19 +21,30 @@ from models.loading import LLADA
 from models.tiny import BASE
 from sampler import Decoder
 from tasks.registry import TASKS
+from training import recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 IDEAS = (ROOT / "docs" / "ideas.md").read_text(encoding="utf-8")
+ANSWERS = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
+EXERCISES = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("models", "tasks", "training", "evaluation", "experiments")
 MODULES = sorted([*ROOT.glob("*.py"), *(f for name in FOLDERS for f in (ROOT / name).glob("*.py"))])
-BLOCKS = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.S))
+# The README's blocks first, since its table goes on with their files; then d1's settings, the only
+# command of the log that is kept up to date; then the exercises.
+TYPED = [
+    *re.findall(r"```bash\n(.*?)```", README, re.S),
+    *re.findall(r"^\|.*\| `((?:python|torchrun) [^`]*)` \|$", README, re.M),
+    *re.findall(r"^python train\.py .* --run_dir runs/d1$", LOG, re.M),
+    *re.findall(r"```bash\n(.*?)```", EXERCISES, re.S),
+]
 COMMANDS = re.findall(  # of several processes, one
     r"python (?:train\.py|evaluate\.py|-m (?:models|training|experiments)\.\w+)[^;&\n#]*",
-    re.sub(r"torchrun --nproc_per_node \d+", "python", BLOCKS),
+    re.sub(r"torchrun --nproc_per_node \d+", "python", "\n".join(TYPED)),
 )
-COMPARED = ("runs/mean-field", "runs/d1")  # they are compared, so their frontiers are measured
+COMPARED = ("runs/diffpo", "runs/mean-field")  # so their frontiers are measured
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
@@ -53,36 +64,66 @@ def test_each_idea_names_a_place_a_test_and_how_sure_it_is():
 
 def test_no_numbered_equation_or_table_of_the_paper_is_quoted():
     numbered = r"\b(eq|equation|theorem|table|algorithm)s?\.? ?\(?\d"
-    for path in [*MODULES, ROOT / "README.md", ROOT / "EXPERIMENTS.md", ROOT / "docs/ideas.md"]:
+    for path in [*MODULES, *PAGES, ROOT / "EXPERIMENTS.md"]:
         assert not re.search(numbered, path.read_text(encoding="utf-8"), re.I), path
 
 
-def test_the_readme_is_narrow():
-    prose = re.sub(r"```.*?```", "", README, flags=re.S)  # commands may be long
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_is_narrow(page):
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)  # not commands
     prose = re.sub(r"\$\$.*?\$\$", "", prose, flags=re.S)
     for line in prose.splitlines():
         assert len(line) <= 104 or line.startswith(("|", "<img")), line
 
 
-def test_every_file_and_figure_that_the_readme_names_is_there():
-    names = re.findall(r"\]\(([\w./]+)\)|src=\"([\w./]+)\"", README)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_and_figure_that_a_page_names_is_there(page):
+    names = re.findall(r"\]\(([\w./]+)\)|src=\"([\w./]+)\"", page.read_text(encoding="utf-8"))
     for name in {name for pair in names for name in pair if name}:
-        assert (ROOT / name).exists(), name
+        assert (page.parent / name).exists(), name
+
+
+def test_the_tree_of_files_is_whole():
     tree = re.findall(r"^(\w+\.py|\w+/) ", README, re.M)
     on_top = {path.name for path in ROOT.glob("*.py")}
-    assert on_top | {f"{name}/" for name in (*FOLDERS, "tests")} == set(tree)
+    assert on_top | {f"{name}/" for name in (*FOLDERS, "tests", "docs")} == set(tree)
 
 
 def test_the_symbols_have_the_flags_and_defaults_of_config():
     settings = Config.__dataclass_fields__
-    rows = re.findall(r"\| (`\w+`(?:, `\w+`)*) \| ([^|]*) \| [^|]*\|$", README, re.M)
+    rows = re.findall(r"\| (`\w+`(?:, `\w+`)*) \| ([^|]*) \| ([^|]*)\|$", README, re.M)
     assert len(rows) >= 12
-    for flags, defaults in rows:
-        values = defaults.split(", ")
-        for flag, value in zip(re.findall(r"`(\w+)`", flags), values, strict=True):
+    for flags, defaults, d1_values in rows:
+        names = re.findall(r"`(\w+)`", flags)
+        for flag, value in zip(names, defaults.split(", "), strict=True):
             default = settings[flag].default
             shown = "the task's" if flag == "max_completion_length" else f"{default}".lower()
             assert value in (shown, f"{default:g}" if isinstance(default, float) else shown), flag
+        for flag, value in zip(names, d1_values.strip().split(", "), strict=True):
+            d1 = settings[flag].metadata["d1"]
+            if d1 is not None:
+                assert value == f"{d1}".lower(), flag
+
+
+def test_the_command_for_d1s_settings_has_the_values_of_config():
+    """But for rollouts, LoRA's size and the learning rate, as the log says there."""
+    (command,) = re.findall(r"^python train\.py (.*) --run_dir runs/d1$", LOG, re.M)
+    typed = train.parse_flags(shlex.split(command))
+    ours = {"num_generations", "prompts_per_step", "max_completion_length", "block_length", "dtype"}
+    ours |= {"temperature", "lora_rank", "lora_alpha", "learning_rate"}
+    for name, field in Config.__dataclass_fields__.items():
+        if field.metadata["d1"] is not None and name not in ours:
+            assert typed[name] == field.metadata["d1"], name
+
+
+def test_the_gpus_memory_decides_the_model_as_the_table_says(monkeypatch):
+    shape = recipe.read_model_config("LLaDA-8B")
+    for row, gib in (("cards below 24 GB", 15.6), ("24 to 40 GB", 22.1), ("48 GB and more", 44.0)):
+        model, dtype = re.search(rf"^\| {row}.* \| `(.*)` \| (\w+)", README, re.M).groups()
+        monkeypatch.setattr(recipe, "find_gpu", lambda gib=gib: recipe.Gpu("a card", gib))
+        assert recipe.default_model()[0] == model
+        if model == LLADA:  # otherwise auto, which is bfloat16 on a GPU
+            assert recipe.recipe_for(shape, gib).get("dtype", "bfloat16") == dtype
 
 
 @pytest.mark.parametrize(
@@ -93,7 +134,7 @@ def test_the_symbols_have_the_flags_and_defaults_of_config():
     ],
 )
 def test_the_table_of_answers_is_true(task, problem):
-    accepted, refused = re.search(rf"^\| {task} \| (.*) \| (.*) \|$", README, re.M).groups()
+    accepted, refused = re.search(rf"^\| {task} \| (.*) \| (.*) \|$", ANSWERS, re.M).groups()
     for answers, is_accepted in ((accepted, True), (refused, False)):
         examples = [text for text in re.findall("`([^`]+)`", answers) if "..." not in text]
         assert len(examples) >= 3
