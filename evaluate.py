@@ -131,7 +131,7 @@ def evaluate(
     if hasattr(task, "cells"):
         cells = [task.cells(*pair) for pair in zip(problems, outcomes.texts, strict=True)]
         row["cells"] = fmean(cells)
-    for name, indices in mixture.places_by_task(task, problems).items():
+    for name, indices in mixture.indices_by_task(task, problems).items():
         if name:
             part = {"length": mixture.completion_length(task, problems[indices[0]], length)}
             part |= summarise(indices, decoder, solved, clusters, outcomes)

@@ -64,13 +64,13 @@ def task_for_step(task, step, length):
     return task_of_step, task.lengths.get(name, length)
 
 
-def places_by_task(task, problems):
+def indices_by_task(task, problems):
     """Returns {task name: indices of its problems}; a single task has all, under the name ""."""
-    places = {}
-    for place, problem in enumerate(problems):
+    indices = {}
+    for i, problem in enumerate(problems):
         name = problem["task"] if isinstance(task, TaskMixture) else ""
-        places.setdefault(name, []).append(place)
-    return places
+        indices.setdefault(name, []).append(i)
+    return indices
 
 
 def score_completions(task, problems, texts):
@@ -100,7 +100,7 @@ def completion_length(task, problem, length):
 
 def batches_by_task(task, problems, length, size):
     """Yields batches of at most `size` problems, each of one task: (their indices, length)."""
-    for places in places_by_task(task, problems).values():
-        batch_length = completion_length(task, problems[places[0]], length)
-        for start in range(0, len(places), size):
-            yield places[start : start + size], batch_length
+    for indices in indices_by_task(task, problems).values():
+        batch_length = completion_length(task, problems[indices[0]], length)
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size], batch_length
