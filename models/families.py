@@ -20,6 +20,7 @@ from pathlib import Path
 
 from transformers import (
     Glm4MoeForCausalLM,
+    Glm4MoePreTrainedModel,
     LlamaForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
@@ -29,6 +30,11 @@ from transformers import (
 # Python's last act is to look for garbage among all objects of torch and transformers, for a
 # second. Frozen, they are not looked at: every program that imports this file ends at once.
 atexit.register(gc.freeze)
+
+
+# GLM-4.5's files have layers behind the last one, which transformers leaves out without a word.
+# LLaDA2's have none, so whatever is left over is refused, as for every family.
+Glm4MoePreTrainedModel._keys_to_ignore_on_load_unexpected = []
 
 
 @dataclass
@@ -215,7 +221,6 @@ FAMILIES = {
             "intermediate_size": "intermediate_size",
             "moe_intermediate_size": "moe_intermediate_size",
             "n_group": "n_group",
-            "norm_topk_prob": "norm_topk_prob",
             "num_experts": "n_routed_experts",
             "num_experts_per_tok": "num_experts_per_tok",
             "num_shared_experts": "n_shared_experts",
@@ -224,7 +229,7 @@ FAMILIES = {
             "topk_group": "topk_group",
         },
         required=("hidden_act", "score_function"),
-        constants={"use_qk_norm": True},
+        constants={"norm_topk_prob": True, "use_qk_norm": True},
         weights=LLADA2_WEIGHTS,
         fused={
             "attention.query_key_value": (
@@ -326,6 +331,7 @@ ALLOWED_VALUES = {
     "n_group": [None],
     "norm_head": [False],
     "norm_softmax": [False],
+    "norm_topk_prob": [True, None],
     "num_shared_experts": [0, None],
     "output_dropout": [0.0],
     "partial_rotary_factor": [1],
@@ -436,13 +442,14 @@ def read_config(folder, name=""):
             f"{name or folder} is a LoRA adapter, or has one beside it: an adapter needs a folder "
             "of its own. Give its base as the model, and this as --adapter"
         )
-    if folder.parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
-        name = f"{name} {folder.parent.parent.name}"
+    parent = folder.absolute().parent
+    if parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        name = f"{name} {parent.parent.name}"
     with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
         config = json.loads(file.read_text(encoding="utf-8"))
         family = str(config.get("model_type")).lower()
         architectures = config.get("architectures")
-    name = Path(name or folder).name.lower()
+    name = Path(name or folder).absolute().name.lower()  # "." has no name
     is_a2d = family.startswith("a2d")
     description = f"{family} {architectures} {name if is_a2d or family in PLAIN else ''}"
     description = description.lower().replace("-", "").replace("_", "")
@@ -616,6 +623,9 @@ def complete_llada2(config, name, file):
         config["eos_token_id"] = config.get("pad_token_id")
     if config.get("moe_router_enable_expert_bias") is True:  # as GLM-4.5's router always has it
         del config["moe_router_enable_expert_bias"]
+    heads = config.get("num_attention_heads")
+    if heads and config.get("head_dim") is None:
+        config["head_dim"] = (config.get("hidden_size") or 0) // heads
     rotated = (config.get("partial_rotary_factor") or 1) * (config.get("head_dim") or 0)
     if config.get("rotary_dim") == rotated:
         del config["rotary_dim"]

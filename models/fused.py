@@ -29,6 +29,8 @@ def take_apart(weights, config, fused):
 
     weights  of a model, or of a LoRA adapter on it
     config   the model's configuration
+
+    Raises ValueError, naming the weight, for a wrong size and if a part is there by itself as well.
     """
     q_rows = config.num_attention_heads * config.head_dim
     kv_rows = config.num_key_value_heads * config.head_dim
@@ -38,10 +40,18 @@ def take_apart(weights, config, fused):
             if f".{whole}." in name:
                 if ".lora_A." in name:  # LoRA's first factor reads the input, which is the same
                     matrices = [weight, weight, weight]
-                else:
+                elif len(weight) == q_rows + 2 * kv_rows:
                     matrices = weight.split([q_rows, kv_rows, kv_rows])
+                else:
+                    raise ValueError(
+                        f"{name} has {len(weight)} rows, and q, k and v of its configuration "
+                        f"{q_rows + 2 * kv_rows}"
+                    )
                 for part, matrix in zip(parts, matrices, strict=True):
-                    result[name.replace(whole, part)] = matrix.clone()
+                    part_name = name.replace(whole, part)
+                    if part_name in weights:
+                        raise ValueError(f"there are both {name} and {part_name}, which is in it")
+                    result[part_name] = matrix.clone()
                 break
         else:
             result[name] = weight

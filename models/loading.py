@@ -6,12 +6,14 @@ that loads is the model that was trained.
 """
 
 import json
+import re
 import warnings
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import transformers
+from safetensors import safe_open
 
 from models.families import FAMILIES, PLAIN, Family, one_line, read_config, refusing
 from models.fused import read_weights, take_apart
@@ -67,6 +69,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     on_cpu = torch.device(device).type == "cpu"
     default_dtype = torch.float32 if on_cpu or is_tiny else torch.bfloat16
     with one_line(f"{folder} cannot be loaded"):
+        _refuse_double_weights(folder, row.weights)
         weights = None  # transformers reads them from the folder
         if row.fused:
             weights = take_apart(read_weights(folder), config, row.fused)
@@ -87,12 +90,13 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     _make_products_reproducible(denoiser)
 
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
-    denoiser.source = str(folder.resolve() if is_folder else name_or_path)
+    denoiser.source = str(folder.absolute() if is_folder else name_or_path)
     denoiser.renames = row.weights
     denoiser.fused = row.fused
     block_size = getattr(config, "block_size", None) or 0
     denoiser.block_length = block_size or row.block_length
-    denoiser.hub_folder = None if family in PLAIN else folder.resolve()
+    # Not resolve(): a link's name may say how long its blocks are (families.py).
+    denoiser.hub_folder = None if family in PLAIN else folder.absolute()
     denoiser.eval()
     with refusing(f"{folder} cannot be run"):
         check_attention(denoiser)
@@ -109,6 +113,22 @@ def _refuse_paths_in_index(folder):
         outside = [name for name in names if Path(name).name != name]
     if outside:
         raise ValueError(f"{file} names {outside[0]!r}, which is not a file beside it")
+
+
+def _refuse_double_weights(folder, renames):
+    """Raises ValueError if two weights of a folder are one in the model: the last would win."""
+    names = set()
+    for file in folder.glob("model*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            names.update(weights.keys())
+    name_in_files = {}
+    for name in sorted(names):
+        ours = name
+        for pattern, replacement in renames.items():
+            ours = re.sub(pattern, replacement, ours)
+        if ours in name_in_files:
+            raise ValueError(f"{name_in_files[ours]} and {name} are one weight of the model")
+        name_in_files[ours] = name
 
 
 def _four_bit_config(dtype):

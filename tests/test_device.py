@@ -72,3 +72,11 @@ def test_what_a_training_run_can_lower_has_its_values_once_they_are_known():
     )
     assert "or set --rollout_batch_size 1" in flags
     assert settings_to_lower(None).startswith("--micro_batch_size, --prompts_per_step, ")
+    for config, hint in (
+        (Config(lora_rank=0), "--lora_rank 128"),
+        (Config(lora_rank=256), "--lora_rank 128"),
+        (Config(cache="dual", block_length=2), "--cache none"),
+    ):
+        assert hint in settings_to_lower(config)
+    for hint in ("--lora_rank", "--cache"):  # rank 16 and no cache: neither would take less
+        assert hint not in flags

@@ -72,6 +72,7 @@ REFUSED = [
     ("a2d-llama", "sliding_window", 4096),
     ("llada2_moe", "norm_head", True),
     ("llada2_moe", "norm_softmax", True),
+    ("llada2_moe", "norm_topk_prob", False),
     ("llada2_moe", "output_dropout", 0.1),
     ("llada2_moe", "rotary_dim", 4),
     ("llada2_moe", "router_dtype", "bf16"),

@@ -333,6 +333,63 @@ def test_logits_are_those_of_the_published_architecture_with_and_without_left_pa
     torch.testing.assert_close(logits[1, 5:], expected[1, 5:], rtol=0, atol=1e-5)
 
 
+DOUBLES = [
+    ("llada", "model.transformer.wte.weight", "model.embed_tokens.weight"),
+    ("llada2_moe", "model.word_embeddings.weight", "model.embed_tokens.weight"),
+    (
+        "llada2_moe",
+        "model.layers.0.attention.query_key_value.weight",
+        "model.layers.0.self_attn.q_proj.weight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "double"), DOUBLES)
+def test_a_weight_that_is_there_under_two_names_is_refused(tmp_path, family, name, double):
+    """One of the two won, without a word."""
+    weights, _ = write_checkpoint(tmp_path, family)
+    file = next(file for file in tmp_path.glob("*.safetensors") if name in load_file(file))
+    save_file(load_file(file) | {double: weights[name].clone()}, file, metadata={"format": "pt"})
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    index["weight_map"][double] = file.name
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        load_denoiser(str(tmp_path))
+    assert name in str(error.value) and double in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_behind_the_last_one_are_refused_in_llada2_too(tmp_path):
+    """transformers leaves out what GLM-4.5 has in its layer 46."""
+    weights, _ = write_checkpoint(tmp_path, "llada2_moe")
+    file = tmp_path / "model-00001-of-00002.safetensors"
+    extra = {"model.layers.46.input_layernorm.weight": torch.ones(32)}
+    save_file(load_file(file) | extra, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="unexpected.*layers.46"):
+        load_denoiser(str(tmp_path))
+
+
+def test_fused_rows_of_a_wrong_number_are_named(tmp_path):
+    write_checkpoint(tmp_path, "llada2_moe", num_key_value_heads=4)
+    with pytest.raises(ValueError, match="query_key_value.weight has .* rows, and q, k and v"):
+        load_denoiser(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["sdar", "llada2_moe"])
+def test_a_base_behind_a_link_keeps_the_links_name(tmp_path, monkeypatch, family):
+    """Its name says how long its blocks are; what a run noted as its base has to say it too."""
+    write_checkpoint(tmp_path / "blob", family, block_size=None)
+    name = "SDAR-4B-Chat" if family == "sdar" else "LLaDA2.0-mini"
+    (tmp_path / name).symlink_to(tmp_path / "blob")
+    denoiser, _ = load_denoiser(str(tmp_path / name))
+    assert denoiser.source == str(denoiser.hub_folder) == str(tmp_path / name)
+    load_denoiser(denoiser.source)
+    (tmp_path / name).unlink()
+    (tmp_path / "blob").rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path / name)
+    assert load_denoiser(".")[0].block_length == denoiser.block_length
+
+
 # ---- tokenizers ----------------------------------------------------------------------------------
 
 END_OF_TURN = {
