@@ -243,6 +243,13 @@ def find_problem(flags):
     """What is wrong with flags that are right one by one, in a line. None: nothing."""
     if bool(flags["paths"]) == ("completions" in flags):
         return "name a RUN to measure, or give --completions FILE alone"
+    if "completions" in flags:
+        for name in sorted(flags.keys() - {"paths", "completions", "task", "json"}):
+            return f"--completions is scored without a model: leave out --{name}"
+    if "trace" in flags and len(flags.get("level", [])) > 1:
+        return "--trace shows one --level at a time"
+    if "trace" in flags and flags.get("samples", 1) > 1:
+        return "--trace shows one completion of each problem: leave out --samples"
     for path in flags["paths"]:
         if not (Path(path).exists() or path == "tiny" or is_hub_name(path)):
             return f"{path} does not exist"

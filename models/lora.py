@@ -43,7 +43,7 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
     be rounded away. Raises ValueError if a matrix is not found in every layer: peft adapts whatever
     subset it finds, without a warning.
     """
-    matrices = _adaptable_matrices(denoiser)
+    matrices = adaptable_matrices(denoiser)
     lora_config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -164,7 +164,8 @@ FOLDER is the folder of this file. The weights have the module names of transfor
 On modelling code that a checkpoint brings along, such as LLaDA's, peft finds no module of these
 names: it warns, and the model stays the bare base. For such tools, write the merged model, which
 has the base's own names and layout: `python -m models.merge {base} DIR --adapter FOLDER`. With
-`--adapter_only` that writes this adapter, with the base's own module names, for peft on the base.
+`--adapter_only` that writes this adapter, with the base's own module names, for peft on the base
+(but not for LLaDA2, whose q, k and v are one matrix).
 """
 
 
@@ -218,7 +219,8 @@ def attach_adapter(denoiser, lora_config, seed=0):
     return model.eval()
 
 
-def _adaptable_matrices(denoiser):
+def adaptable_matrices(denoiser):
+    """The names of the matrices, among LORA, that an adapter of this denoiser has."""
     if hasattr(denoiser.config, "num_experts_per_tok"):
         return LORA[:4]  # attention alone: the experts of a mixture are no Linear modules
     return LORA

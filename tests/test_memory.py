@@ -6,7 +6,14 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from config import MEMORY_RECIPES, MODEL_RECIPES, Config
 from models.lora import LORA
@@ -36,6 +43,8 @@ MODELS = {
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=16, attention_bias=True),
     "mixture": Qwen3MoeConfig(**SIZES, num_experts=6, num_experts_per_tok=2),
+    # Its first layer and its shared experts are Linear modules, which no adapter has.
+    "mixture-shared": Glm4MoeConfig(**SIZES, n_routed_experts=6, num_experts_per_tok=2),
 }
 LLADA = Config(**MODEL_RECIPES["LLaDA"])
 
@@ -56,7 +65,7 @@ def test_parameters_are_counted_as_the_model_has_them(name):
     assert count["matrices"] == sum(m.weight.numel() for m in linear)
     assert count["layers"] == count["total"] - sum(m.weight.numel() for m in outside)
 
-    kinds = LORA[:4] if name == "mixture" else LORA  # its experts are no Linear modules
+    kinds = LORA[:4] if "mixture" in name else LORA  # its experts are no Linear modules
     adapted = get_peft_model(model, LoraConfig(r=5, target_modules=kinds))
     assert 5 * count["rank_1"] == adapted.get_nb_trainable_parameters()[0]
 
