@@ -54,20 +54,12 @@ def settings_to_lower(config):
     ):
         value = f" ({getattr(config, name)})" if config else ""
         settings.append(f"--{name}{value}")
-    others = {
-        "rollout_batch_size": 1,
-        "gradient_checkpointing": "true",
-        "lora_rank": 128,
-        "cache": "none",
-    }
-    if config and 0 < config.lora_rank <= others["lora_rank"]:
-        del others["lora_rank"]
-    if config and config.cache == "none":
-        del others["cache"]
-    return (
-        f"{', '.join(settings)}, or set "
-        f"{', '.join(f'--{name} {value}' for name, value in others.items())}"
-    )
+    others = ["--rollout_batch_size 1", "--gradient_checkpointing true"]
+    if config is None or not 0 < config.lora_rank <= 128:
+        others.append("--lora_rank 128")
+    if config is None or config.cache != "none":
+        others.append("--cache none")
+    return f"{', '.join(settings)}, or set {', '.join(others)}"
 
 
 def describe_out_of_memory(error, lower):

@@ -20,7 +20,7 @@ from models.checkpoints import (
 )
 from models.families import FAMILIES, one_line, read_config
 from models.fused import fuse
-from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
+from models.loading import DTYPES, dtype_of, load_denoiser, model_folder, weight_names
 from models.lora import PEFT_PREFIX, attach_adapter, read_lora_config
 from models.permissions import apply_umask
 
@@ -166,7 +166,7 @@ def _restore_layout(folder, source, dtype, block_size):
     Its config.json, tokenizer and modelling code are what its other tools read. Raises ValueError
     if the weights in `folder` have other names than the source's, which no tool would find.
     """
-    if _weight_names(folder) != _weight_names(source):
+    if weight_names(folder) != weight_names(source):
         raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
     for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
@@ -186,11 +186,3 @@ def _restore_layout(folder, source, dtype, block_size):
         config.setdefault("is_causal", False)
     if config != published:  # otherwise it stays as it is, to the letter
         config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def _weight_names(folder):
-    names = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names.update(weights.keys())
-    return names

@@ -32,6 +32,16 @@ from transformers import (
 atexit.register(gc.freeze)
 
 
+LORA = [  # the layers' matrices, as all of transformers' classes in this file call them
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]
+
 # GLM-4.5's files have layers behind the last one, which transformers leaves out without a word.
 # LLaDA2's have none, so whatever is left over is refused, as for every family.
 Glm4MoePreTrainedModel._keys_to_ignore_on_load_unexpected = []
@@ -629,6 +639,14 @@ def complete_llada2(config, name, file):
     rotated = (config.get("partial_rotary_factor") or 1) * (config.get("head_dim") or 0)
     if config.get("rotary_dim") == rotated:
         del config["rotary_dim"]
+
+
+def adaptable_matrices(config):
+    """The names of the matrices, among LORA, that an adapter has on a model of this configuration.
+
+    On a mixture it adapts attention alone: the experts are no Linear modules.
+    """
+    return LORA[:4] if hasattr(config, "num_experts_per_tok") else LORA
 
 
 def check_block_size(block_size, file):

@@ -69,7 +69,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     on_cpu = torch.device(device).type == "cpu"
     default_dtype = torch.float32 if on_cpu or is_tiny else torch.bfloat16
     with one_line(f"{folder} cannot be loaded"):
-        _refuse_double_weights(folder, row.weights)
+        names_in_model(weight_names(folder), row.weights)  # raises for one that is there twice
         weights = None  # transformers reads them from the folder
         if row.fused:
             weights = take_apart(read_weights(folder), config, row.fused)
@@ -115,12 +115,22 @@ def _refuse_paths_in_index(folder):
         raise ValueError(f"{file} names {outside[0]!r}, which is not a file beside it")
 
 
-def _refuse_double_weights(folder, renames):
-    """Raises ValueError if two weights of a folder are one in the model: the last would win."""
+def weight_names(folder):
+    """The names of all weights in a checkpoint's folder, a set."""
     names = set()
     for file in folder.glob("model*.safetensors"):
         with safe_open(file, "pt") as weights:
             names.update(weights.keys())
+    return names
+
+
+def names_in_model(names, renames):
+    """{a weight's name in the model: its name in the files}.
+
+    renames  {pattern of a name in the files: the name in the model}
+
+    Raises ValueError if two weights are one in the model: the last would win.
+    """
     name_in_files = {}
     for name in sorted(names):
         ours = name
@@ -129,6 +139,7 @@ def _refuse_double_weights(folder, renames):
         if ours in name_in_files:
             raise ValueError(f"{name_in_files[ours]} and {name} are one weight of the model")
         name_in_files[ours] = name
+    return name_in_files
 
 
 def _four_bit_config(dtype):

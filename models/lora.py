@@ -1,7 +1,6 @@
 """LoRA adapters: put onto a denoiser, saved to a folder, loaded from one."""
 
 import json
-import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -10,20 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from models.families import one_line
+from models.families import adaptable_matrices, one_line
 from models.fused import take_apart
-from models.loading import model_folder
+from models.loading import model_folder, names_in_model
 from models.permissions import apply_umask
 
-LORA = [  # the layers' matrices, as all of transformers' classes in families.py call them
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-]
 # Fields of an adapter's configuration that name modules. Where the modules were renamed, what they
 # say would match nothing.
 FIELDS_WITH_NAMES = {
@@ -43,7 +33,7 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
     be rounded away. Raises ValueError if a matrix is not found in every layer: peft adapts whatever
     subset it finds, without a warning.
     """
-    matrices = adaptable_matrices(denoiser)
+    matrices = adaptable_matrices(denoiser.config)
     lora_config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -71,15 +61,14 @@ def load_lora(denoiser, name_or_path, trainable=False):
     with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
         _say_if_of_another_base(folder, denoiser.source)
         lora_config = read_lora_config(folder, has_renames=bool(denoiser.renames))
-        saved = load_file(folder / "adapter_model.safetensors")
+        saved = {}
+        for key, weight in load_file(folder / "adapter_model.safetensors").items():
+            saved[key.removeprefix(PEFT_PREFIX)] = weight
         if denoiser.fused:
             saved = take_apart(saved, denoiser.config, denoiser.fused)
         weights = {}
-        for key, weight in saved.items():
-            name = key.removeprefix(PEFT_PREFIX)
-            for pattern, ours in denoiser.renames.items():
-                name = re.sub(pattern, ours, name)
-            weights[PEFT_PREFIX + name] = weight
+        for name, name_in_file in names_in_model(saved, denoiser.renames).items():
+            weights[PEFT_PREFIX + name] = saved[name_in_file]
         # model.layers.0.mlp.up_proj.lora_A.weight -> up_proj
         lora_config.target_modules = {name.split(".lora_")[0].split(".")[-1] for name in weights}
         lora_config.inference_mode = not trainable
@@ -217,13 +206,6 @@ def attach_adapter(denoiser, lora_config, seed=0):
     for module in lora_layers(model).values():
         module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
     return model.eval()
-
-
-def adaptable_matrices(denoiser):
-    """The names of the matrices, among LORA, that an adapter of this denoiser has."""
-    if hasattr(denoiser.config, "num_experts_per_tok"):
-        return LORA[:4]  # attention alone: the experts of a mixture are no Linear modules
-    return LORA
 
 
 def lora_layers(model):

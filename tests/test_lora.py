@@ -293,6 +293,11 @@ def under_other_names(weights):
     return {name.replace("blocks", "layers"): w for name, w in weights.items()}
 
 
+def under_both_names(weights):
+    ours = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    return weights | {ours: weights[FIRST] + 1}
+
+
 def too_narrow(weights):
     return {name: w[:, :3].clone() if "lora_A" in name else w for name, w in weights.items()}
 
@@ -305,6 +310,7 @@ MISFITS = [
     (without_the_first, "1 weights without"),
     (with_a_stranger, "stranger"),
     (under_other_names, "without a counterpart"),
+    (under_both_names, "are one weight of the model"),
     (too_narrow, "size mismatch"),
     (nothing, "target_modules"),
 ]

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from config import MEMORY_RECIPES, MODEL_RECIPES, Config
-from models.lora import LORA
+from models.families import LORA
 from training import memory, recipe
 from training.estimate import (
     CHUNK,

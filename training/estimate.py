@@ -14,17 +14,14 @@ def count_parameters(model_config):
     import torch
     from transformers import AutoModelForCausalLM  # imported late: --help answers at once
 
-    from models.lora import adaptable_matrices
+    from models.families import adaptable_matrices
 
     with torch.device("meta"):  # shapes without memory
         model = AutoModelForCausalLM.from_config(model_config)
     layers = model.get_decoder().layers
     matrices = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
-    adapted = [
-        module
-        for name, module in layers.named_modules()
-        if name.split(".")[-1] in adaptable_matrices(model)
-    ]
+    kinds = adaptable_matrices(model_config)
+    adapted = [module for name, module in layers.named_modules() if name.split(".")[-1] in kinds]
     return {
         "total": model.num_parameters(),
         "layers": sum(weight.numel() for weight in layers.parameters()),
