@@ -14,8 +14,6 @@ What your model must offer. The first way: a transformers model without the caus
     get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None
     device                   where its weights are
     config.shift_logits      optional, True: the state at i - 1 predicts position i (Dream)
-    config.block_size        optional: attention is block-causal, in blocks of this many tokens
-                             (SDAR)
     disable_adapter()        only under a LoRA adapter (peft has it)
 
 The second way: any `model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model).
@@ -50,6 +48,8 @@ class DenoiserCalls:
     far: the work that was done.
     """
 
+    block_size = 0  # each position attends to all others; not so in models/block_causal.py
+
     def __init__(self, denoiser, mask_id, adapter=True):
         self.denoiser = denoiser
         self.mask_id = mask_id
@@ -59,12 +59,12 @@ class DenoiserCalls:
         self.compiled_decoder = None  # see compile_cached_calls
         config = getattr(denoiser, "config", None)
         self.is_shifted = bool(getattr(config, "shift_logits", False))
-        # Tokens of a block of a block-causal denoiser; 0: each position sees all others.
-        self.block_size = getattr(config, "block_size", None) or 0
+        if (getattr(config, "block_size", None) or 0) != self.block_size:
+            raise ValueError(
+                "this denoiser is block-causal: use models.block_causal.BlockCausalPolicy"
+            )
 
-    def hidden(
-        self, ids, attention_mask=None, cache=None, start=0, stop=None, num_noisy=0
-    ) -> torch.Tensor:
+    def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None) -> torch.Tensor:
         """One call without its last layer: ids (b, S) -> each column's state, (b, S, D).
 
         It is the state that predicts the column, also if the model is shifted.
@@ -73,11 +73,7 @@ class DenoiserCalls:
                         then keeps its fastest kernel. Padding on the left changes nothing.
         cache           a BlockCache, or None. Once it is filled, only the columns `start` to `stop`
                         are run, and the result is (b, stop - start, D).
-        num_noisy       for a block-causal denoiser only, to which `start` means something else too:
-                        see block_causal_hidden
         """
-        if self.block_size:
-            return block_causal_hidden(self, ids, attention_mask, cache, start, num_noisy)
         first = start
         if self.is_shifted:  # the state that predicts the first column is one to the left
             first = max(start - 1, 0)
@@ -524,97 +520,6 @@ class StateMemory:
                 self.state_of |= new_state_of
         all_states = self.state_of | new_state_of
         return torch.stack([all_states[key] for key in keys]).to(canvases.device)
-
-
-# ---- block-causal denoisers ----------------------------------------------------------------------
-
-
-def block_causal_hidden(
-    calls, ids, attention_mask=None, cache=None, start=None, num_noisy=0
-) -> torch.Tensor:
-    """`calls.hidden` for a block-causal denoiser; block_causal_mask says what attends to what.
-
-    calls      DenoiserCalls
-    cache      a FinishedBlocksCache, or None
-    start      (b,) long: with a filled cache each row runs two blocks of columns, from here on
-    num_noisy  the last so many columns are a second copy of the positions before them, partly
-               masked: see likelihood.canvas_of_state
-    """
-    b, S = ids.shape
-    is_real = attention_mask
-    if is_real is None:
-        is_real = torch.ones_like(ids, dtype=torch.bool)
-    clean = S - num_noisy
-    position = (is_real[:, :clean].long().cumsum(dim=1) - 1).clamp(min=0)  # (b, clean)
-    position = torch.cat([position, position[:, clean - num_noisy :]], dim=1)  # (b, S)
-    column = torch.arange(S, device=ids.device).expand(b, S)
-    if cache is not None and cache.keys:
-        width = min(2 * calls.block_size, S)
-        column = start.unsqueeze(1) + torch.arange(width, device=ids.device)  # (b, w)
-    if cache is not None:
-        cache.column = column
-    sees = block_causal_mask(position, is_real, column, calls.block_size, num_noisy)  # (b, w, S)
-    position = position.gather(1, column)  # (b, w)
-    hidden = calls.run(
-        ids.gather(1, column),
-        attention_mask=sees.unsqueeze(1),
-        position_ids=position,
-        cache=cache,
-    )
-    if not calls.is_shifted:
-        return hidden
-    # (Fast-dLLM v2.) Before the first position of a noisy block, the predecessor is a clean column.
-    is_first_of_noisy_block = (column >= clean) & (position % calls.block_size == 0)
-    previous = column - 1 - num_noisy * is_first_of_noisy_block
-    return shifted_states(hidden, column, position, previous)
-
-
-def block_causal_mask(position, is_real, column, block_size, num_noisy=0) -> torch.Tensor:
-    """Which columns each of the given columns attends to.
-
-    A position sees its own block, both ways, and all blocks before it. Blocks are counted from the
-    first token of the prompt.
-
-    position   (b, S) long, of each column of the canvas
-    is_real    (b, S) bool, False on padding
-    column     (b, w) long, the given columns
-    num_noisy  the last so many columns are a second copy, of positions that are still being
-               unmasked. A noisy block sees itself and the clean copy of all blocks before it. The
-               clean copy sees no noisy column.
-
-    Returns (b, w, S) bool.
-    """
-    S = position.shape[1]
-    block = position // block_size  # (b, S)
-    own_block = block.gather(1, column).unsqueeze(2)  # (b, w, 1)
-    block = block.unsqueeze(1)  # (b, 1, S)
-    all_columns = torch.arange(S, device=position.device)
-    is_noisy = all_columns >= S - num_noisy  # (S,)
-    is_own_noisy = (column >= S - num_noisy).unsqueeze(2)  # (b, w, 1)
-    sees = (block < own_block) & ~is_noisy
-    sees = sees | (block == own_block) & (is_noisy == is_own_noisy)
-    # No column sees padding but padding itself, since a softmax over nothing would be nan.
-    return sees & is_real.unsqueeze(1) | (all_columns == column.unsqueeze(2))
-
-
-class FinishedBlocksCache(BlockCache):
-    """Keys and values for a block-causal denoiser: exact, and each row may be at another block.
-
-    A finished block's keys and values never change, since it does not see what comes after it. A
-    call runs the current block, and the previous one again, since its last tokens were drawn after
-    its last call.
-    """
-
-    def update(self, keys, values, layer, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's new keys and values, of the columns `column` (b, w) -> those of the canvas."""
-        if layer == len(self.keys):  # the call that fills it
-            self.keys.append(keys)
-            self.values.append(values)
-        else:
-            index = self.column[:, None, :, None].expand_as(keys)
-            self.keys[layer].scatter_(2, index, keys)
-            self.values[layer].scatter_(2, index, values)
-        return self.keys[layer], self.values[layer]
 
 
 # ---- an example ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from denoiser import BlockCache, DenoiserCalls, FinishedBlocksCache, LogitsModel
+from denoiser import BlockCache, DenoiserCalls, LogitsModel
 from sampler import Decoder
 
 
@@ -105,16 +105,8 @@ class DiffusionPolicy(DenoiserCalls):
         uniform       (B, L + 1) uniform numbers to draw with instead (see draw_uniform), or None. A
                       row's completion depends on its own numbers alone, whatever the batch.
 
-        Raises ValueError if the decoder needs a learned threshold and this policy has none, or if
-        block_length does not divide a block-causal denoiser's block size.
+        Raises ValueError if the decoder needs a learned threshold and this policy has none.
         """
-        block_length = decoder.block_length
-        if self.block_size and (block_length is None or self.block_size % block_length):
-            raise ValueError(
-                f"this denoiser is block-causal, in blocks of {self.block_size} tokens: it cannot "
-                f"be decoded with block_length {block_length or 0}, only with {self.block_size} or "
-                "a part of it"
-            )
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
         if uniform is None:
@@ -179,27 +171,17 @@ class DiffusionPolicy(DenoiserCalls):
         unmask_step = torch.zeros((B, L), dtype=torch.long)
         nfe = torch.zeros(B, dtype=torch.long)
         threshold = None
-        block_offset = self.block_offset(prompt_mask).cpu()  # (B,)
-        if self.block_size:
-            window = BlockCausalWindow(
-                decoder,
-                block_size=self.block_size,
-                block_offset=block_offset,
-                prompt_length=P,
-                completion_length=L,
-            )
-        else:
-            window = BlockWindow(decoder, prompt_length=P, completion_length=L)
+        window = self.window(decoder, prompt_mask, L)
 
         while True:
-            # 1. A row is unfinished as long as a mask precedes its first end token. `is_open` marks
-            #    the positions that the rule may select. `rows` are the b rows, of the B, that run.
+            # 1. A row is unfinished as long as a mask precedes its first end token. `rows` are the
+            #    b rows, of the B, that run now (with a block cache some wait), and `is_open` marks
+            #    their positions that the rule may select.
             is_unfinished = (is_masked & (is_end.cumsum(dim=1) == 0)).any(dim=1)
-            rows = is_unfinished.nonzero().squeeze(1)  # (b,)
+            rows = is_unfinished.nonzero().squeeze(1)
             if len(rows) == 0:
                 break
-            is_open = decoder.open_positions(is_masked[rows], block_offset[rows])  # (b, L)
-            rows, is_open = window.advance(rows, is_open)  # with a block cache some rows wait
+            rows, is_open = window.advance(rows, is_masked[rows])  # (b,), (b, L)
             rows_on_device = rows.to(device)
 
             # 2. One denoiser call on prompt and completion, or on the window's columns of them.
@@ -285,16 +267,9 @@ class DiffusionPolicy(DenoiserCalls):
             threshold = distribution.median
         return threshold, distribution.log_prob(threshold)
 
-    def block_offset(self, prompt_mask) -> torch.Tensor:
-        """How many prompt tokens share the block in which the completion begins: (B,) long.
-
-        A block-causal denoiser's blocks are counted from the prompt's first token, all others' from
-        the completion's first token.
-        """
-        prompt_length = prompt_mask.sum(dim=1)
-        if not self.block_size:
-            return torch.zeros_like(prompt_length)
-        return prompt_length % self.block_size
+    def window(self, decoder, prompt_mask, length) -> "BlockWindow":
+        """What says which rows and columns each call of a rollout runs."""
+        return BlockWindow(decoder, prompt_length=prompt_mask.shape[1], completion_length=length)
 
     def draw_uniform(self, B, length, generator=None) -> torch.Tensor:
         """A rollout's random numbers, (B, L + 1): one per position, and the last one for gamma."""
@@ -307,7 +282,7 @@ class DiffusionPolicy(DenoiserCalls):
 
     def without_adapter(self) -> "DiffusionPolicy":
         """The base model under a LoRA adapter: a reference model that shares its weights."""
-        return DiffusionPolicy(
+        return type(self)(
             self.denoiser,
             self.tokenizer,
             adapter=False,
@@ -355,11 +330,17 @@ class BlockWindow:
         """
         return self.prompt_length + position - self.start
 
-    def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all unfinished rows, those that run now, with their open positions.
+    def open_positions(self, rows, is_masked) -> torch.Tensor:
+        """The positions that may be unmasked. rows (b,) long, is_masked (b, L) -> (b, L) bool"""
+        return self.decoder.open_positions(is_masked)
 
-        rows (b,) long, ascending, is_open (b, L) bool -> the same for b' <= b rows, in any order
+    def advance(self, rows, is_masked) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of all unfinished rows, those that run now, and their open positions.
+
+        rows (b,) long, ascending, is_masked (b, L) bool -> rows (b',), b' <= b, in any order, and
+        is_open (b', L) bool
         """
+        is_open = self.open_positions(rows, is_masked)
         if self.decoder.cache == "none":
             return rows, is_open
         block_length = self.decoder.block_length
@@ -388,50 +369,6 @@ class BlockWindow:
             self.cached_rows = self.cached_rows[order]
         order = torch.searchsorted(rows, self.cached_rows)
         return rows[order], is_open[order]
-
-
-class BlockCausalWindow(BlockWindow):
-    """The same for a block-causal denoiser, whose blocks are counted from the prompt's first token.
-
-    Without a block cache a call runs whole canvases. With one (denoiser.FinishedBlocksCache;
-    "prefix" and "dual" are the same here) the first call runs everything. Later calls run each
-    row's current block and the one before it, so `start` differs per row, (b,). No row waits for
-    another.
-
-    block_offset  (B,) long on the host, see DiffusionPolicy.block_offset
-    """
-
-    def __init__(self, decoder, block_size, block_offset, prompt_length, completion_length):
-        super().__init__(decoder, prompt_length, completion_length)
-        self.block_size = block_size
-        self.block_offset = block_offset
-
-    def output_index(self, row, position) -> torch.Tensor:
-        start = self.start
-        if self.is_cache_filled:
-            start = start[row]
-        return self.prompt_length + position - start
-
-    def advance(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
-        """All unfinished rows and their open positions, in the cache's order.
-
-        rows (b,) long, ascending, is_open (b, L) bool -> the same in another order
-        """
-        if self.decoder.cache == "none":
-            return rows, is_open
-        if self.cache is None:
-            self.cache = FinishedBlocksCache()
-            self.cached_rows = rows
-            return rows, is_open
-        self.is_cache_filled = True
-        rows, is_open = self.in_cache_order(rows, is_open)
-        # Start one block before the current block's first column.
-        first = is_open.long().argmax(dim=1)  # (b,) the first open position
-        in_block = (self.block_offset[rows] + first) % self.block_size
-        start = self.prompt_length + first - in_block - self.block_size
-        last_start = max(self.canvas_length - 2 * self.block_size, 0)
-        self.start = start.clamp(0, last_start).to(self.cache.keys[0].device)
-        return rows, is_open
 
 
 def mean_prompt_state(hidden, prompt_mask) -> torch.Tensor:

@@ -25,8 +25,7 @@ This file needs torch alone. What it needs of a policy and of a rollout:
     policy.token_logp      token_logp(hidden, tokens, temperature, state_index) -> (N,), log-probs
                            of N tokens given M hidden states (M, D): of token n given
                            hidden[state_index[n]], or hidden[n] without state_index
-    policy.block_size      only a block-causal denoiser's; its `hidden` then takes num_noisy
-                           (denoiser.block_causal_hidden)
+    policy.hidden_of_state optional, in place of this file's: models/block_causal.py has one
     rollout                any dataclass with the fields prompt_ids, prompt_mask, completion,
                            unmask_step, behaviour_logp, token_mask, nfe and temperature
                            (diffusion_policy.Rollout explains them)
@@ -67,11 +66,9 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
     logp = torch.zeros_like(rollout.behaviour_logp)
     for k in range(starts.shape[1]):
         latent = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
-        # For an ordinary model: the prompt, then the state.
-        ids, mask, num_noisy = canvas_of_state(
-            policy, rollout.prompt_ids, rollout.prompt_mask, rollout.completion, latent
-        )
-        hidden = hidden_of_canvas(policy, ids, mask, num_noisy)[:, -L:]  # (B, L, D)
+        hidden = hidden_of_state(
+            policy, rollout.prompt_ids, rollout.prompt_mask, latent, rollout.completion
+        )  # (B, L, D)
         scored = policy.token_logp(
             hidden.flatten(0, 1), rollout.completion.flatten(), rollout.temperature
         ).view(B, L)
@@ -79,6 +76,22 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
         is_later = rollout.token_mask & (rollout.unmask_step > starts[:, k : k + 1])
         logp = torch.where(is_later, scored, logp)
     return logp
+
+
+def hidden_of_state(policy, prompt_ids, prompt_mask, latent, completion) -> torch.Tensor:
+    """One denoiser call on prompt and state. Returns the hidden states of the state's positions.
+
+    prompt_ids, prompt_mask (R, P), latent (R, L) -> (R, L, D)
+
+    completion  (R, L): only a policy with a `hidden_of_state` of its own reads it. A block-causal
+                denoiser's does, since each block attends to the finished blocks before it.
+    """
+    if hasattr(policy, "hidden_of_state"):
+        return policy.hidden_of_state(prompt_ids, prompt_mask, latent, completion)
+    L = latent.shape[1]
+    ids = torch.cat([prompt_ids, latent], dim=1)  # (R, S)
+    mask = None if prompt_mask.all() else pad(prompt_mask, (0, L), value=True)
+    return policy.hidden(ids, mask)[:, -L:]
 
 
 # ---- boundaries ----------------------------------------------------------------------------------
@@ -153,31 +166,34 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     row, k = is_scored.any(dim=-1).nonzero(as_tuple=True)  # (R,) each: the pairs to be run
     is_scored = is_scored[row, k]  # (R, L)
 
-    # Each pair's canvas: the prompt, with no more left padding than these rows need, and z_tau.
+    # Each pair's prompt, with no more left padding than these rows need, and its state z_tau.
     P = int(rollout.prompt_mask.sum(dim=1).max())
-    prompt_ids = rollout.prompt_ids[:, -P:]
-    prompt_mask = rollout.prompt_mask[:, -P:]
+    prompt_ids = rollout.prompt_ids[row, -P:]  # (R, P)
+    prompt_mask = rollout.prompt_mask[row, -P:]
     if masked_prompt is not None:
-        prompt_ids = prompt_ids.masked_fill(masked_prompt[:, -P:], policy.mask_id)
+        prompt_ids = prompt_ids.masked_fill(masked_prompt[row, -P:], policy.mask_id)
     completion = rollout.completion[row]  # (R, L)
     latent = latent_at(completion, rollout.unmask_step[row], starts[row, k], policy.mask_id)
-    ids, mask, num_noisy = canvas_of_state(
-        policy, prompt_ids[row], prompt_mask[row], completion, latent
-    )  # (R, S) twice
 
     # Equal canvases are run once. z_0 is the same for a whole group, so two stages of G completions
-    # run G + 1 canvases, not 2 G. No more can be shared, since attention is bidirectional. (A
-    # block-causal denoiser shares none, since its canvases contain the completions.)
-    S = ids.shape[1]
-    L = latent.shape[1]
-    distinct, canvas_of_pair = torch.unique(
-        torch.cat([ids, mask], dim=1), dim=0, return_inverse=True
-    )  # (U, 2 S), (R,)
-    distinct_mask = None if prompt_mask.all() else distinct[:, S:].bool()
-    hidden = hidden_of_canvas(policy, distinct[:, :S], distinct_mask, num_noisy)
-    hidden = hidden[:, -L:]  # (U, L, D)
+    # run G + 1 canvases, not 2 G. No more can be shared, since attention is bidirectional.
+    canvas = torch.cat([prompt_ids, latent, prompt_mask], dim=1)
+    if hasattr(policy, "hidden_of_state"):  # which reads the completion too
+        canvas = torch.cat([canvas, completion], dim=1)
+    distinct, canvas_of_pair = torch.unique(canvas, dim=0, return_inverse=True)  # (U, ...), (R,)
+    # Of the pairs that share a canvas, any one may stand for all.
+    pair_of_canvas = torch.zeros(len(distinct), dtype=torch.long, device=row.device)
+    pair_of_canvas[canvas_of_pair] = torch.arange(len(row), device=row.device)
+    hidden = hidden_of_state(
+        policy,
+        prompt_ids[pair_of_canvas],
+        prompt_mask[pair_of_canvas],
+        latent[pair_of_canvas],
+        completion[pair_of_canvas],
+    )  # (U, L, D)
 
     # Tokens at one position of equal canvases share a hidden state; its logits are computed once.
+    L = latent.shape[1]
     pair, position = is_scored.nonzero(as_tuple=True)  # (N,) each
     state_key, state_index = torch.unique(
         canvas_of_pair[pair] * L + position, return_inverse=True
@@ -186,39 +202,6 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     tokens = completion[pair, position]
     logp = policy.token_logp(states, tokens, rollout.temperature, state_index)
     return torch.zeros_like(rollout.behaviour_logp).index_put((row[pair], position), logp)
-
-
-def canvas_of_state(policy, prompt_ids, prompt_mask, completion, latent):
-    """The canvas that scores tokens given the state `latent`, whose L columns are its last ones.
-
-    prompt_ids, prompt_mask (R, P), completion, latent (R, L) -> ids (R, S), mask (R, S) bool and
-    the number of noisy columns
-
-    For an ordinary denoiser it is the prompt, then the state; no column is noisy.
-
-    A block-causal denoiser (policy.block_size) attends to the finished blocks before each block. We
-    therefore append the partly masked state after prompt and completion as a second, noisy copy, so
-    that one call scores all blocks, as such models are trained (BD3-LM, arXiv 2503.09573). If the
-    completion begins inside a block, the prompt's last tokens share that block and attend to it, so
-    they are part of both copies.
-    """
-    is_text = torch.ones_like(latent, dtype=torch.bool)
-    block_size = getattr(policy, "block_size", 0)
-    if not block_size:
-        ids = torch.cat([prompt_ids, latent], dim=1)
-        return ids, torch.cat([prompt_mask, is_text], dim=1), 0
-    P = prompt_ids.shape[1]
-    first = max(P - block_size + 1, 0)  # no earlier token can share the completion's first block
-    ids = torch.cat([prompt_ids, completion, prompt_ids[:, first:], latent], dim=1)
-    mask = torch.cat([prompt_mask, is_text, prompt_mask[:, first:], is_text], dim=1)
-    return ids, mask, P - first + latent.shape[1]
-
-
-def hidden_of_canvas(policy, ids, mask, num_noisy) -> torch.Tensor:
-    """One denoiser call on canvases of canvas_of_state: (R, S, D)."""
-    if num_noisy:
-        return policy.hidden(ids, mask, num_noisy=num_noisy)
-    return policy.hidden(ids, mask)
 
 
 # ---- the exact likelihood, for measurements ------------------------------------------------------

@@ -107,8 +107,8 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
     hidden = torch.cat([policy.hidden(some)[:, P:] for some in canvases.split(32)])  # (T, L, D)
 
     is_masked = unmask_step > calls_before.unsqueeze(1)  # (T, L)
-    block_offset = policy.block_offset(prompt_mask).expand(T)
-    is_open = decoder.open_positions(is_masked, block_offset)
+    first_row = torch.zeros(T, dtype=torch.long)  # all T states are the first row's
+    is_open = policy.window(decoder, prompt_mask, length).open_positions(first_row, is_masked.cpu())
     entropy, confidence = policy.entropy_and_confidence(hidden[is_open], decoder.rule)  # (N,)
     readings = torch.full((T, length), torch.nan, device=prompt_ids.device)
     readings[is_open] = entropy if decoder.rule == "eb" else confidence

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from config import config_from_json
-from diffusion_policy import DiffusionPolicy
+from models.block_causal import make_policy
 from models.families import one_line
 from models.loading import load_denoiser, model_folder
 from models.prompting import end_token_ids
@@ -257,7 +257,7 @@ def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
         from models.lora import load_lora  # peft takes a while to import
 
         denoiser = load_lora(denoiser, adapter, trainable)
-    policy = DiffusionPolicy(denoiser, tokenizer, end_ids=end_token_ids(tokenizer))
+    policy = make_policy(denoiser, tokenizer, end_ids=end_token_ids(tokenizer))
     saved = Path(adapter or folder)
     head_file = saved / "threshold_head.safetensors"
     if head_file.exists():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from checkpoints import BLOCK_SIZE, reference_logits, write_checkpoint
 
-from denoiser import block_causal_mask
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, latent_at, surrogate_logp, surrogate_logp_by_definition
+from models.block_causal import block_causal_mask, make_policy
 from models.export import export_model
 from models.families import read_config
 from models.loading import load_denoiser
@@ -29,7 +29,7 @@ def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     weights, config = write_checkpoint(folder, request.param)
     denoiser, tokenizer = load_denoiser(str(folder))
-    policy = DiffusionPolicy(denoiser, tokenizer)
+    policy = make_policy(denoiser, tokenizer)
 
     def logits(ids):
         values = reference_logits(request.param, weights, config, ids)
@@ -62,6 +62,14 @@ def complete(
     ids, mask = prompts
     generator = torch.Generator().manual_seed(seed)
     return policy.rollout(ids, mask, L, decoder, generator)
+
+
+def test_only_its_own_policy_takes_a_block_causal_denoiser(model):
+    policy, _ = model
+    assert isinstance(policy, BlockCausalPolicy)
+    assert isinstance(policy.without_adapter(), BlockCausalPolicy)
+    with pytest.raises(ValueError, match="use models.block_causal.BlockCausalPolicy"):
+        DiffusionPolicy(policy.denoiser, policy.tokenizer)
 
 
 # ---- the mask ------------------------------------------------------------------------------------
@@ -289,7 +297,7 @@ def test_a_bd3lm_is_read_if_it_says_how_long_its_blocks_are(tmp_path):
     assert config.block_size == 32
     denoiser, tokenizer = load_denoiser(str(folder))
     assert denoiser.block_length == 32
-    assert DiffusionPolicy(denoiser, tokenizer).block_size == 32
+    assert make_policy(denoiser, tokenizer).block_size == 32
 
 
 @pytest.mark.parametrize("block_size", [0, -4, "4", 2.5])
@@ -333,10 +341,10 @@ def test_an_export_says_how_long_its_blocks_are(tmp_path):
 @pytest.mark.parametrize("family", ["sdar", "fast_dllm_qwen"])
 def test_a_plain_folder_keeps_its_block_size(tmp_path, family):
     write_checkpoint(tmp_path / "source", family)
-    policy = DiffusionPolicy(*load_denoiser(str(tmp_path / "source")))
+    policy = make_policy(*load_denoiser(str(tmp_path / "source")))
     policy.denoiser.save_pretrained(tmp_path)
     policy.tokenizer.save_pretrained(tmp_path)
     denoiser, tokenizer = load_denoiser(str(tmp_path))
     ids = torch.randint(0, 250, (2, 11), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(DiffusionPolicy(denoiser, tokenizer).hidden(ids), policy.hidden(ids))
+    assert torch.equal(make_policy(denoiser, tokenizer).hidden(ids), policy.hidden(ids))
     assert denoiser.block_length == BLOCK_SIZE  # evaluate.py decodes in these

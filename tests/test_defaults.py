@@ -33,7 +33,6 @@ OTHER_MEANING = {
     "denoiser.DenoiserCalls.adapter",
     "diffusion_policy.DiffusionPolicy.adapter",
     "denoiser.DenoiserCalls.hidden.cache",
-    "denoiser.block_causal_hidden.cache",
     "denoiser.DenoiserCalls.hidden_of_distinct.cache",
 }
 

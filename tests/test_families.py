@@ -9,8 +9,8 @@ from checkpoints import HIDDEN, drop_field, edit_config, write_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from diffusion_policy import DiffusionPolicy
 from models import families
+from models.block_causal import make_policy
 from models.loading import load_denoiser
 from models.tiny import tiny_tokenizer
 
@@ -316,9 +316,9 @@ def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(p
     assert torch.equal(denoiser(input_ids=ids, attention_mask=mask).logits, expected)
     assert tokenizer.mask_token == "[MASK]"
     assert not getattr(denoiser.config, "shift_logits", False)
-    states = DiffusionPolicy(denoiser, tokenizer).hidden(ids, mask)
+    states = make_policy(denoiser, tokenizer).hidden(ids, mask)
     edit_config(plain_folder, shift_logits=True)
-    shifted = DiffusionPolicy(*load_denoiser(str(plain_folder))).hidden(ids, mask)
+    shifted = make_policy(*load_denoiser(str(plain_folder))).hidden(ids, mask)
     assert torch.equal(shifted[:, 1:][mask[:, :-1]], states[:, :-1][mask[:, :-1]])
 
 

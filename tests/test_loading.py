@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from toy import random_tiny
 from transformers import LlamaForCausalLM
 
-from diffusion_policy import DiffusionPolicy
 from models import loading
+from models.block_causal import make_policy
 from models.loading import check_attention, load_denoiser
 from models.prompting import end_token_ids
 from models.tiny import tiny_tokenizer
@@ -320,7 +320,7 @@ def test_logits_are_those_of_the_published_architecture_with_and_without_left_pa
     assert not denoiser.training
     ids, mask = ids_and_mask()
     expected = reference_logits(family, weights, config, ids)
-    policy = DiffusionPolicy(denoiser, tokenizer)  # reads hidden states: they are shifted too
+    policy = make_policy(denoiser, tokenizer)  # reads hidden states: they are shifted too
     logits = denoiser.get_output_embeddings()(policy.hidden(ids))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
     if not policy.block_size and not policy.is_shifted:  # mask and shift are the policy's

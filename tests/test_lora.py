@@ -22,7 +22,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from diffusion_policy import DiffusionPolicy
+from models.block_causal import make_policy
 from models.checkpoints import adapter_base, load_policy
 from models.loading import load_denoiser
 from models.lora import add_lora, describe_lora, load_lora, lora_layers, save_adapter
@@ -35,7 +35,7 @@ def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path,
     denoiser, tokenizer = load_denoiser(str(tmp_path))
     ids, _ = ids_and_mask()
     output_layer = denoiser.get_output_embeddings()
-    base_logits = output_layer(DiffusionPolicy(denoiser, tokenizer).hidden(ids))
+    base_logits = output_layer(make_policy(denoiser, tokenizer).hidden(ids))
     state = torch.random.get_rng_state()
     model = random_adapter(denoiser)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -46,7 +46,7 @@ def test_lora_adapts_every_matrix_and_switched_off_is_the_base_exactly(tmp_path,
     for name, p in model.named_parameters():
         assert p.requires_grad == ("lora_" in name)
 
-    policy = DiffusionPolicy(model, tokenizer)
+    policy = make_policy(model, tokenizer)
     assert not torch.allclose(output_layer(policy.hidden(ids)), base_logits, atol=1e-3)
     assert torch.equal(output_layer(policy.without_adapter().hidden(ids)), base_logits)
 
@@ -76,7 +76,7 @@ def test_an_adapter_on_a_bfloat16_base_is_float32_and_learns(tmp_path):
     assert {p.dtype for p in trainable} == {torch.float32}
     assert {p.dtype for p in frozen} == {torch.bfloat16}
     ids, mask = ids_and_mask()
-    hidden = DiffusionPolicy(model, tokenizer).hidden(ids, mask)
+    hidden = make_policy(model, tokenizer).hidden(ids, mask)
     assert hidden.dtype == torch.bfloat16
     hidden.float().square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in trainable)
@@ -270,7 +270,7 @@ def test_an_adapter_on_llada2s_one_matrix_of_q_k_and_v_is_taken_apart(tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(adapter_config))
 
     denoiser, tokenizer = load_denoiser(str(tmp_path / "base"))
-    policy = DiffusionPolicy(load_lora(denoiser, tmp_path / "adapter"), tokenizer)
+    policy = make_policy(load_lora(denoiser, tmp_path / "adapter"), tokenizer)
     ids, _ = ids_and_mask()
     logits = denoiser.get_output_embeddings()(policy.hidden(ids))
     expected = reference_logits("llada2_moe", weights, config, ids)

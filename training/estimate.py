@@ -102,7 +102,7 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     # An update: the layers' activations or, with checkpointing, their inputs; and logits.
     rows = min(config.micro_batch_size, batch)
     canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
-    if getattr(model_config, "block_size", None):  # likelihood.canvas_of_state: no two are equal
+    if getattr(model_config, "block_size", None):  # its canvases contain the completions
         canvases = rows * config.num_stages
         S += L + model_config.block_size
     layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)

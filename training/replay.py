@@ -85,8 +85,8 @@ def rollout_from_steps(
 def refuse_open_blocks(policy, prompt_mask, unmask_step, is_drawn):
     """Raises ValueError if a token was drawn while a block before its own still had a mask.
 
-    A likelihood takes those blocks as finished (likelihood.canvas_of_state). An engine that counts
-    its blocks from elsewhere than the prompt's first token would be scored wrongly.
+    The likelihood takes those blocks as finished (BlockCausalPolicy.hidden_of_state). An engine
+    that counts its blocks from elsewhere than the prompt's first token would be scored wrongly.
     """
     position = torch.arange(unmask_step.shape[1], device=unmask_step.device)
     block = (position + policy.block_offset(prompt_mask).unsqueeze(1)) // policy.block_size
