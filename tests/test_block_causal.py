@@ -8,7 +8,7 @@ from checkpoints import BLOCK_SIZE, reference_logits, write_checkpoint
 
 from diffusion_policy import DiffusionPolicy
 from likelihood import cache_kl, latent_at, surrogate_logp, surrogate_logp_by_definition
-from models.block_causal import block_causal_mask, make_policy
+from models.block_causal import BlockCausalPolicy, block_causal_mask, make_policy
 from models.export import export_model
 from models.families import read_config
 from models.loading import load_denoiser
