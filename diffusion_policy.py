@@ -10,8 +10,11 @@ of them. The true policy is
 where z_{t-1} is the partly unmasked completion before step t. Every factor is known while sampling,
 so we record it then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
 
-`DiffusionPolicy.denoise` is that loop. With sampler.py and denoiser.py beside it this file needs
-torch alone. `python diffusion_policy.py` unmasks one completion step by step.
+`denoise_by_definition` is that loop for one completion. `DiffusionPolicy.denoise` computes the same
+for many at once and with block caches, and is what training uses.
+
+With sampler.py and denoiser.py beside it this file needs torch alone. `python diffusion_policy.py`
+unmasks one completion step by step.
 
 Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L columns of a canvas, D
 hidden size; b rows of a call, N positions that a rule may select. Step t of a row is the t-th
@@ -60,6 +63,63 @@ class Rollout:
         """The rollout of some rows only; index is a slice, or a long or bool tensor."""
         tensors = [f.name for f in fields(self) if f.name != "temperature"]
         return replace(self, **{name: getattr(self, name)[index] for name in tensors})
+
+
+# ---- the definition ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def denoise_by_definition(policy, prompt_ids, uniform, decoder):
+    """The reverse process of one completion: in each step one denoiser call on everything.
+
+    prompt_ids  (1, P) long, without padding
+    uniform     (1, L + 1) uniform numbers in [0, 1): one per position, and the last one for gamma
+    decoder     sampler.Decoder; its block cache is not used
+
+    Returns completion, unmask_step and behaviour_logp, (1, L) each, the threshold (1,), and T.
+    """
+    P = prompt_ids.shape[1]
+    L = uniform.shape[1] - 1
+    completion = torch.full((1, L), policy.mask_id, device=prompt_ids.device)
+    unmask_step = torch.zeros_like(completion)
+    behaviour_logp = torch.zeros((1, L), device=prompt_ids.device)
+    T = 0
+    while True:
+        is_masked = completion == policy.mask_id  # (1, L); a drawn token never is [MASK]
+        is_missing = is_masked
+        if decoder.stop_at_eos:  # nothing behind the first end token is needed
+            is_missing = is_masked & policy.text_mask(completion)
+        if not is_missing.any():
+            break
+        T += 1
+
+        # One denoiser call on the prompt and the state z_{T-1}.
+        hidden = policy.hidden(torch.cat([prompt_ids, completion], dim=1))  # (1, P + L, D)
+        if T == 1:  # the threshold head reads the prompt
+            prompt_state = hidden[:, :P].float().mean(dim=1)  # (1, D)
+            threshold, _ = policy.choose_threshold(prompt_state, decoder, uniform=uniform[:, -1])
+
+        # The rule reads each position's distribution and selects some of the open ones.
+        states = hidden[0, P:]  # (L, D)
+        entropy, confidence = policy.entropy_and_confidence(states, decoder.rule)  # (L,) each
+        is_open = decoder.open_positions(is_masked)
+        is_selected = decoder.select(
+            entropy.unsqueeze(0), confidence.unsqueeze(0), is_open, gamma=threshold
+        )  # (1, L)
+
+        # A token is drawn at each of these, and how likely it was is recorded.
+        completion[is_selected], behaviour_logp[is_selected] = policy.sample_tokens(
+            states[is_selected[0]], decoder.temperature, uniform=uniform[:, :L][is_selected]
+        )
+        unmask_step[is_selected] = T
+
+    # Positions that were never drawn become [EOS], as if unmasked one step after the last.
+    unmask_step[is_masked] = T + 1
+    completion[is_masked] = policy.eos_id
+    return completion, unmask_step, behaviour_logp, threshold, T
+
+
+# ---- the policy ----------------------------------------------------------------------------------
 
 
 class DiffusionPolicy(DenoiserCalls):
@@ -151,6 +211,9 @@ class DiffusionPolicy(DenoiserCalls):
         """The reverse process: from all [MASK] to text, for rows with prompts of similar length.
 
         prompt_ids, prompt_mask (B, P), uniform (B, L + 1), decoder as in `rollout`
+
+        Each row's result is that of denoise_by_definition, but with a block cache. Finished rows
+        leave the batch, equal canvases are run once, and the rule reads open positions only.
 
         What the loop branches on (masks, ends, steps) is kept on the host. Each step synchronises
         with the GPU to read the selection, to read the tokens under `stop_at_eos`, and to find

@@ -34,7 +34,7 @@ from toy import (
 )  # fmt: skip
 
 import denoiser
-from diffusion_policy import batches_by_length
+from diffusion_policy import batches_by_length, denoise_by_definition
 from likelihood import latent_at, surrogate_logp
 from models.checkpoints import load_policy
 from models.prompting import decode_completions, encode_prompts
@@ -80,6 +80,32 @@ def assert_row_equals(rollout, row, other, other_row=0):
         torch.testing.assert_close(
             getattr(rollout, field)[row], expected, rtol=1e-4, atol=1e-4, equal_nan=True
         )
+
+
+# ---- against the definition ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop_at_eos", [False, True], ids=["to-the-end", "stop-at-eos"])
+@pytest.mark.parametrize("decoder", [*DECODERS, LEARNED], ids=name)
+def test_a_rollout_is_the_definition_of_each_row_alone(decoder, stop_at_eos):
+    policy = toy_policy(head=True)
+    decoder = replace(decoder, temperature=0.8, stop_at_eos=stop_at_eos)
+    ids, mask = encode_prompts(policy, PROMPTS * 4)  # of unlike length
+    uniform = policy.draw_uniform(len(ids), 7, generator())
+    rollout = policy.rollout(ids, mask, 7, decoder, uniform=uniform)
+    for i in range(len(ids)):
+        completion, unmask_step, logp, threshold, T = denoise_by_definition(
+            policy, ids[i : i + 1, mask[i]], uniform[i : i + 1], decoder
+        )
+        row = slice(i, i + 1)
+        assert torch.equal(rollout.completion[row], completion)
+        assert torch.equal(rollout.unmask_step[row], unmask_step)
+        assert rollout.nfe[i] == T
+        close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+        torch.testing.assert_close(rollout.behaviour_logp[row], logp, **close)
+        torch.testing.assert_close(rollout.threshold[row], threshold, **close)
+    if stop_at_eos:
+        assert (rollout.unmask_step > rollout.nfe.unsqueeze(1)).any()  # a row did end early
 
 
 # ---- against the enumerated distribution ---------------------------------------------------------
