@@ -212,8 +212,8 @@ class DiffusionPolicy(DenoiserCalls):
 
         prompt_ids, prompt_mask (B, P), uniform (B, L + 1), decoder as in `rollout`
 
-        Without a block cache each row's result is that of denoise_by_definition. Finished rows leave
-        the batch, equal canvases are run once, and only open positions are read.
+        Without a block cache each row's result is that of denoise_by_definition. Finished rows
+        leave the batch, equal canvases are run once, and only open positions are read.
 
         What the loop branches on (masks, ends, steps) is kept on the host. Each step synchronises
         with the GPU to read the selection, to read the tokens under `stop_at_eos`, and to find
