@@ -97,7 +97,7 @@ class Config:
         1.0, "C, cap of the importance weight; 0: no weights", d1=0, minimum=0
     )
     normalise_by: str = setting(
-        "canvas", "divide a completion's sum by L or by |o|", d1="text", choices=("canvas", "text")
+        "canvas", "divide a completion's sum by L or by |o|", choices=("canvas", "text")
     )
     epsilon: float = setting(0.2, "PPO's clip range of the ratio", d1=0.5, minimum=1e-6)
     num_iterations: int = setting(1, "mu, updates on each batch of rollouts", d1=12, minimum=1)
@@ -228,11 +228,12 @@ TASK_RECIPES = {
     },
 }
 
-# What checkpoints other than the tiny model change, by their size. Not tuned: no such model was at
-# hand. LLaDA's recipe has d1's value for each setting that d1 has, but for num_stages,
+# What checkpoints other than the tiny model change, by their size. Not tuned: no such model was
+# available. LLaDA's recipe has d1's value for each setting that d1 has, but for num_stages,
 # importance_weight_cap and nfe_penalty, which are the method, and for these:
 #     num_iterations  8, which d1 has for its planning tasks (countdown, sudoku); 12 for the others
-#     normalise_by    canvas: it is the policy gradient if the likelihood is exact (diffpo_loss.py)
+#     normalise_by    canvas: it is the policy gradient if the likelihood is exact (diffpo_loss.py).
+#                     d1 divides by the number of all tokens in a micro-batch, a third way
 #     beta            0: 0.04 held mean-field back on chain (EXPERIMENTS.md)
 #     lora_dropout    0: it adds noise to the ratio
 #     scale_rewards   true: our choice
@@ -258,6 +259,7 @@ MODEL_RECIPES = {
         "lora_rank": 128,
         "lora_alpha": 64,
         "gradient_checkpointing": True,
+        "save_every": 10,  # a step takes minutes
         "eval_problems": 256,
         "frontier": False,
     },
@@ -274,8 +276,8 @@ MEMORY_RECIPES = {
     "24 GB": {"rollout_batch_size": 24, "dtype": "4bit"},
 }
 
-# What --resume may change. Nothing else: the run would no longer be the one that config.json
-# describes.
+# What --resume may change. Of these only `steps` and `cache` change what is learned, the others at
+# most its last digits; config.json then has the new value.
 CHANGEABLE_ON_RESUME = (
     "steps",
     "run_dir",
@@ -283,6 +285,7 @@ CHANGEABLE_ON_RESUME = (
     "report_to",
     "cache",
     "compile",
+    "rollout_batch_size",
     "micro_batch_size",
     "gradient_checkpointing",
     "shard",

@@ -85,7 +85,7 @@ class DenoiserCalls:
             cache.start = first
         # Without padding and cache the model's own count of positions is right.
         needs_positions = attention_mask is not None or cache is not None
-        hidden = self.run(
+        hidden = self.run_decoder(
             ids[:, first:stop],
             attention_mask=attention_mask,
             position_ids=position if needs_positions else None,
@@ -95,7 +95,7 @@ class DenoiserCalls:
             hidden = shifted_states(hidden, column, position, previous=column - 1)
         return hidden[:, start - first :]
 
-    def run(self, ids, attention_mask, position_ids, cache) -> torch.Tensor:
+    def run_decoder(self, ids, attention_mask, position_ids, cache) -> torch.Tensor:
         """The decoder's last hidden states (b, w, D), from its inputs as they are."""
         self.rows_run += len(ids)
         # A bfloat16 base may carry a float32 adapter: autocast makes its products bfloat16 as well.
@@ -253,22 +253,22 @@ class DenoiserCalls:
             key = torch.cat([ids, attention_mask.long()], dim=1)
         distinct, index = torch.unique(key, dim=0, return_inverse=True)  # (U, ...), (b,)
 
-        def run(canvases):
+        def run_canvases(canvases):
             mask = None if attention_mask is None else canvases[:, S:].bool()
             return self.hidden(canvases[:, :S], mask, cache=cache)
 
         if self.memory is not None and cache is None:
-            return self.memory.states(distinct, run)[index]
+            return self.memory.states(distinct, run_canvases)[index]
         if len(distinct) == len(ids):  # all differ, so nothing has to be copied
-            return run(key)
-        hidden = run(distinct)
+            return run_canvases(key)
+        hidden = run_canvases(distinct)
         if cache is not None:
             cache.repeat(index)
         return hidden[index]
 
     @contextmanager
     def remembering_states(self):
-        """Context manager: hidden_of_distinct runs no canvas twice, whatever decoder comes to it.
+        """Context manager: hidden_of_distinct runs no canvas twice, whichever decoder asks for it.
 
         The weights must not change inside it. Calls with a block cache are not remembered.
         """
@@ -311,7 +311,8 @@ def shifted_states(hidden, column, position, previous) -> torch.Tensor:
         position            0  0  0  1  2
         uses the state of   0  1  2  2  3
 
-    The same happens to the first column that was run, so callers run one more than they read.
+    The same happens to the first column that was run, so callers run one column more than
+    they read.
     """
     source = torch.where(position == 0, column, previous)
     index = (source - column[:, :1]).clamp(min=0)  # among the columns that were run
@@ -334,9 +335,9 @@ class FrozenLayerLogp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, tokens, state_index, temperature, calls):
-        weight = calls.denoiser.get_output_embeddings().weight  # (V, D)
-        logits = calls.logits(hidden)  # (M, V); large, so everything below is in place
+    def forward(ctx, hidden, tokens, state_index, temperature, denoiser_calls):
+        weight = denoiser_calls.denoiser.get_output_embeddings().weight  # (V, D)
+        logits = denoiser_calls.logits(hidden)  # (M, V); large, so everything below is in place
         highest, best = logits.max(dim=-1)  # (M,)
         logits.sub_(highest.unsqueeze(-1)).div_(temperature)
         token_logit = logits[state_index, tokens]  # (N,)
@@ -507,13 +508,13 @@ class StateMemory:
         self.bytes = 0
         self.state_of = {}  # a canvas, as a tuple -> its states (S, D)
 
-    def states(self, canvases, run) -> torch.Tensor:
-        """canvases (U, ...) long -> (U, S, D). `run` is called with those that are not known."""
+    def states(self, canvases, compute) -> torch.Tensor:
+        """canvases (U, ...) long -> (U, S, D). `compute` is called with those that are unknown."""
         keys = [tuple(canvas) for canvas in canvases.tolist()]
         unknown = [i for i, key in enumerate(keys) if key not in self.state_of]
         new_state_of = {}
         if unknown:
-            new_states = run(canvases[unknown]).cpu()  # (u, S, D)
+            new_states = compute(canvases[unknown]).cpu()  # (u, S, D)
             new_state_of = dict(zip([keys[i] for i in unknown], new_states, strict=True))
             if self.bytes + new_states.nbytes <= self.max_bytes:
                 self.bytes += new_states.nbytes

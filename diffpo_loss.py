@@ -8,7 +8,9 @@ truncated importance weight.
     rho_t = pi_theta^S(o_t) / pi_old^S(o_t)             new over old, the same boundaries   [PAPER]
     J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i) [RECONSTRUCTED]
 
-Mean-field learning (d1's diffu-GRPO) is J with m = 1 stage and w = 1.
+Mean-field learning is J with m = 1 stage and w = 1. d1's diffu-GRPO is that up to two things: it
+divides by the number of all tokens in a micro-batch, and scores at temperature 1, whatever
+temperature it sampled at.
 
 The setting `normalise_by` says what n_i is:
     "canvas"  n_i = L for every row: Dr. GRPO's division by a constant. With the exact likelihood,
@@ -121,8 +123,10 @@ def diffpo_loss(
 def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Tensor:
     """KL(new || reference) by Schulman's k3 estimate, which is never negative.
 
-    It is unbiased for the exact likelihood; for a surrogate it inherits the surrogate's error. d1
-    adds it to the loss, times beta = 0.04; here beta is 0 by default. [OUR CHOICE]
+    Its value is unbiased if the tokens come from the new policy and the likelihood is exact; for a
+    surrogate it inherits the surrogate's error. Its gradient is then, in expectation, that of
+    KL(reference || new). d1 adds it to the loss, times beta = 0.04; here beta is 0 by default.
+    [OUR CHOICE]
 
     logp_new, logp_reference, token_mask (B, L) -> scalar
     """

@@ -7,8 +7,9 @@ of them. The true policy is
 
     pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
-where z_{t-1} is the partly unmasked completion before step t. Every factor is known while sampling,
-so we record it then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
+where z_{t-1} is the partly unmasked completion before the step t that unmasked token o_t. (Given
+gamma the rule is deterministic, so o fixes the order in which it was unmasked.) Every factor is
+known while sampling, so we record it then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
 
 `denoise_by_definition` is that loop for one completion. `DiffusionPolicy.denoise` computes the same
 for many at once and with block caches, and is what training uses.
@@ -55,7 +56,9 @@ class Rollout:
     token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to and with the first end token
     nfe: torch.Tensor  #            (B,)   long, T, the row's number of denoiser calls
     threshold: torch.Tensor  #      (B,)   float, gamma in nats (nan where the rule has none)
-    threshold_logp: torch.Tensor  # (B,)   float, its log-prob under the head (0 where not drawn)
+    threshold_logp: (
+        torch.Tensor
+    )  # (B,)   float, its log-prob under the head (0 where gamma is fixed)
     prompt_state: torch.Tensor  #   (B, D) float, what the threshold head reads
     temperature: float  #           that the tokens were drawn with
 
@@ -234,12 +237,12 @@ class DiffusionPolicy(DenoiserCalls):
         unmask_step = torch.zeros((B, L), dtype=torch.long)
         nfe = torch.zeros(B, dtype=torch.long)
         threshold = None
-        window = self.window(decoder, prompt_mask, L)
+        window = self.make_window(decoder, prompt_mask, L)
 
         while True:
             # 1. A row is unfinished as long as a mask precedes its first end token. `rows` are the
-            #    b rows, of the B, that run now (with a block cache some wait), and `is_open` marks
-            #    their positions that the rule may select.
+            #    b rows, of the B, that run now: without a block cache all unfinished ones.
+            #    `is_open` marks the positions that the rule may select (decoder.open_positions).
             is_unfinished = (is_masked & (is_end.cumsum(dim=1) == 0)).any(dim=1)
             rows = is_unfinished.nonzero().squeeze(1)
             if len(rows) == 0:
@@ -317,7 +320,10 @@ class DiffusionPolicy(DenoiserCalls):
         )
 
     def choose_threshold(self, prompt_state, decoder, uniform) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each row's gamma and its log-prob: (B,), (B,). nan and 0 where the rule has no gamma."""
+        """Each row's gamma and its log-prob: (B,), (B,).
+
+        A fixed gamma has the log-prob 0. Where the rule has no gamma they are nan and 0.
+        """
         threshold_logp = torch.zeros(len(prompt_state), device=prompt_state.device)
         if decoder.rule != "eb":
             return torch.full_like(threshold_logp, torch.nan), threshold_logp
@@ -330,8 +336,8 @@ class DiffusionPolicy(DenoiserCalls):
             threshold = distribution.median
         return threshold, distribution.log_prob(threshold)
 
-    def window(self, decoder, prompt_mask, length) -> "BlockWindow":
-        """What says which rows and columns each call of a rollout runs."""
+    def make_window(self, decoder, prompt_mask, length) -> "BlockWindow":
+        """A BlockWindow: it decides which rows and columns each call of a rollout runs."""
         return BlockWindow(decoder, prompt_length=prompt_mask.shape[1], completion_length=length)
 
     def draw_uniform(self, B, length, generator=None) -> torch.Tensor:

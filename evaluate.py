@@ -9,8 +9,8 @@
 
 NFE is the number of denoiser calls that a completion took. By default a run is measured on held-out
 problems with its own task, length, blocks and cache, greedily, at each prompt's median gamma. Held
-out: no multiset of numbers or solution grid occurs in training, though a grid with relabelled
-digits may. evaluation/options.py has what flags change.
+out: no multiset of numbers or solution grid is in both training and test, though a grid with
+relabelled digits may be. evaluation/options.py has what flags change.
 
 Shapes: n problems, L completion tokens.
 """
@@ -224,7 +224,10 @@ def decoders_for(options, length, has_head):
 
 
 def load(options):
-    """(policy, task, problems, lengths): what the options ask to measure. Raises ValueError."""
+    """(policy, task, problems, lengths): what the options ask to measure. Raises ValueError.
+
+    Fills in options.block_length if no flag says it: the checkpoint's own.
+    """
     compact = reads_compact_prompts(options.path)
     task = registry.load_task(options.task, compact, options.data, options.max_completion_length[0])
     if compact and options.prompt:

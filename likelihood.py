@@ -120,8 +120,9 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
 def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None) -> torch.Tensor:
     """Prompt tokens to replace by [MASK] while scoring, each with this probability, as d1 does.
 
-    One draw for each prompt, shared by its group, and each update; the same for the old and the new
-    policy, or their ratio would be noise. prompt_mask (B, P) bool -> (B, P) bool
+    One draw for each prompt and each update; the same for the old and the new policy, or their
+    ratio would be noise. A group shares it, so that its z_0 is run once; d1 draws for each row.
+    [OUR CHOICE] prompt_mask (B, P) bool -> (B, P) bool
     """
     prompts = len(prompt_mask) // num_generations
     draw = torch.rand(
@@ -134,7 +135,8 @@ def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
     """Tokens scored from the state they were drawn from: those unmasked in the first call after a
     boundary (step 1 or tau + 1).
 
-    Their importance weight is 1 in exact arithmetic. (B, L), (B, m-1) -> (B, L) bool
+    Their importance weight is 1 in exact arithmetic, unless a block cache was used: what was drawn
+    from then is a stale state. (B, L), (B, m-1) -> (B, L) bool
     """
     starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
     return (unmask_step.unsqueeze(-1) - 1 == starts.unsqueeze(1)).any(dim=-1)
@@ -211,7 +213,7 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
 def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
     """The exact log-probs of a rollout's tokens: a boundary at every step. -> (B, L)
 
-    Each row is run from T states, `states_at_once` of them in one denoiser call.
+    Each row is run from T states; one denoiser call runs up to `states_at_once` of every row's.
     """
     T = int(rollout.nfe.max())
     step = rollout.unmask_step

@@ -58,7 +58,8 @@ def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
 
     Why this sum: tokens drawn at once, each from its own distribution, are treated as independent.
     The error of that, the KL from their joint distribution to the product of the marginals, is at
-    most sum_U H - max_U H, and gamma bounds it.
+    most sum_U H - max_U H, and gamma bounds it. (For the entropies that are given: the policy's are
+    those at temperature 1. If it draws at another, this is a heuristic.)
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
@@ -146,7 +147,7 @@ class ThresholdHead(nn.Module):
 
     Its input is the mean of the denoiser's last hidden states over the prompt, taken from the first
     call, so gamma costs no extra call. Its weights start at zero, so at first every prompt has the
-    same threshold. [OUR CHOICE]
+    same distribution of thresholds. [OUR CHOICE]
 
     hidden_size        D of the denoiser
     initial_threshold  gamma_0 in nats

@@ -91,7 +91,7 @@ class FixedScores:
     for_weight: torch.Tensor | None
     reference: torch.Tensor | None
 
-    def complete(self, rows, logp_new):
+    def for_rows(self, rows, logp_new):
         """The scores of some rows, in which `old` and `for_weight` are never None.
 
         logp_new (b, L): the new policy's, which stands in for an `old` that was not scored.
@@ -157,10 +157,10 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
             )
         updates.append(InnerUpdate(boundaries, masked_prompt, dropout_seed=step_seed + i))
 
-    # 6. Ascend the corrected, clipped objective: the model by its tokens, the sampler by its gamma.
-    #    One term is left out. With a fixed gamma the selection is piecewise constant in theta. With
-    #    gamma drawn from a density, the probability of a selection varies smoothly with theta, and
-    #    we ignore that gradient. [OUR CHOICE]
+    # 6. Score, and ascend the corrected, clipped objective: the model by its tokens, the sampler by
+    #    its gamma. One term is left out. With a fixed gamma the selection is piecewise constant in
+    #    theta. With gamma drawn from a density, the probability of a selection varies smoothly with
+    #    theta, and we ignore that gradient. [OUR CHOICE]
     metrics = {
         "reward_mean": reward.mean().item(),
         "speed_reward_mean": speed_reward.mean().item(),
@@ -244,7 +244,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     fixed_scores = []
     for i, update in enumerate(updates):
         fixed = FixedScores(old=None, for_weight=None, reference=None)
-        if i > 0:
+        if i > 0:  # before the first update the new policy is the old one
             fixed.old = score_all(policy, update)
         # The importance weight is relative to the sampling policy, which saw the whole prompt, so
         # its numerator is scored without prompt masking. With C = 0 no weight is used, and we skip
@@ -266,7 +266,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
                 rollout=rollout.rows(rows),
                 advantage=advantage[rows],
                 logp_new=logp,
-                scores=fixed.complete(rows, logp),
+                scores=fixed.for_rows(rows, logp),
             )
             (loss * len(logp) / B).backward()  # each row weighs 1/B
             logps.append(logp.detach())
@@ -274,7 +274,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 
         # Without gradient, for the log only: loss and metrics of the whole batch.
         logp_new = distributed.all_gather_rows(torch.cat(logps), local, B)  # (B, L)
-        scores = fixed.complete(slice(0, B), logp_new)
+        scores = fixed.for_rows(slice(0, B), logp_new)
         loss, metrics = objective(config, rollout, advantage, logp_new, scores)
         health.assert_finite("the loss", loss, rollout)
         grad_norm = distributed.clip_grad_norm(policy.denoiser, config.max_grad_norm)
@@ -282,7 +282,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
         optimizer.step()
 
         numerator_saw_whole_prompt = update.masked_prompt is None or fixed.for_weight is not None
-        if numerator_saw_whole_prompt:  # otherwise its masked tokens would be in the weights
+        if numerator_saw_whole_prompt:  # otherwise the weights would show the prompt's masking
             metrics |= weight_metrics(
                 scores.for_weight,
                 rollout.behaviour_logp,
@@ -395,7 +395,7 @@ def training_loop(config, task, run_dir, policy, interrupt):
             history = [*history, metrics][-health.STEPS_LOOKED_BACK :]
             for warning in health.new_warnings(history, warned):
                 bar.write(f"step {step + 1}: {warning}")
-            print_progress(run_dir, bar, step + 1)
+            print_progress(run_dir, bar, step + 1, metrics)
         is_last = step + 1 == config.steps
         if (step + 1) % config.save_every == 0 or is_last or stop_signal:
             checkpoint.save_checkpoint(run_dir, policy, optimizers, step + 1)
@@ -461,7 +461,11 @@ def main(arguments=None):
         print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        message = describe_out_of_memory(error, settings_to_lower(config))
+        has_checkpoint = bool(run_dir) and (run_dir / "checkpoint").exists()
+        lower = settings_to_lower(config, has_checkpoint)
+        message = describe_out_of_memory(error, lower)
+        if has_checkpoint:
+            message += f"; go on with: {inputs.resume_command(run_dir, config.task)}"
         print(f"train.py: {message}", file=sys.stderr)
         return 1
 

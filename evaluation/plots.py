@@ -338,14 +338,14 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
             },
         )
 
-    weights = [scored / drawn for scored, drawn in zip(stages.scored, stages.drawn, strict=True)]
+    ratios = [scored / drawn for scored, drawn in zip(stages.scored, stages.drawn, strict=True)]
     for y, name, values in (
         (310, "as drawn", stages.drawn),
         (336, "as scored", stages.scored),
-        (362, "weight w", weights),
-        (388, "min(C, w)", [min(cap, weight) for weight in weights]),
+        (362, "scored / drawn", ratios),
+        (388, "weight w", [min(cap, ratio) for ratio in ratios]),
     ):
-        emphasis = "bold" if name == "min(C, w)" else "normal"
+        emphasis = "bold" if name == "weight w" else "normal"
         axis.text(24, y, name, size=10, va="center", weight=emphasis)
         for x, value in zip(middles, values, strict=False):
             axis.text(x, y, f"{value:.2f}", size=10, ha="center", va="center", weight=emphasis)
@@ -354,7 +354,7 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     explanation = (
         f"Tokens of {calls} are scored from $z_0$, later ones from $z_{{{tau}}}$.\n"
         f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
-        f"w = as scored / as drawn. Training uses min(C, w), here with C = {cap:g}."
+        f"w = min(C, scored / drawn), here with C = {cap:g}."
     )
     if len(stages.tokens) > most:
         explanation += f" Shown: the first {most} of {len(stages.tokens)} tokens."

@@ -108,7 +108,9 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
 
     is_masked = unmask_step > calls_before.unsqueeze(1)  # (T, L)
     first_row = torch.zeros(T, dtype=torch.long)  # all T states are the first row's
-    is_open = policy.window(decoder, prompt_mask, length).open_positions(first_row, is_masked.cpu())
+    is_open = policy.make_window(decoder, prompt_mask, length).open_positions(
+        first_row, is_masked.cpu()
+    )
     entropy, confidence = policy.entropy_and_confidence(hidden[is_open], decoder.rule)  # (N,)
     readings = torch.full((T, length), torch.nan, device=prompt_ids.device)
     readings[is_open] = entropy if decoder.rule == "eb" else confidence

@@ -63,7 +63,7 @@ class BlockCausalPolicy(DiffusionPolicy):
             cache.column = column
         sees = block_causal_mask(position, is_real, column, self.block_size, num_noisy)
         position = position.gather(1, column)  # (b, w)
-        hidden = self.run(
+        hidden = self.run_decoder(
             ids.gather(1, column),
             attention_mask=sees.unsqueeze(1),  # (b, 1, w, S)
             position_ids=position,
@@ -98,7 +98,7 @@ class BlockCausalPolicy(DiffusionPolicy):
         """How many prompt tokens share the block in which the completion begins: (B,) long."""
         return prompt_mask.sum(dim=1) % self.block_size
 
-    def window(self, decoder, prompt_mask, length) -> "BlockCausalWindow":
+    def make_window(self, decoder, prompt_mask, length) -> "BlockCausalWindow":
         return BlockCausalWindow(
             decoder,
             prompt_length=prompt_mask.shape[1],

@@ -40,22 +40,20 @@ def peak_memory_gib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def settings_to_lower(config):
+def settings_to_lower(config, has_checkpoint=False):
     """What needs less memory in a training run, for describe_out_of_memory.
 
-    config: the run's Config, or None if it ended before it had one.
+    config          the run's Config, or None if it ended before it had one
+    has_checkpoint  whether the run can be resumed: then only what --resume may change is named
     """
-    settings = []
-    for name in (
-        "micro_batch_size",
-        "prompts_per_step",
-        "num_generations",
-        "max_completion_length",
-    ):
-        value = f" ({getattr(config, name)})" if config else ""
-        settings.append(f"--{name}{value}")
+    settings = ["micro_batch_size"]
+    if not has_checkpoint:
+        settings += ["prompts_per_step", "num_generations", "max_completion_length"]
+    settings = [
+        f"--{name} ({getattr(config, name)})" if config else f"--{name}" for name in settings
+    ]
     others = ["--rollout_batch_size 1", "--gradient_checkpointing true"]
-    if config is None or not 0 < config.lora_rank <= 128:
+    if not has_checkpoint and (config is None or not 0 < config.lora_rank <= 128):
         others.append("--lora_rank 128")
     if config is None or config.cache != "none":
         others.append("--cache none")

@@ -1,9 +1,11 @@
 """The device that models run on, and what is said of it."""
 
+import re
+
 import pytest
 import torch
 
-from config import Config
+from config import CHANGEABLE_ON_RESUME, Config
 from models.device import (
     describe_out_of_memory,
     device_name,
@@ -78,5 +80,9 @@ def test_what_a_training_run_can_lower_has_its_values_once_they_are_known():
         (Config(cache="dual", block_length=2), "--cache none"),
     ):
         assert hint in settings_to_lower(config)
+    flags = settings_to_lower(Config(cache="dual", block_length=2), has_checkpoint=True)
+    for name in re.findall(r"--(\w+)", flags):  # what --resume would refuse helps nobody
+        assert name in CHANGEABLE_ON_RESUME
+    flags = settings_to_lower(Config(micro_batch_size=7, num_generations=5))
     for hint in ("--lora_rank", "--cache"):  # rank 16 and no cache: neither would take less
         assert hint not in flags

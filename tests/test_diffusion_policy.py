@@ -617,14 +617,14 @@ def test_compiled_cached_calls_draw_the_same_tokens_from_few_graphs(monkeypatch)
     policy = wide_policy(layers=1)
     decoder = to_the_end("eb", 2.0, 4, cache="dual")
     shapes = set()  # of calls with a filled cache: rows, positions, and whether there is a mask
-    run = policy.run
+    run = policy.run_decoder
 
     def noted_run(ids, attention_mask, position_ids, cache):
         if cache.keys:
             shapes.add((*ids.shape, attention_mask is not None))
         return run(ids, attention_mask, position_ids, cache)
 
-    policy.run = noted_run
+    policy.run_decoder = noted_run
     rollouts = []
     for is_compiled in (False, True):
         if is_compiled:

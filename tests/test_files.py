@@ -287,6 +287,18 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
     assert metrics_of(folder) == unbroken
 
 
+def test_under_nohup_a_closed_terminal_changes_nothing():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with files.GracefulInterrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.01)
+            assert interrupt.signal_number == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_after_the_last_step_is_not_lost(name):
     number = getattr(signal, name)

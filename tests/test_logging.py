@@ -93,7 +93,7 @@ def test_ten_lines_of_progress_each_of_its_tenth(tmp_path, steps, expected_lines
             "seconds_update": 2.0,
         }
         logging.log_step(tmp_path, step, metrics, [])
-        logging.print_progress(tmp_path, bar, step)
+        logging.print_progress(tmp_path, bar, step, metrics)
     assert len(lines) == expected_lines and max(map(len, lines)) <= 80
     last_tenth = [step / 10 for step in range(1, steps + 1)][-max(1, steps // 10) :]
     assert f"reward {sum(last_tenth) / len(last_tenth):.3f}  " in lines[-1]
@@ -101,6 +101,17 @@ def test_ten_lines_of_progress_each_of_its_tenth(tmp_path, steps, expected_lines
         return
     assert lines[0] == "step  2/20  reward 0.150  solved 50.0%  NFE 3.00  γ 0.100  6 s"
     assert lines[-1] == "step 20/20  reward 1.950  solved 50.0%  NFE 3.00  γ 0.100  60 s"
+
+
+def test_slow_steps_leave_a_line_every_ten_minutes(tmp_path):
+    lines = []
+    bar = SimpleNamespace(total=300, write=lines.append)
+    for step in range(1, 31):
+        metrics = dict.fromkeys(("reward_mean", "solved_mean", "nfe_mean", "threshold_mean"), 0.5)
+        metrics |= {"seconds_rollout": 100.0, "seconds_update": 55.0}
+        logging.log_step(tmp_path, step, metrics, [])
+        logging.print_progress(tmp_path, bar, step, metrics)
+    assert [int(line.split("/")[0].split()[1]) for line in lines] == [4, 8, 12, 16, 20, 24, 28, 30]
 
 
 def test_a_log_that_cannot_be_written_is_named_in_one_line(tmp_path):

@@ -42,6 +42,8 @@ def test_a_recipe_fits_its_card_and_says_what_to_expect(card, shape):
     line = recipe.describe_expected(model_config, config, gib)
     assert f"; {peak:.1f} of {gib:.1f} GiB expected (by arithmetic), with " in line
     assert f"--rollout_batch_size {config.rollout_batch_size} --micro_batch_size 12 " in line
+    peak = estimate_gib(model_config, config, processes=4)["peak"]
+    assert f"; {peak:.1f} of " in recipe.describe_expected(model_config, config, gib, processes=4)
 
 
 @pytest.mark.parametrize(

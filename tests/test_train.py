@@ -882,6 +882,20 @@ def test_out_of_memory_says_which_setting_to_lower(run, capsys, monkeypatch, pla
     assert code == 1 and setting in line and "2.00 GiB" in line and "GiB used" in line
 
 
+def test_out_of_memory_after_a_checkpoint_says_how_to_go_on(run, capsys, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run("a", steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "update_denoiser", fail)
+        code, folder = run("a", resume=True, steps=2)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 1 and f"go on with: python train.py --resume --run_dir {folder}" in line
+    assert "--rollout_batch_size 1" in line and "--prompts_per_step" not in line
+    assert run("a", resume=True, steps=2, rollout_batch_size=1)[0] == 0
+
+
 def test_another_runtime_error_is_not_called_out_of_memory(run, monkeypatch):
     def fail(*_):
         raise RuntimeError("shapes do not match")

@@ -272,6 +272,8 @@ def assert_still_locked(folder):
 class GracefulInterrupt:
     """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `signal_number`.
 
+    A signal that was ignored before stays ignored.
+
     The training loop reads it, ends its step and saves. A second signal stops the program at once;
     not under torchrun, which passes a Ctrl-C to its processes several times. SIGPIPE is the signal
     of a reader that left, as `| head` does (models/terminal.py).
@@ -285,8 +287,9 @@ class GracefulInterrupt:
 
     def __enter__(self):
         for name in self.SIGNALS:
-            if hasattr(signal, name):
-                number = getattr(signal, name)
+            number = getattr(signal, name, None)
+            # nohup ignores SIGHUP, so that the run outlives its terminal.
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 self.previous_handlers[number] = signal.signal(number, self.handle)
         if getattr(sys.stdout, "reader_left", False):  # before this block
             self.signal_number = signal.SIGPIPE

@@ -38,7 +38,7 @@ def assert_finite_weights(model):
 
 
 def save_bad_batch(error, run_dir, step):
-    """Writes a NotFinite's batch to a file. Returns a ValueError that says all there is to say.
+    """Writes a NotFinite's batch to a file. Returns a one-line ValueError for the user.
 
     In one line: the step and the quantity, the batch's file, where to go on from, what to change.
     """

@@ -159,10 +159,19 @@ def log_step(run_dir, step, metrics, samples):
     files.append_lines(run_dir / "samples.jsonl", [sample | {"step": step} for sample in samples])
 
 
-def print_progress(run_dir, bar, step):
-    """Ten times in a run, leave a line on the terminal: means over a tenth, seconds in all."""
+def print_progress(run_dir, bar, step, metrics):
+    """Ten times in a run, leave a line on the terminal: means over a tenth, seconds in all.
+
+    Where a tenth of the run takes longer than ten minutes, about every ten minutes.
+
+    metrics: of this step
+    """
     steps = bar.total
-    if step * 10 // steps == (step - 1) * 10 // steps:
+    is_tenth = step * 10 // steps != (step - 1) * 10 // steps
+    seconds_of_step = metrics["seconds_rollout"] + metrics["seconds_update"]
+    steps_in_ten_minutes = max(1, round(600 / max(seconds_of_step, 0.01)))
+    is_overdue = steps_in_ten_minutes < steps / 10 and step % steps_in_ten_minutes == 0
+    if not is_tenth and not is_overdue:
         return
     rows = read_metrics(run_dir)
     seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)

@@ -87,14 +87,14 @@ def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, 
     return config
 
 
-def describe_expected(model_config, config, gpu_gib=None):
+def describe_expected(model_config, config, gpu_gib=None, processes=1):
     """The line at the start of a run: the model's size and, with a GPU, the memory to expect, and
     the settings that decide it.
     """
     size = describe_size(model_config)
     if gpu_gib is None:
         return size
-    peak = estimate_gib(model_config, config)["peak"]
+    peak = estimate_gib(model_config, config, processes=processes)["peak"]
     return (
         f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic), with "
         f"--rollout_batch_size {config.rollout_batch_size} "

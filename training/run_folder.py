@@ -91,10 +91,9 @@ def resolve_config(flags):
             f"{block_size}, and can be decoded in these or in parts of them alone: leave it out"
         )
     if not is_compact:
-        config = recipe.fit_to_memory(
-            model_config, config, settings, gpu_gib, processes=distributed.world_size()
-        )
-        print(recipe.describe_expected(model_config, config, gpu_gib), flush=True)
+        processes = distributed.world_size()
+        config = recipe.fit_to_memory(model_config, config, settings, gpu_gib, processes=processes)
+        print(recipe.describe_expected(model_config, config, gpu_gib, processes), flush=True)
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
 
@@ -372,7 +371,7 @@ def create_run(run_dir):
 
 
 def compare_environments(run_dir):
-    """Says so if a run goes on under another environment than it began: digits will differ."""
+    """Warns if a run is resumed in another environment: its last digits may differ."""
     file = run_dir / "environment.txt"
     if not file.is_file():
         return
