@@ -29,15 +29,17 @@ LOG = (ROOT / "EXPERIMENTS.md").read_text(encoding="utf-8")
 IDEAS = (ROOT / "docs" / "ideas.md").read_text(encoding="utf-8")
 ANSWERS = (ROOT / "docs" / "answers.md").read_text(encoding="utf-8")
 EXERCISES = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
+OWN_TASK = (ROOT / "docs" / "own_task.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("models", "tasks", "training", "evaluation", "experiments")
 MODULES = sorted([*ROOT.glob("*.py"), *(f for name in FOLDERS for f in (ROOT / name).glob("*.py"))])
 # The README's blocks first, since its table goes on with their files; then d1's settings, the only
-# command of the log that is kept up to date; then the exercises.
+# command of the log that is kept up to date; then one's own task and the exercises.
 TYPED = [
     *re.findall(r"```bash\n(.*?)```", README, re.S),
     *re.findall(r"^\|.*\| `((?:python|torchrun) [^`]*)` \|$", README, re.M),
     *re.findall(r"^python train\.py .* --run_dir runs/d1$", LOG, re.M),
+    *re.findall(r"```bash\n(.*?)```", OWN_TASK, re.S),
     *re.findall(r"```bash\n(.*?)```", EXERCISES, re.S),
 ]
 COMMANDS = re.findall(  # of several processes, one
@@ -45,7 +47,8 @@ COMMANDS = re.findall(  # of several processes, one
     re.sub(r"torchrun --nproc_per_node \d+", "python", "\n".join(TYPED)),
 )
 COMPARED = ("runs/diffpo", "runs/mean-field")  # so their frontiers are measured
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+[MY_MODEL] = re.findall(r"```python\n(.*?)```", README, re.S)
+[MY_TASK] = re.findall(r"```python\n(.*?)```", OWN_TASK, re.S)
 
 
 def test_each_idea_names_a_place_a_test_and_how_sure_it_is():
@@ -118,7 +121,7 @@ def test_the_command_for_d1s_settings_has_the_values_of_config():
 
 def test_the_gpus_memory_decides_the_model_as_the_table_says(monkeypatch):
     shape = recipe.read_model_config("LLaDA-8B")
-    for row, gib in (("cards below 24 GB", 15.6), ("24 to 40 GB", 22.1), ("48 GB and more", 44.0)):
+    for row, gib in (("below 24 GB", 15.6), ("24 to 40 GB", 22.1), ("48 GB and more", 44.0)):
         model, dtype = re.search(rf"^\| {row}.* \| `(.*)` \| (\w+)", README, re.M).groups()
         monkeypatch.setattr(recipe, "find_gpu", lambda gib=gib: recipe.Gpu("a card", gib))
         assert recipe.default_model()[0] == model
@@ -159,7 +162,7 @@ def test_the_shipped_base_is_the_one_that_the_results_began_with(task):
 def folder(tmp_path_factory):
     """Where the README's commands run: shared, since later ones read the runs of earlier ones."""
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "my_chain.py").write_text(EXAMPLES[1], encoding="utf-8")
+    (folder / "my_chain.py").write_text(MY_TASK, encoding="utf-8")
     write_checkpoint(folder / "LLaDA", "llada", max_sequence_length=2048)
     problems = [{"question": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(60)]
     lines = "".join(json.dumps(problem) + "\n" for problem in problems)
@@ -204,7 +207,7 @@ def test_a_command_of_the_readme_runs_when_shortened(number, folder, monkeypatch
 
 
 def test_your_own_model_learns_in_a_few_lines(tmp_path, capsys):
-    (tmp_path / "mine.py").write_text(EXAMPLES[0], encoding="utf-8")
+    (tmp_path / "mine.py").write_text(MY_MODEL, encoding="utf-8")
     mine = runpy.run_path(str(tmp_path / "mine.py"))
     assert mine["model"].model.weight.grad.abs().max() > 0 and abs(mine["loss"].item()) < 1
     assert "ratio_mean" in capsys.readouterr().out
