@@ -342,7 +342,7 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     for y, name, values in (
         (310, "as drawn", stages.drawn),
         (336, "as scored", stages.scored),
-        (362, "scored / drawn", ratios),
+        (362, "ratio", ratios),
         (388, "weight w", [min(cap, ratio) for ratio in ratios]),
     ):
         emphasis = "bold" if name == "weight w" else "normal"
@@ -354,7 +354,7 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     explanation = (
         f"Tokens of {calls} are scored from $z_0$, later ones from $z_{{{tau}}}$.\n"
         f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
-        f"w = min(C, scored / drawn), here with C = {cap:g}."
+        f"ratio = as scored / as drawn; w = min(C, ratio), here with C = {cap:g}."
     )
     if len(stages.tokens) > most:
         explanation += f" Shown: the first {most} of {len(stages.tokens)} tokens."

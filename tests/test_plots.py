@@ -186,9 +186,9 @@ def test_two_stages_draw_an_arrow_from_each_tokens_state_and_its_weights(drawn, 
     down = [arrow.xy[1] > arrow.xyann[1] for arrow in arrows]  # y counts from the top
     assert down == [True, False, True, False]
     texts = [text.get_text() for text in axis.texts]
-    assert texts[texts.index("scored / drawn") + 1 :][:4] == ["1.00", "0.50", "0.75", "3.00"]
+    assert texts[texts.index("ratio") + 1 :][:4] == ["1.00", "0.50", "0.75", "3.00"]
     assert texts[texts.index("weight w") + 1 :][:4] == ["1.00", "0.50", "0.75", "1.00"]
-    assert "✓ solved" in texts and any("drawn), here with C = 1." in text for text in texts)
+    assert "✓ solved" in texts and any("ratio), here with C = 1." in text for text in texts)
     masks = [text.get_position()[1] for text in axis.texts if text.get_text() == "[MASK]"]
     assert sorted(masks) == [79] * 4 + [259] * 2  # z_0 is all masks, z_2 has those of calls 3 and 4
 
