@@ -16,13 +16,13 @@ import shlex
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from config import config_from_json
 from models.block_causal import make_policy
 from models.families import one_line
 from models.loading import load_denoiser, model_folder
 from models.prompting import end_token_ids
+from models.weights import read_weights
 from sampler import ThresholdHead
 
 CHECKSUMS = "sums.json"  # {file name: its checksum}, in a checkpoint's folder
@@ -83,12 +83,6 @@ def read_run_config(run_dir):
     """
     file = Path(run_dir) / "config.json"
     return config_from_json(read_json_object(file), file)
-
-
-def read_tensors(path):
-    """{name: tensor} of a .safetensors file. Raises ValueError if it is missing or broken."""
-    with one_line(f"cannot read {path}"):
-        return load_file(path)
 
 
 def read_state(folder, mmap=False):
@@ -263,7 +257,7 @@ def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
     if head_file.exists():
         policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
         with one_line(f"cannot read {head_file}"):
-            policy.threshold_head.load_state_dict(read_tensors(head_file))
+            policy.threshold_head.load_state_dict(read_weights([head_file]))
     policy.step = None
     if (saved / "state.pt").is_file():
         policy.step = read_state(saved, mmap=True)["step"]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from models.beside import beside
 from models.checkpoints import (
@@ -19,10 +18,10 @@ from models.checkpoints import (
     reads_compact_prompts,
 )
 from models.families import FAMILIES, one_line, read_config
-from models.fused import fuse
-from models.loading import DTYPES, dtype_of, load_denoiser, model_folder, weight_names
+from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
 from models.lora import PEFT_PREFIX, attach_adapter, read_lora_config
 from models.permissions import apply_umask
+from models.weights import fuse, name_in_files, read_headers, read_weights, weight_files
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -70,8 +69,8 @@ def export_adapter(name_or_path, folder, adapter=None):
     with one_line(f"the adapter in {source} cannot be read"):
         lora_config = read_lora_config(source, has_renames=True)
         weights = {}
-        for key, weight in load_file(source / "adapter_model.safetensors").items():
-            name = _original_name(key.removeprefix(PEFT_PREFIX), renames)
+        for key, weight in read_weights([source / "adapter_model.safetensors"]).items():
+            name = name_in_files(key.removeprefix(PEFT_PREFIX), renames, fused={})
             weights[PEFT_PREFIX + name] = weight
     # A pattern of whole names: LLaDA calls a layer's last matrix and the output layer ff_out alike.
     modules = {key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in weights}
@@ -97,25 +96,12 @@ def named_base(name_or_path):
     raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
 
 
-def _original_name(name, renames):
-    """A weight's name in the files of its base, from its name in the denoiser."""
-    for pattern, ours in renames.items():
-        theirs = pattern.removeprefix("^").replace(r"\.", ".").replace(r"(\d+)", r"\1")
-        name = re.sub("^" + re.escape(ours).replace(r"\\1", r"(\d+)"), theirs, name)
-    return name
-
-
 def stored_dtype(folder):
     """ "bfloat16" if all matrices in a checkpoint's folder are stored so, else "float32"."""
-    dtypes = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names = weights.keys()
-            for name in names:
-                weight = weights.get_slice(name)
-                if len(weight.get_shape()) > 1:  # a router's bias may be float32 in any model
-                    dtypes.add(weight.get_dtype())
-    return "bfloat16" if dtypes == {"BF16"} else "float32"
+    weights = read_headers(weight_files(folder)).values()
+    # Matrices alone: a router's bias may be float32 in any model.
+    dtypes = {weight.dtype for weight in weights if weight.dim() > 1}
+    return "bfloat16" if dtypes == {torch.bfloat16} else "float32"
 
 
 def export_model(denoiser, tokenizer, folder, weights=None):
@@ -166,7 +152,8 @@ def _restore_layout(folder, source, dtype, block_size):
     Its config.json, tokenizer and modelling code are what its other tools read. Raises ValueError
     if the weights in `folder` have other names than the source's, which no tool would find.
     """
-    if weight_names(folder) != weight_names(source):
+    names = read_headers(weight_files(folder)).keys()
+    if names != read_headers(weight_files(source)).keys():
         raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
     for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")

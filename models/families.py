@@ -20,7 +20,6 @@ from pathlib import Path
 
 from transformers import (
     Glm4MoeForCausalLM,
-    Glm4MoePreTrainedModel,
     LlamaForCausalLM,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
@@ -42,10 +41,6 @@ LORA = [  # the layers' matrices, as all of transformers' classes in this file c
     "down_proj",
 ]
 
-# GLM-4.5's files have layers behind the last one, which transformers leaves out without a word.
-# LLaDA2's have none, so whatever is left over is refused, as for every family.
-Glm4MoePreTrainedModel._keys_to_ignore_on_load_unexpected = []
-
 
 @dataclass
 class Family:
@@ -61,7 +56,7 @@ class Family:
     constants: dict = field(default_factory=dict)
     # {pattern of a weight's name in their files: its name in `model`}, where the two differ.
     weights: dict = field(default_factory=dict)
-    # {matrix in their files: the matrices of `model` that it consists of} (fused.py)
+    # {matrix in their files: the matrices of `model` that it consists of} (weights.py)
     fused: dict = field(default_factory=dict)
     # Tokens of a block in their own example of decoding; 0: the whole canvas is one block.
     block_length: int = 0
@@ -417,7 +412,7 @@ def one_line(message):
     try:
         yield
     except Exception as error:  # safetensors, tokenizers, peft and the hub each raise their own
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:400]
         raise ValueError(f"{message} ({reason})") from None
 
 

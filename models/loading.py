@@ -5,19 +5,25 @@ hub is ever imported. Whatever is missing, left over or not understood is refuse
 that loads is the model that was trained.
 """
 
-import json
-import re
 import warnings
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import transformers
-from safetensors import safe_open
 
 from models.families import FAMILIES, PLAIN, Family, one_line, read_config, refusing
-from models.fused import read_weights, take_apart
 from models.tiny import BASE
+from models.weights import (
+    read_headers,
+    read_weights,
+    refuse_misfits,
+    refuse_non_finite,
+    split_experts,
+    take_apart,
+    to_model,
+    weight_files,
+)
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 warnings.filterwarnings("ignore", ".*past_key_values.*deprecated", FutureWarning)  # since 5.24
@@ -31,6 +37,8 @@ DTYPES = {  # the choices of --dtype
     "bfloat16": torch.bfloat16,
     "4bit": "4bit",
 }
+TIED = {"model.embed_tokens.weight", "lm_head.weight"}
+TYING = "tie_word_embeddings; in a LLaDA's config.json weight_tying"
 MAX_LAYERS = 1000  # a broken config.json can say any number, and building them would take for ever
 
 
@@ -60,7 +68,6 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     config, family = read_config(folder, name_or_path)
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
-    _refuse_paths_in_index(folder)
     row = FAMILIES.get(family) or Family(model=PLAIN[family], fields={})
     with refusing(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
@@ -68,14 +75,34 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     is_tiny = getattr(config, "compact_prompts", False)
     on_cpu = torch.device(device).type == "cpu"
     default_dtype = torch.float32 if on_cpu or is_tiny else torch.bfloat16
+    files = weight_files(folder)
+    headers = read_headers(files)
     with one_line(f"{folder} cannot be loaded"):
-        names_in_model(weight_names(folder), row.weights)  # raises for one that is there twice
-        weights = None  # transformers reads them from the folder
+        weights, sources = to_model(headers, config, row.weights, row.fused)
+        with torch.device("meta"):
+            expected = split_experts(row.model(config).state_dict())
+        if config.tie_word_embeddings and TIED & weights.keys():  # one of the two is enough
+            for name in TIED - weights.keys():
+                del expected[name]
+        advice = "config.json and the weights are not of one model, or not whole: get both again"
+        if expected.keys() - weights.keys() == {"lm_head.weight"}:
+            advice = f"if the output layer is the embedding, config.json has to say so ({TYING})"
+        refuse_misfits(
+            weights,
+            sources,
+            expected=expected,
+            advice=advice,
+            renames=row.weights,
+            fused=row.fused,
+        )
+        state_dict = None  # transformers reads it from the folder
         if row.fused:
-            weights = take_apart(read_weights(folder), config, row.fused)
+            state_dict = {}
+            for name, weight in read_weights(files).items():
+                state_dict |= take_apart(name, weight, config, row.fused)
         denoiser, info = row.model.from_pretrained(
-            folder if weights is None else None,
-            state_dict=weights,
+            folder if state_dict is None else None,
+            state_dict=state_dict,
             config=config,
             dtype=default_dtype if dtype in (None, "4bit") else dtype,
             quantization_config=_four_bit_config(default_dtype) if dtype == "4bit" else None,
@@ -87,6 +114,14 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     for problem, keys in info.items():  # transformers only warns of missing or unexpected weights
         if keys:
             raise ValueError(f"{folder} does not fit its configuration: {problem} {list(keys)[:3]}")
+    embedding = denoiser.get_input_embeddings().weight
+    if config.tie_word_embeddings and denoiser.get_output_embeddings().weight is not embedding:
+        raise ValueError(
+            f"{folder}: config.json ties the output layer to the embedding, and in the files the "
+            f"two differ: it has to say that they are not tied ({TYING})"
+        )
+    with one_line(f"{folder} cannot be loaded"):
+        refuse_non_finite(split_experts(denoiser.state_dict()), sources)
     _make_products_reproducible(denoiser)
 
     is_folder = name_or_path != "tiny" and Path(name_or_path).is_dir()
@@ -101,45 +136,6 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     with refusing(f"{folder} cannot be run"):
         check_attention(denoiser)
     return denoiser, tokenizer
-
-
-def _refuse_paths_in_index(folder):
-    """Raises ValueError if the list of a checkpoint's files leads out of its folder."""
-    file = folder / "model.safetensors.index.json"
-    if not file.is_file():
-        return
-    with one_line(f"{file} cannot be read"):
-        names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-        outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise ValueError(f"{file} names {outside[0]!r}, which is not a file beside it")
-
-
-def weight_names(folder):
-    """The names of all weights in a checkpoint's folder, a set."""
-    names = set()
-    for file in folder.glob("model*.safetensors"):
-        with safe_open(file, "pt") as weights:
-            names.update(weights.keys())
-    return names
-
-
-def names_in_model(names, renames):
-    """{a weight's name in the model: its name in the files}.
-
-    renames  {pattern of a name in the files: the name in the model}
-
-    Raises ValueError if two weights are one in the model: the last would win.
-    """
-    name_in_files = {}
-    for name in sorted(names):
-        ours = name
-        for pattern, replacement in renames.items():
-            ours = re.sub(pattern, replacement, ours)
-        if ours in name_in_files:
-            raise ValueError(f"{name_in_files[ours]} and {name} are one weight of the model")
-        name_in_files[ours] = name
-    return name_in_files
 
 
 def _four_bit_config(dtype):
@@ -282,7 +278,8 @@ def check_attention(denoiser):
 
     padded = logits(ids, with_padding=True)[1, 3:]
     alone = denoiser(input_ids=ids[1:, 3:]).logits[0]
+    if not padded.isfinite().all():
+        raise ValueError("the logits of this model are NaN or infinite: its files may be broken")
     tolerance = 1e-3 if denoiser.dtype == torch.float32 else 0.1
-    is_close = (padded - alone).abs().max() <= tolerance * alone.abs().max()
-    if not is_close:  # as it is for nan
+    if (padded - alone).abs().max() > tolerance * alone.abs().max():
         raise ValueError("left padding changes this model's logits: it ignores mask or positions")

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 
 from models.families import adaptable_matrices, one_line
-from models.fused import take_apart
-from models.loading import model_folder, names_in_model
+from models.loading import model_folder
 from models.permissions import apply_umask
+from models.weights import read_weights, refuse_misfits, refuse_non_finite, to_model
 
 # Fields of an adapter's configuration that name modules. Where the modules were renamed, what they
 # say would match nothing.
@@ -58,27 +57,34 @@ def load_lora(denoiser, name_or_path, trainable=False):
     would run in its stead without a warning. Raises ValueError, in one line.
     """
     folder = model_folder(name_or_path)
+    file = folder / "adapter_model.safetensors"
+    saved = read_weights([file])
     with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
         _say_if_of_another_base(folder, denoiser.source)
         lora_config = read_lora_config(folder, has_renames=bool(denoiser.renames))
-        saved = {}
-        for key, weight in load_file(folder / "adapter_model.safetensors").items():
-            saved[key.removeprefix(PEFT_PREFIX)] = weight
-        if denoiser.fused:
-            saved = take_apart(saved, denoiser.config, denoiser.fused)
-        weights = {}
-        for name, name_in_file in names_in_model(saved, denoiser.renames).items():
-            weights[PEFT_PREFIX + name] = saved[name_in_file]
+        if not saved:
+            raise ValueError(f"{file.name} holds no weights")
+        weights, sources = to_model(
+            saved,
+            denoiser.config,
+            denoiser.renames,
+            denoiser.fused,
+            prefix=PEFT_PREFIX,
+        )
         # model.layers.0.mlp.up_proj.lora_A.weight -> up_proj
         lora_config.target_modules = {name.split(".lora_")[0].split(".")[-1] for name in weights}
         lora_config.inference_mode = not trainable
         model = attach_adapter(denoiser, lora_config)
-        expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-        unmatched = sorted(expected.keys() ^ weights.keys())
-        if unmatched:
-            raise ValueError(
-                f"{len(unmatched)} weights without a counterpart, the first {unmatched[0]}"
-            )
+        refuse_misfits(
+            weights,
+            sources,
+            expected=get_peft_model_state_dict(model, save_embedding_layers=False),
+            advice="it needs the base that it was trained on, and files that are whole",
+            renames=denoiser.renames,
+            fused=denoiser.fused,
+            prefix=PEFT_PREFIX,
+        )
+        refuse_non_finite(weights, sources)
         set_peft_model_state_dict(model, weights)
     return model
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from checkpoints import LAYERS, random_adapter, reference_logits, write_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy import metrics_of
 
 import train
@@ -74,6 +74,17 @@ def test_an_export_merges_the_adapter_into_the_base_as_it_was_before(folder, tmp
     assert torch.equal(exported(input_ids=IDS).logits, expected)
     shard = next((tmp_path / "out").glob("*.safetensors"))
     assert {w.dtype for w in load_file(shard).values()} == {torch.bfloat16}
+
+
+def test_a_matrix_of_another_width_is_refused_although_4_bits_have_no_shape(tmp_path):
+    """It was loaded, and failed when it was first used."""
+    weights, _ = write_checkpoint(tmp_path, "llada")
+    name = "model.transformer.blocks.0.q_proj.weight"
+    file = next(file for file in tmp_path.glob("*.safetensors") if name in load_file(file))
+    narrow = {name: weights[name][:, :-2].contiguous()}
+    save_file(load_file(file) | narrow, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"{name} is \(32, 32\) in the model and \(32, 30\) in"):
+        load_denoiser(str(tmp_path), dtype="4bit")
 
 
 FLAGS = (

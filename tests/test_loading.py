@@ -1,12 +1,15 @@
 """Loading checkpoints: equal logits, the right tokens, and what is refused."""
 
+import copy
 import json
+import re
 
 import pytest
 import torch
 from checkpoints import (
     END_TOKEN,
     FAMILIES,
+    LAYERS,
     MASK_TOKEN,
     edit_config,
     ids_and_mask,
@@ -16,7 +19,7 @@ from checkpoints import (
 )
 from safetensors.torch import load_file, save_file
 from toy import random_tiny
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from models import loading
 from models.block_causal import make_policy
@@ -140,16 +143,19 @@ def truncate(folder):
     [
         (lambda f: edit_config(f, is_causal=True), "causal"),
         (lambda f: edit_config(f, vocab_size=50), "tokens up to 111, and the embedding.* 50 rows"),
-        (lambda f: edit_config(f, vocab_size=120), "mismatched|size"),
+        (lambda f: edit_config(f, vocab_size=120), r"embed_tokens.weight is \(120, .* and \(112,"),
         (lambda f: edit_config(f, hidden_size=[]), "config.json is not understood"),
         (lambda f: edit_config(f, rms_norm_eps="x"), "config.json is not understood"),
         (lambda f: edit_config(f, eos_token_id={}), "config.json is not understood"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
         (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter needs a folder"),
         (lambda f: edit_config(f, num_hidden_layers=10**7), "10000000 layers"),
-        (drop_weight, "missing"),
-        (add_weight, "unexpected"),
-        (truncate, "cannot be loaded"),
+        (
+            drop_weight,
+            r"layers.2.mlp.up_proj.weight is \(.*\) in the model and missing in the files",
+        ),
+        (add_weight, r"model.stranger is unknown in the model and \(3,\) in the files"),
+        (truncate, "model.safetensors is missing, broken or not whole: download it again"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
         (lambda f: edit_config(f, model_type="gpt2"), "gpt2 is not known"),
@@ -204,30 +210,35 @@ def add_unexpected_weight(folder):
 
 
 SHARD_DAMAGES = [
-    remove_shard,
-    truncate_shard,
-    empty_shard,
-    break_index,
-    drop_embedding,
-    add_unexpected_weight,
+    (remove_shard, "index.json names 'model-00002.*which is not a file beside it"),
+    (truncate_shard, "model-00002.* is missing, broken or not whole"),
+    (empty_shard, "model-00001.* is missing, broken or not whole"),
+    (break_index, "index.json cannot be read"),
+    (drop_embedding, r"model.transformer.wte.weight is \(320, 32\) in the model and missing"),
+    (add_unexpected_weight, r"model.transformer.novelty is unknown in the model and \(2,\)"),
 ]
 
 
-@pytest.mark.parametrize("damage", SHARD_DAMAGES)
-def test_damaged_shards_are_refused_in_one_line(tmp_path, damage):
+@pytest.mark.parametrize(("damage", "message"), SHARD_DAMAGES)
+def test_damaged_shards_are_refused_in_one_line(tmp_path, damage, message):
     write_checkpoint(tmp_path, "llada")
     damage(tmp_path)
-    with pytest.raises(ValueError, match=str(tmp_path.name)) as error:
+    with pytest.raises(ValueError, match=message) as error:
         load_denoiser(str(tmp_path))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["../llada/model-00001-of-00002.safetensors", "", ".", "..", 3])
+def test_an_index_that_names_no_file_beside_it_is_refused(tmp_path, name):
     write_checkpoint(tmp_path / "llada", "llada")
     file = tmp_path / "llada" / "model.safetensors.index.json"
-    file.write_text(file.read_text().replace("model-00001", "../llada/model-00001"))
-    with pytest.raises(ValueError, match="names '../llada/model-00001.*not a file beside it"):
+    index = json.loads(file.read_text())
+    first_weight = next(iter(index["weight_map"]))
+    index["weight_map"][first_weight] = name
+    file.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="which is not a file beside it") as error:
         load_denoiser(str(tmp_path / "llada"))
+    assert f"{file} names {name!r}" in str(error.value)
 
 
 def test_weights_in_a_pickle_are_not_read(tmp_path):
@@ -359,20 +370,190 @@ def test_a_weight_that_is_there_under_two_names_is_refused(tmp_path, family, nam
     assert "\n" not in str(error.value)
 
 
+def change_weight(folder, name, change):
+    """Replaces a weight in the files by change(weight), and removes it if that is None."""
+    file = next(file for file in folder.glob("*.safetensors") if name in load_file(file))
+    weights = load_file(file)
+    changed = change(weights.pop(name))
+    if changed is not None:
+        weights[name] = changed
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def add_to_first_shard(folder, added):
+    change_weights(shards(folder)[0], lambda weights: weights | added)
+
+
+def remove(weight):
+    return None
+
+
+def narrow(weight):
+    return weight[..., :-2].contiguous()
+
+
+def shorten(weight):
+    return weight[:-2].contiguous()
+
+
+Q = "model.transformer.blocks.0.q_proj.weight"
+HEAD = "model.transformer.ff_out.weight"
+QKV = "model.layers.0.attention.query_key_value.weight"
+EXPERT = "model.layers.1.mlp.experts.2.up_proj.weight"
+EXPERT_OUTPUT = "model.layers.1.mlp.experts.2.down_proj.weight"
+MISFITS = [
+    ("sdar_moe", EXPERT, remove, "is (48, 32) in the model and missing in the files"),
+    ("llada-moe", EXPERT_OUTPUT, remove, "is (32, 48) in the model and missing in the files"),
+    ("llada2_moe", EXPERT, remove, "is (48, 32) in the model and missing in the files"),
+    ("sdar_moe", EXPERT, narrow, "is (48, 32) in the model and (48, 30) in the files"),
+    ("llada2_moe", EXPERT_OUTPUT, shorten, "is (32, 48) in the model and (30, 48) in the files"),
+    ("llada", Q, remove, "is (32, 32) in the model and missing in the files: config.json and"),
+    ("llada", Q, narrow, "is (32, 32) in the model and (32, 30) in the files: config.json and"),
+    ("llada", Q, lambda w: w[None].contiguous(), "is (32, 32) in the model and (1, 32, 32) in"),
+    ("llada", "model.transformer.wte.weight", shorten, "is (320, 32) in the model and (318, 32)"),
+    ("dream", "model.layers.1.self_attn.q_proj.bias", shorten, "is (32,) in the model and (30,)"),
+    ("llada2_moe", QKV, remove, "is (32, 32) in the model and missing in the files, and 2 more"),
+    ("llada2_moe", QKV, narrow, "is (32, 32) in the model and (32, 30) in the files, and 2 more"),
+    ("llada2_moe", QKV, shorten, "v_proj.weight in " + QKV + " is (32, 32) in the model and (30,"),
+    ("llada2_moe", QKV, lambda w: torch.tensor(1.0), "is unknown in the model and () in the files"),
+    ("llada", HEAD, remove, "the embedding, config.json has to say so (tie_word_embeddings; in a"),
+    ("llada", Q, torch.Tensor.long, "is stored as I64, and only floating-point numbers"),
+    ("sdar_moe", EXPERT, lambda w: w > 0, "is stored as BOOL, and only floating-point"),
+    ("llada", Q, lambda w: w.to(torch.float8_e4m3fn), "is stored as F8_E4M3, and only"),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "change", "message"), MISFITS)
+def test_a_weight_that_does_not_fit_is_named_before_any_is_loaded(
+    tmp_path, monkeypatch, family, name, change, message
+):
+    write_checkpoint(tmp_path, family)
+    change_weight(tmp_path, name, change)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_denoiser(str(tmp_path))
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_layers_behind_the_last_one_are_refused_in_llada2_too(tmp_path):
     """transformers leaves out what GLM-4.5 has in its layer 46."""
-    weights, _ = write_checkpoint(tmp_path, "llada2_moe")
-    file = tmp_path / "model-00001-of-00002.safetensors"
-    extra = {"model.layers.46.input_layernorm.weight": torch.ones(32)}
-    save_file(load_file(file) | extra, file, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="unexpected.*layers.46"):
+    write_checkpoint(tmp_path, "llada2_moe")
+    add_to_first_shard(tmp_path, {"model.layers.46.input_layernorm.weight": torch.ones(32)})
+    with pytest.raises(
+        ValueError, match="layers.46.input_layernorm.weight is unknown in the model"
+    ):
         load_denoiser(str(tmp_path))
 
 
-def test_fused_rows_of_a_wrong_number_are_named(tmp_path):
-    write_checkpoint(tmp_path, "llada2_moe", num_key_value_heads=4)
-    with pytest.raises(ValueError, match="query_key_value.weight has .* rows, and q, k and v"):
+def test_a_weight_in_two_files_is_refused(tmp_path):
+    """The last one won, without a word."""
+    weights, _ = write_checkpoint(tmp_path, "llada")
+    for shard in shards(tmp_path):
+        change_weights(shard, lambda saved: saved | {Q: weights[Q] + 1})
+    with pytest.raises(ValueError, match=f"00002-of-00002.safetensors: {Q} is in another file"):
         load_denoiser(str(tmp_path))
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(tmp_path):
+    weights, _ = write_checkpoint(tmp_path, "llada-tied")
+    add_to_first_shard(tmp_path, {HEAD: weights["model.transformer.wte.weight"] + 1})
+    with pytest.raises(ValueError, match=r"two differ: it has to say that .*\(tie_word_embeddings"):
+        load_denoiser(str(tmp_path))
+
+
+def with_infinity(weight):
+    weight[-1, -1] = torch.inf
+    return weight
+
+
+def with_nan(weight):
+    weight[-1, -1] = torch.nan
+    return weight
+
+
+NON_FINITE = [
+    ("llada", Q, with_nan),
+    ("llada", Q, with_infinity),
+    ("llada", "model.transformer.wte.weight", with_nan),  # of a token that nothing has used yet
+    ("sdar_moe", EXPERT, with_nan),
+    ("llada2_moe", QKV, with_infinity),
+]
+
+
+@pytest.mark.parametrize(("family", "name", "change"), NON_FINITE)
+def test_a_weight_that_is_not_finite_is_named(tmp_path, family, name, change):
+    """It was said of some that left padding changes the model's logits, and nothing of others."""
+    write_checkpoint(tmp_path, family)
+    change_weight(tmp_path, name, change)
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity: its file is broken"):
+        load_denoiser(str(tmp_path))
+
+
+def test_a_model_whose_logits_are_not_finite_is_refused(tiny):
+    """4 bits hide which weight it is."""
+    denoiser = copy.deepcopy(tiny[0])
+    denoiser.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="the logits of this model are NaN or infinite"):
+        check_attention(denoiser)
+
+
+def merge_experts(folder):
+    """Each mixture's experts as one tensor, as transformers' own classes have them."""
+    weights = {}
+    for shard in shards(folder):
+        weights |= load_file(shard)
+        shard.unlink()
+    for layer in range(LAYERS):
+        experts = f"model.layers.{layer}.mlp.experts"
+        count = sum(name.startswith(f"{experts}.") for name in weights) // 3
+        gate_up = []
+        down = []
+        for i in range(count):
+            gate = weights.pop(f"{experts}.{i}.gate_proj.weight")
+            up = weights.pop(f"{experts}.{i}.up_proj.weight")
+            gate_up.append(torch.cat([gate, up]))
+            down.append(weights.pop(f"{experts}.{i}.down_proj.weight"))
+        if count:  # LLaDA2's first layer is dense
+            weights[f"{experts}.gate_up_proj"] = torch.stack(gate_up)
+            weights[f"{experts}.down_proj"] = torch.stack(down)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def add_tied_head(folder):
+    embedding = load_file(shards(folder)[0])["model.embed_tokens.weight"]
+    add_to_first_shard(folder, {"lm_head.weight": embedding.clone()})
+
+
+def keep_tied_head_alone(folder):  # as safetensors.torch.save_model leaves it
+    add_tied_head(folder)
+    change_weight(folder, "model.embed_tokens.weight", remove)
+
+
+def add_rotary_frequencies(folder):
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    add_to_first_shard(folder, frequencies)
+
+
+HARMLESS = [
+    ("sdar_moe", merge_experts),
+    ("llada2_moe", merge_experts),
+    ("a2d-qwen3", add_tied_head),
+    ("a2d-qwen3", keep_tied_head_alone),
+    ("dream", add_rotary_frequencies),
+    ("llada", lambda folder: change_weight(folder, Q, torch.Tensor.double)),
+    ("llada", lambda f: save_file({"x": torch.ones(1)}, f / "consolidated.safetensors")),
+]
+
+
+@pytest.mark.parametrize(("family", "change"), HARMLESS)
+def test_what_changes_nothing_is_no_reason_to_refuse(tmp_path, family, change):
+    write_checkpoint(tmp_path, family)
+    ids, _ = ids_and_mask()
+    expected = load_denoiser(str(tmp_path))[0](input_ids=ids).logits
+    change(tmp_path)
+    logits = load_denoiser(str(tmp_path))[0](input_ids=ids).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["sdar", "llada2_moe"])

@@ -302,17 +302,27 @@ def too_narrow(weights):
     return {name: w[:, :3].clone() if "lora_A" in name else w for name, w in weights.items()}
 
 
+def of_another_rank(weights):
+    return weights | {FIRST: weights[FIRST][:2].clone()}
+
+
+def with_nan(weights):
+    return weights | {FIRST: torch.full_like(weights[FIRST], torch.nan)}
+
+
 def nothing(weights):
     return {}
 
 
 MISFITS = [
-    (without_the_first, "1 weights without"),
-    (with_a_stranger, "stranger"),
-    (under_other_names, "without a counterpart"),
+    (without_the_first, rf"{FIRST} is \(4, 32\) in the model and missing in the files"),
+    (with_a_stranger, r"stranger.lora_A.weight is unknown in the model and \(4, 32\) in the files"),
+    (under_other_names, "missing in the files, and 31 more do not fit: it needs the base"),
     (under_both_names, "are one weight of the model"),
-    (too_narrow, "size mismatch"),
-    (nothing, "target_modules"),
+    (too_narrow, r"up_proj.lora_A.weight is \(4, 32\) in the model and \(4, 3\) in the files"),
+    (of_another_rank, rf"{FIRST} is \(4, 32\) in the model and \(2, 32\) in the files"),
+    (with_nan, f"{FIRST} holds NaN or infinity"),
+    (nothing, "adapter_model.safetensors holds no weights"),
 ]
 
 
@@ -325,6 +335,19 @@ def test_an_adapter_with_a_weight_too_many_or_too_few_is_refused(tmp_path, chang
     with pytest.raises(ValueError, match=f"adapter cannot be loaded.*{message}") as error:
         load_lora(denoiser, tmp_path / "adapter")
     assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_integers_or_that_is_not_whole_names_its_file(tmp_path):
+    write_checkpoint(tmp_path / "base", "llada")
+    weights = write_foreign_adapter(tmp_path / "adapter", D1_MATRICES)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    denoiser, _ = load_denoiser(str(tmp_path / "base"))
+    save_file(weights | {FIRST: weights[FIRST].long()}, file)
+    with pytest.raises(ValueError, match=f"{file}: {FIRST} is stored as I64"):
+        load_lora(denoiser, tmp_path / "adapter")
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{file} is missing, broken or not whole"):
+        load_lora(denoiser, tmp_path / "adapter")
 
 
 REFUSED_FIELDS = {
