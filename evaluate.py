@@ -35,10 +35,16 @@ import torch
 
 from diffusion_policy import DiffusionPolicy
 from evaluation import traces
-from evaluation.completions import append_completions, completions_table, score_file
+from evaluation.completions import (
+    append_completions,
+    completions_differences,
+    completions_table,
+    score_file,
+)
 from evaluation.metrics import area, aup, cluster_interval, pass_at_k
 from evaluation.options import make_decoder, resolve_options
 from evaluation.outputs import verify_replaceable
+from evaluation.paired import area_difference_table
 from evaluation.progress import Progress
 from evaluation.tables import (
     AUP_EXPLAINED,
@@ -47,6 +53,7 @@ from evaluation.tables import (
     conditions,
     curves_of,
     print_columns,
+    print_differences,
     print_table,
     shorten_name,
 )
@@ -110,6 +117,7 @@ def evaluate(
     solved = [is_solved for _, is_solved in scores]
     cluster_of = getattr(task, "key", task.prompt)
     clusters = [cluster_of(problem) for problem in problems]
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(clusters))}
     row = {
         "decoder": decoder.rule,
         "level": "learned" if decoder.level is None else decoder.level,
@@ -123,7 +131,10 @@ def evaluate(
     row |= summarise(range(len(problems)), decoder, solved, clusters, outcomes)
     row |= {
         "reward": fmean(rewards),
+        # Of each problem, for differences that are paired by problem (evaluation/paired.py).
         "solved_each": "".join("1" if is_solved else "0" for is_solved in solved),
+        "nfe_each": " ".join(str(int(calls)) for calls in outcomes.nfe),
+        "cluster_each": " ".join(str(number_of[key]) for key in clusters),
         "seconds": time.perf_counter() - began,
         "device": device_name(policy.denoiser.device),
         "dtype": dtype_of(policy.denoiser),
@@ -389,6 +400,8 @@ def show_frontiers(rows, folder):
 
     largest_nfe = max(row["nfe"] for row in rows)
     best = max(row["solved"] for row in rows)
+    frontiers = []  # of more than one point
+    labels = []
     table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
     for (name, rule), curve in curves_of(rows).items():
         curve_area = area(curve, largest_nfe)
@@ -396,6 +409,9 @@ def show_frontiers(rows, folder):
         for row in curve:
             row["area"] = curve_area
             row["aup"] = curve_aup
+        if len(curve) > 1:
+            frontiers.append(curve)
+            labels.append(f"{shorten_name(name, NAME_WIDTH)} {rule}")
         best_row = max(curve, key=lambda row: row["solved"])
         table.append(
             [
@@ -416,6 +432,8 @@ def show_frontiers(rows, folder):
     print_columns(table)
     area_explained = f"area: mean accuracy over budgets of 1 to {largest_nfe:.2f} calls."
     print(fill(f"{area_explained} {AUP_EXPLAINED}", WIDTH))
+    if frontiers:
+        print_differences(area_difference_table(frontiers, labels, largest_nfe))
     print("written:", picture, rows_file)
 
 
@@ -438,6 +456,8 @@ def run(flags):
                 tasks[name.rpartition(":")[2]] = registry.load_task(name, compact=False)
         rows = score_file(flags["completions"], tasks)
         print_columns(completions_table(rows))
+        for table in completions_differences(rows):
+            print_differences(table)
         if "json" in flags:
             write_rows(rows, flags["json"])
         return

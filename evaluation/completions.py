@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from evaluation.metrics import cluster_interval
+from evaluation.paired import difference_table
 
 
 def append_completions(path, name, task, problems, texts, nfe):
@@ -67,7 +68,11 @@ def score_file(path, tasks):
         scores.setdefault((name, task_name), []).append(score)
     if not scores:
         raise ValueError(f"{path} holds no completions")
-    return [summarise(*names, task_scores) for names, task_scores in scores.items()]
+    keys = [score["cluster"] for task_scores in scores.values() for score in task_scores]
+    number_of_cluster = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [
+        summarise(*names, task_scores, number_of_cluster) for names, task_scores in scores.items()
+    ]
 
 
 def score_line(line, tasks):
@@ -95,8 +100,12 @@ def score_line(line, tasks):
     return name, task_name, score
 
 
-def summarise(name, task_name, scores):
-    """The row of one name and task: means over completions, the interval of the accuracy."""
+def summarise(name, task_name, scores, number_of_cluster):
+    """The row of one name and task: means over completions, the interval of the accuracy.
+
+    number_of_cluster: {cluster: its number}, the same for all rows, so that rows with the same
+    "cluster_each" have the same problems.
+    """
     solved = [score["solved"] for score in scores]
     clusters = [score["cluster"] for score in scores]
     low, high, num_clusters = cluster_interval(solved, clusters)
@@ -109,6 +118,8 @@ def summarise(name, task_name, scores):
         "solved_low": low,
         "solved_high": high,
         "reward": fmean(score["reward"] for score in scores),
+        "solved_each": "".join("1" if is_solved else "0" for is_solved in solved),
+        "cluster_each": " ".join(str(number_of_cluster[key]) for key in clusters),
     }
     if "cells" in scores[0]:
         row["cells"] = fmean(score["cells"] for score in scores)
@@ -131,3 +142,11 @@ def completions_table(rows):
             ]
         )
     return table
+
+
+def completions_differences(rows):
+    """A table for each task of the rows of score_file: each name against the task's first one."""
+    for task in dict.fromkeys(row["task"] for row in rows):
+        rows_of_task = [row for row in rows if row["task"] == task]
+        labels = [f"{row['name']} {row['task']}".strip() for row in rows_of_task]
+        yield difference_table(rows_of_task, labels)

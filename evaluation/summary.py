@@ -2,6 +2,7 @@
 
 from textwrap import fill, wrap
 
+from evaluation.paired import difference_interval, edges_in_brackets
 from evaluation.tables import WIDTH, count_of, printable, shorten
 from models.checkpoints import check_fields, read_rows
 
@@ -27,6 +28,8 @@ ROW = SCORES | {
     "length": int,
     "block_length": int,
 }
+# Of each problem (evaluation/paired.py). The rows of an older version lack some.
+EACH = ("solved_each", "nfe_each", "cluster_each")
 COMPLETION = {
     "name": str,
     "question": str,
@@ -54,6 +57,7 @@ def read_results(run_dir, name):
     path = run_dir / f"{name}.json"
     rows = read_rows(path, RESULTS[name])
     for row in rows:
+        check_each(row, where=f"cannot read {path}: {row['name']}")
         parts = row.get("tasks", {})
         check_fields(parts, {}, where=f"cannot read {path}: tasks")
         for task, part in parts.items():
@@ -61,6 +65,17 @@ def read_results(run_dir, name):
     if not any(row["name"] == "base" for row in rows):
         raise ValueError(f"cannot read {path} (it has no row of the base)")
     return rows
+
+
+def check_each(row, where):
+    """Raises ValueError unless a row has a whole number for each problem, as many in each list."""
+    keys = [key for key in EACH if key in row]
+    check_fields(row, dict.fromkeys(keys, str), where)
+    columns = [list(row[key]) if key == "solved_each" else row[key].split() for key in keys]
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"{where}: {', '.join(keys)} are not of the same number of problems")
+    if not all(value.isdecimal() for column in columns for value in column):
+        raise ValueError(f"{where}: {', '.join(keys)} are not all whole numbers")
 
 
 # ---- what is printed -----------------------------------------------------------------------------
@@ -142,27 +157,31 @@ def table_cells(name, row):
 def describe_results(trained, best_base, has_choice):
     """Two lines on what changed, for better or worse: accuracy and speed.
 
+    In brackets after a difference is its 95% interval, paired by problem. The base's gamma is the
+    best on these very problems, which favours the base a little.
+
     trained, best_base: rows of evaluate.evaluate; the base's is that of its best gamma.
     has_choice: whether the base was measured at more than one gamma.
     """
     gain = solved_percent(trained) - solved_percent(best_base)
-    low = max(trained["solved_low"], best_base["solved_low"])
-    high = min(trained["solved_high"], best_base["solved_high"])
-    # (Intervals that overlap do not say that the difference is noise: both models have the same
-    # problems. experiments/compare.py has intervals of differences.)
-    overlap = "overlap" if low <= high else "do not overlap"
-    accuracy = f"{gain:+.1f} points. The 95% intervals {overlap}." if gain else "no change."
+    accuracy = f"{gain:+.1f} points" if gain else "no change"
+    accuracy += edges_in_brackets(
+        difference_interval(trained, best_base, "solved"), scale=100, digits=1
+    )
     at_gamma = "its best γ," if has_choice else "γ"
 
     change = round(100 * (nfe_shown(trained) / nfe_shown(best_base) - 1))
-    speed = "about as many."
+    speed = "about as many"
     if change:
-        speed = f"{abs(change)}% {'more' if change > 0 else 'fewer'}."
+        speed = f"{abs(change)}% {'more' if change > 0 else 'fewer'}"
+    speed += edges_in_brackets(
+        difference_interval(trained, best_base, "nfe"), scale=1, digits=2, unit=" calls"
+    )
     return [
         f"Accuracy: {solved_percent(best_base)}% (base at {at_gamma} {gamma_text(best_base)}) to "
-        f"{solved_percent(trained)}% of {count_problems(trained)}, {accuracy}",
+        f"{solved_percent(trained)}% of {count_problems(trained)}, {accuracy}.",
         f"Speed: {nfe_shown(best_base):.2f} (the same base) to {nfe_shown(trained):.2f} calls per "
-        f"completion, {speed}",
+        f"completion, {speed}.",
     ]
 
 

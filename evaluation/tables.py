@@ -2,6 +2,8 @@
 
 from textwrap import fill
 
+from evaluation.paired import difference_table
+
 WIDTH = 80  # columns of a terminal
 NAME_WIDTH = 28  # of a run's name in a table
 
@@ -20,10 +22,13 @@ AUP_EXPLAINED = (
     "AUP: accuracy under parallelism (d3LLM), the area under solved % against tokens per call, "
     "with a penalty below the best accuracy."
 )
+DIFFERENCES_EXPLAINED = "In brackets: 95% intervals, paired by problem, over clusters."
 
 
 def print_table(rows):
     """Print rows of evaluate.evaluate: above the table what they share, in it what differs.
+
+    Below it stands by how much each row differs from the first, if both have the same problems.
 
     Each row has a "name" beside what `evaluate` returns. A score has a column if every row has it.
     """
@@ -39,6 +44,19 @@ def print_table(rows):
     print_columns([header, *(list(cells.values()) for cells in cells_of_rows)])
     if "AUP" in header:
         print(fill(AUP_EXPLAINED, WIDTH))
+    labels = []
+    for cells in cells_of_rows:
+        texts = [cells[key] for key in (*differing, "level")]
+        labels.append(" ".join(text for text in texts if text))
+    print_differences(difference_table(rows, labels))
+
+
+def print_differences(table):
+    """Print a table of evaluation/paired.py, unless nothing can be compared."""
+    if len(table) > 1:
+        print()
+        print_columns(table)
+        print(fill(DIFFERENCES_EXPLAINED, WIDTH))
 
 
 def table_cells(row, differing, rows):

@@ -53,6 +53,23 @@ def test_the_rows_of_a_file_are_written_as_json_too(path, tmp_path):
     assert sudoku["cells"] == 1 and "cells" not in countdown
 
 
+def test_names_with_the_same_problems_are_compared_problem_by_problem(tmp_path, capsys):
+    rows = []
+    for name, solved in (("first", "1000"), ("second", "1010"), ("of other problems", "11")):
+        for i, is_solved in enumerate(solved):
+            problem = {"numbers": [3, 4, 5 + i], "target": 12 + i}
+            text = f"<answer>3 + 4 + {5 + i}</answer>" if is_solved == "1" else ""
+            rows.append({"name": name, "task": "countdown", "problem": problem, "text": text})
+    path = tmp_path / "written.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert evaluate.main(["--completions", str(path)]) == 0
+    _, differences = capsys.readouterr().out.split("\n\n")
+    header, line, explanation = differences.splitlines()
+    assert header.split() == ["minus", "first", "countdown", "solved,", "points"]
+    assert line.split()[:3] == ["second", "countdown", "+25.0"] and line.endswith(")")
+    assert explanation == "In brackets: 95% intervals, paired by problem, over clusters."
+
+
 BAD_LINES = [
     "{",
     "[]",

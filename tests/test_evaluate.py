@@ -97,6 +97,11 @@ def test_a_row_of_several_tasks_has_each_ones_own_row_as_its_part(policy, monkey
         for place, mark in zip(places, alone["solved_each"], strict=True):
             solved_each[place] = mark
     assert row["solved_each"] == "".join(solved_each) and {*solved_each} == {"0", "1"}
+    keys = [task.key(problem) for problem in problems]
+    number_of_cluster = dict(zip(row["cluster_each"].split(), keys, strict=True))
+    assert [number_of_cluster[number] for number in row["cluster_each"].split()] == keys
+    assert len(number_of_cluster) == row["clusters"]
+    assert sum(map(int, row["nfe_each"].split())) / 9 == row["nfe"]
     parts = row["tasks"].values()
     assert [part["problems"] for part in parts] == [5, 4]
     assert row["solved"] == solved_each.count("1") / 9
@@ -172,6 +177,9 @@ def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_s
     assert [line[:2] for line in cells] == [["learned", "0.100 ± 0.000"], ["0.2", "0.200 ± 0.000"]]
     assert cells[0][-3] == f"{row['nfe']:.2f}"
     assert lines[i + 3].startswith("AUP: accuracy under parallelism")
+    assert re.split("  +", lines[i + 6]) == ["minus learned", "solved, points", "NFE"]
+    assert lines[i + 7].split()[0] == "0.2"
+    assert lines[i + 8] == "In brackets: 95% intervals, paired by problem, over clusters."
 
 
 @pytest.mark.parametrize(
@@ -429,11 +437,18 @@ def test_saved_completions_are_scored_as_they_were_measured(
     make_run_folder(tmp_path / "c", Config(task=task))
     save_checkpoint(tmp_path / "c", policy, [], 1)
     rows = measured(tmp_path / "c", "--problems 6 --level 0.5 20")
-    capsys.readouterr()
+    measured_out = capsys.readouterr().out
     written = tmp_path / "rows.completions.jsonl"
     rescored = tmp_path / "rescored.jsonl"
     assert evaluate.main(["--completions", str(written), "--json", str(rescored)]) == 0
-    assert "c, eb 0.5, length" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "c, eb 0.5, length" in out and out.count("minus c, eb 0.5") == len(task.split(","))
+    if "," not in task:  # the difference and its interval are those of the models' own table
+        points = [
+            re.search(r"[+-][\d.]+ \(.*?\)|\+0\.0\b", x.split("minus")[1])[0]
+            for x in (measured_out, out)
+        ]
+        assert points[0] == points[1]
     scores = read_rows(rescored)
     assert len(scores) == 2 * len(task.split(","))
     for row in rows:
@@ -720,9 +735,20 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
         assert line.startswith(f"{row['name']}: {row['decoder']} {row['level']}:")
         assert line.endswith(f"NFE {row['nfe']:.2f}")
     table = lines[len(rows) :]
-    assert len(table) == 1 + 1 + 2 * 3 + 3 + 1 and all(len(line) <= 80 for line in table[:-1])
-    [line] = [x.split() for x in table if x.split()[:2] == ["other", "top_k"]]
+    # Conditions, header, 2 runs of 3 lines, an explanation of 3 lines; an empty line, a header, 3
+    # differences from the first frontier of several points, an explanation; and the files.
+    assert len(table) == 1 + 1 + 2 * 3 + 3 + (1 + 1 + 3 + 1) + 1
+    assert all(len(line) <= 80 for line in table[:-1])
+    [line] = [x.split() for x in table[:11] if x.split()[:2] == ["other", "top_k"]]
     assert float(line[3]) == pytest.approx(rows[8]["area"], abs=1e-3)
+    compared = [line.split()[:3] for line in table[12:16]]
+    assert [line[:2] for line in compared] == [
+        ["minus", "a"],
+        ["a", "top_k"],
+        ["other", "eb"],
+        ["other", "top_k"],
+    ]
+    assert float(compared[3][2]) == pytest.approx(rows[8]["area"] - rows[0]["area"], abs=2e-3)
     assert table[-1].split()[1:] == [str(run_dir / f"frontiers.{x}") for x in ("png", "jsonl")]
 
     assert evaluate.main([str(run_dir), str(tmp_path / "third"), "--frontier"]) == 2

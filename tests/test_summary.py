@@ -1,6 +1,7 @@
 """What a run says of itself is true whatever happened: better, worse, the same, one problem."""
 
 import json
+from statistics import stdev
 
 import pytest
 from rows import ROWS
@@ -38,7 +39,7 @@ START = row("trained at starting γ", 0.2, 2.31, tokens=4.33)
 def test_a_better_and_faster_model_in_words():
     assert summary.describe_results(TRAINED, BASE, has_choice=True) == [
         "Accuracy: 13.1% (base at its best γ, 0.1) to 23.6% of 848 held-out problems, "
-        "+10.5 points. The 95% intervals do not overlap.",
+        "+10.5 points.",
         "Speed: 4.93 (the same base) to 3.15 calls per completion, 36% fewer.",
     ]
 
@@ -46,7 +47,7 @@ def test_a_better_and_faster_model_in_words():
 def test_a_worse_and_slower_model_in_words():
     trained = row("trained", 0.08, 7.0, tokens=1.4, **LEARNED)
     accuracy, speed = summary.describe_results(trained, BASE, has_choice=True)
-    assert "to 8.0%" in accuracy and "-5.1 points" in accuracy and "do not overlap" in accuracy
+    assert "to 8.0%" in accuracy and accuracy.endswith(", -5.1 points.")
     assert "4.93 (the same base) to 7.00 calls per completion, 42% more." in speed
 
 
@@ -56,24 +57,49 @@ def test_what_did_not_change_is_called_so():
     assert accuracy.endswith("problems, no change.") and speed.endswith("about as many.")
 
 
-@pytest.mark.parametrize(
-    ("solved", "spread", "overlap"),
-    [(0.16, 0.02, True), (0.18, 0.02, False), (0.11, 0.02, True), (0.05, 0.02, False)],
-)
-def test_intervals_that_overlap_are_said_to_and_no_more(solved, spread, overlap):
-    trained = row("trained", solved, 3.0, spread=spread)
-    accuracy, _ = summary.describe_results(trained, BASE, has_choice=True)
-    verdict = "overlap" if overlap else "do not overlap"
-    assert accuracy.endswith(f" points. The 95% intervals {verdict}.")
+def row_of_each(name, solved_each, nfe_each, clusters):
+    """A row whose problems are known one by one."""
+    nfe = [int(calls) for calls in nfe_each.split()]
+    return row(
+        name,
+        solved=solved_each.count("1") / len(solved_each),
+        nfe=sum(nfe) / len(nfe),
+        problems=len(nfe),
+        solved_each=solved_each,
+        nfe_each=nfe_each,
+        cluster_each=clusters,
+    )
+
+
+def test_a_difference_has_its_own_interval_paired_by_problem():
+    """Four problems, a cluster each: the means are 0.5 and -2.5, Student's t of 3 degrees 3.182."""
+    base = row_of_each("base", "1000", "4 4 4 4", "0 1 2 3")
+    trained = row_of_each("trained", "1110", "1 2 1 2", "0 1 2 3")
+    half = 100 * 3.182 * stdev([0, 1, 1, 0]) / 2
+    calls = 3.182 * stdev([-3, -2, -3, -2]) / 2
+    accuracy, speed = summary.describe_results(trained, base, has_choice=True)
+    assert 50 + half > 100  # where the interval is cut
+    assert accuracy.endswith(f", +50.0 points ({50 - half:.1f} to 100.0).")
+    interval = f"({-2.5 - calls:.2f} to {-2.5 + calls:.2f} calls)"
+    assert speed.endswith(
+        f"4.00 (the same base) to 1.50 calls per completion, 62% fewer {interval}."
+    )
+
+
+def test_as_many_solved_are_no_change_with_the_interval_of_that():
+    base = row_of_each("base", "1010", "2 2 2 2", "0 1 2 3")
+    trained = row_of_each("trained", "0101", "2 1 3 2", "0 1 2 3")
+    accuracy, speed = summary.describe_results(trained, base, has_choice=True)
+    assert accuracy.endswith("4 held-out problems, no change (-100.0 to 100.0).")
+    assert speed.endswith("about as many (-1.30 to 1.30 calls).")
 
 
 def test_one_problem_is_one_problem_and_proves_nothing():
-    """Wilson's intervals, which evaluate gives there, are 0 to 0.79 and 0.21 to 1."""
-    base = row("base", 0.0, 5.0, problems=1, clusters=1) | {"solved_high": 0.79}
-    trained = row("trained", 1.0, 4.0, problems=1, clusters=1) | {"solved_low": 0.21}
-    accuracy, _ = summary.describe_results(trained, base, has_choice=True)
-    assert "0.0%" in accuracy and "100.0% of 1 held-out problem, +100.0 points" in accuracy
-    assert accuracy.endswith("The 95% intervals overlap.")
+    base = row_of_each("base", "0", "5", "0")
+    trained = row_of_each("trained", "1", "4", "0")
+    accuracy, speed = summary.describe_results(trained, base, has_choice=True)
+    assert accuracy.endswith("0.0% of 1 held-out problem, +100.0 points.")
+    assert speed.endswith("20% fewer.")
 
 
 def test_accuracy_and_speed_are_against_the_base_at_its_best_gamma():
@@ -187,6 +213,9 @@ BROKEN = [
     "[3]",
     "[{}]",
     json.dumps([ROWS[0] | {"step": 0, "nfe": "x"}]),
+    json.dumps([ROWS[0] | {"step": 0, "solved_each": 1}]),
+    json.dumps([ROWS[0] | {"step": 0, "solved_each": "0x"}]),
+    json.dumps([ROWS[0] | {"step": 0, "solved_each": "01", "nfe_each": "2 3 4"}]),
 ]
 
 

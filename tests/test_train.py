@@ -26,7 +26,7 @@ from models.prompting import decode_completions, encode_prompts
 from sampler import Decoder, ThresholdHead
 from tasks.registry import TASKS
 from training import measure, run_folder
-from training.files import read_log
+from training.files import read_log, write_json
 from training.logging import METRICS
 
 PICTURES = "test_a_run_leaves_all_its_files_and_names_its_folder_last"
@@ -295,6 +295,25 @@ def test_base_and_trained_are_measured_once_at_each_gamma(run, monkeypatch, caps
     assert run("a", resume=True)[0] == 0 and len(measured) == 16
     assert "Accuracy: " in capsys.readouterr().out
     assert run("a", resume=True, steps=3)[0] == 0 and measured[16:] == [None, 0.1, *others]
+
+
+def test_what_changed_has_a_paired_interval_unless_the_run_is_of_before(run, capsys):
+    """Such a run's rows lack the calls and clusters of each problem."""
+    settings = {"frontier": True, "learning_rate": 0.1, "eval_problems": 24}
+    code, folder = run("a", **settings)
+    out = " ".join(capsys.readouterr().out.split())
+    speed = re.search(r"Speed: .*? calls per completion, (.*?)\. The", out)[1]
+    assert code == 0 and re.fullmatch(r".* \(-?[\d.]+ to -?[\d.]+ calls\)", speed)
+    for name in ("eval", "frontier"):
+        rows = read_json(folder / f"{name}.json")
+        for row in rows:
+            del row["nfe_each"], row["cluster_each"]
+        write_json(folder / f"{name}.json", rows)
+    for flags in ({}, {"steps": 3}):  # as it is, and with the trained model measured anew
+        assert run("a", resume=True, **flags)[0] == 0
+        out = " ".join(capsys.readouterr().out.split())
+        speed = re.search(r"Speed: .*? calls per completion, (.*?)\. The", out)[1]
+        assert "(" not in speed
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])

@@ -1,0 +1,139 @@
+"""Two rows of evaluate.evaluate on the same problems: their difference, with its interval.
+
+Whether two intervals overlap is no test of the difference. A problem that is hard for one model is
+mostly hard for the other as well; compared problem by problem, that part cancels. In simulation
+(EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples, and finds
+one of 5 points at least three times as often as two intervals that do not overlap do.
+
+A row says of each problem, in order: "solved_each", a 0 or 1; "nfe_each", its calls; and
+"cluster_each", the number of its cluster. The last two have spaces between the numbers.
+"""
+
+from math import inf
+
+from evaluation.metrics import area, best_within_budgets, mean_interval
+
+# Rows that agree in these, as far as they have them, and in the clusters have the same problems.
+SETTINGS_OF_PROBLEMS = ("task", "data", "split", "seed", "samples")
+
+
+def difference_interval(row, other, score):
+    """The 95% interval of a row's mean score less the other's, paired by problem: (low, high).
+
+    score: "solved" or "nfe". None if the rows do not have the same problems or do not say what each
+    one scored (an older version's do not), or if nothing is known of the spread.
+    """
+    if not have_same_problems([row, other], score):
+        return None
+    return interval_of_differences(
+        score_each(row, score),
+        score_each(other, score),
+        cluster_each=row["cluster_each"],
+        largest=1 if score == "solved" else inf,
+    )
+
+
+def area_difference_interval(curve, other, largest):
+    """The same of metrics.area, for two frontiers.
+
+    Each row's NFE stays as it is, and so does which row is the best within a budget.
+
+    curve, other: lists of rows. largest: the largest NFE of all rows that are compared.
+    """
+    if not have_same_problems([*curve, *other], "solved"):
+        return None
+    return interval_of_differences(
+        area_each(curve, largest),
+        area_each(other, largest),
+        cluster_each=curve[0]["cluster_each"],
+        largest=1,
+    )
+
+
+def interval_of_differences(scores, other_scores, cluster_each, largest):
+    """The interval of the mean of scores - other_scores, n numbers each, cut at ± largest."""
+    differences = [
+        score - other_score for score, other_score in zip(scores, other_scores, strict=True)
+    ]
+    interval = mean_interval(differences, cluster_each.split())
+    if interval is None:
+        return None
+    low, high = interval
+    return max(low, -largest), min(high, largest)
+
+
+def have_same_problems(rows, score):
+    """Whether rows have the same problems, and say of each what it scored."""
+    first = rows[0]
+    return all(
+        f"{score}_each" in row
+        and "cluster_each" in row
+        and all(row.get(key) == first.get(key) for key in (*SETTINGS_OF_PROBLEMS, "cluster_each"))
+        for row in rows
+    )
+
+
+def score_each(row, score):
+    """What each problem scored: a list of ints."""
+    values = row[f"{score}_each"]
+    return [int(value) for value in (values if score == "solved" else values.split())]
+
+
+def area_each(rows, largest):
+    """The area under a frontier of each problem alone; their mean is metrics.area."""
+    areas = [0.0] * len(rows[0]["solved_each"])
+    for row, share in best_within_budgets(rows, largest):
+        for i, solved in enumerate(score_each(row, "solved")):
+            areas[i] += share * solved
+    return areas
+
+
+def edges_in_brackets(edges, scale, digits, unit=""):
+    """An interval in print, " (25.6 to 32.0)"; nothing if there is none."""
+    if edges is None:
+        return ""
+    low, high = edges
+    return f" ({scale * low:z.{digits}f} to {scale * high:z.{digits}f}{unit})"
+
+
+# ---- tables of differences -----------------------------------------------------------------------
+
+
+def difference_table(rows, labels):
+    """By how much each row differs from the first, as lists of strings, the header first.
+
+    labels: n names of the rows. Rows that do not have the first one's problems are left out. NFE
+    has a column if all rows have it.
+    """
+    first = rows[0]
+    has_calls = all("nfe" in row for row in rows)
+    table = [[f"minus {labels[0]}", "solved, points", *(["NFE"] if has_calls else [])]]
+    for row, label in zip(rows[1:], labels[1:], strict=True):
+        if not have_same_problems([first, row], "solved"):
+            continue
+        points = 100 * (row["solved"] - first["solved"])
+        interval = difference_interval(row, first, "solved")
+        line = [label, f"{points:+z.1f}{edges_in_brackets(interval, scale=100, digits=1)}"]
+        if has_calls:
+            calls = row["nfe"] - first["nfe"]
+            interval = difference_interval(row, first, "nfe")
+            line.append(f"{calls:+z.2f}{edges_in_brackets(interval, scale=1, digits=2)}")
+        table.append(line)
+    return table
+
+
+def area_difference_table(curves, labels, largest):
+    """By how much each frontier's area differs from the first one's, as difference_table.
+
+    curves: lists of rows. labels: their names. largest: as in metrics.area.
+    """
+    first = curves[0]
+    table = [[f"minus {labels[0]}", "area"]]
+    for curve, label in zip(curves[1:], labels[1:], strict=True):
+        if not have_same_problems([*first, *curve], "solved"):
+            continue
+        difference = area(curve, largest) - area(first, largest)
+        interval = area_difference_interval(curve, first, largest)
+        brackets = edges_in_brackets(interval, scale=1, digits=3)
+        table.append([label, f"{difference:+z.3f}{brackets}"])
+    return table
