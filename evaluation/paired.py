@@ -1,7 +1,7 @@
 """Two rows of evaluate.evaluate on the same problems: their difference, with its interval.
 
 Whether two intervals overlap is no test of the difference. A problem that is hard for one model is
-mostly hard for the other as well; compared problem by problem, that part cancels. In simulation
+often hard for the other as well; compared problem by problem, that part cancels. In simulation
 (EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples, and finds
 one of 5 points at least three times as often as two intervals that do not overlap do.
 
@@ -107,7 +107,10 @@ def difference_table(rows, labels):
     """
     first = rows[0]
     has_calls = all("nfe" in row for row in rows)
-    table = [[f"minus {labels[0]}", "solved, points", *(["NFE"] if has_calls else [])]]
+    header = [f"minus {labels[0]}", "solved, points"]
+    if has_calls:
+        header.append("NFE")
+    table = [header]
     for row, label in zip(rows[1:], labels[1:], strict=True):
         if not have_same_problems([first, row], "solved"):
             continue
