@@ -209,7 +209,7 @@ def gamma_text(row):
     """A fixed gamma, or the mean and standard deviation of a learned one."""
     if row["level"] != "learned":
         return f"{row['level']:g}"
-    return f"{row['threshold_mean']:.3f} ±{row['threshold_std']:.3f}"
+    return f"{row['threshold_mean']:.3f} σ{row['threshold_std']:.3f}"
 
 
 def solved_percent(row):

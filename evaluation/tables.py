@@ -66,7 +66,7 @@ def table_cells(row, differing, rows):
     if any(other["decoder"] == "eb" for other in rows):
         cells["gamma"] = ""
         if row["decoder"] == "eb":
-            cells["gamma"] = f"{row['threshold_mean']:.3f} ± {row['threshold_std']:.3f}"
+            cells["gamma"] = f"{row['threshold_mean']:.3f} σ {row['threshold_std']:.3f}"
     cells["solved"] = f"{row['solved']:.1%}"
     if all("pass_at_n" in other for other in rows):
         cells[f"pass@{row['samples']}"] = f"{row['pass_at_n']:.1%}"

@@ -174,7 +174,7 @@ def test_every_setting_stands_beside_the_score_and_the_table_says_once_what_is_s
     columns = ["level", "gamma", "solved", "95% interval", "reward", "NFE", "tokens/call", "AUP"]
     assert re.split("  +", lines[i].strip()) == columns
     cells = [re.split("  +", line.strip()) for line in lines[i + 1 : i + 3]]
-    assert [line[:2] for line in cells] == [["learned", "0.100 ± 0.000"], ["0.2", "0.200 ± 0.000"]]
+    assert [line[:2] for line in cells] == [["learned", "0.100 σ 0.000"], ["0.2", "0.200 σ 0.000"]]
     assert cells[0][-3] == f"{row['nfe']:.2f}"
     assert lines[i + 3].startswith("AUP: accuracy under parallelism")
     assert re.split("  +", lines[i + 6]) == ["minus learned", "solved, points", "NFE"]

@@ -126,7 +126,7 @@ def test_the_table_fits_80_columns_and_names_each_row():
     lines = list(summary.results_table([BASE, high, wide | {"solved_low": 0.9822}]))
     assert max(map(len, lines)) <= 80
     assert [line[:21].strip() for line in lines[1:4]] == ["base", "trained", wide["name"]]
-    assert "10.000 ±0.000" in lines[2] and "100.0 (98.2 to 100.0)" in lines[3]
+    assert "10.000 σ0.000" in lines[2] and "100.0 (98.2 to 100.0)" in lines[3]
     below = " ".join(lines[4:])
     assert "848 held-out problems in 65 clusters, greedy, 10 tokens a completion." in below
     in_blocks = summary.results_table([BASE | {"block_length": 5}])
@@ -145,7 +145,7 @@ def test_the_table_of_several_tasks_has_each_ones_line_below_each_models():
     names = [line[:11].rstrip() for line in lines[1:7]]
     assert names == ["base", "  countdown", "  Own", "trained", "  countdown", "  Own"]
     assert lines[2].split()[1:] == ["0.1", "25.0", "(23.0", "to", "27.0)", "2.50", "2.00"]
-    assert "1.500 ±0.250" in lines[6] and lines[6].split()[-2:] == ["12.50", "2.00"]
+    assert "1.500 σ0.250" in lines[6] and lines[6].split()[-2:] == ["12.50", "2.00"]
     assert "10 or 19 tokens a completion. In" in " ".join(lines[7:])
 
 

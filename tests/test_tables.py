@@ -63,7 +63,7 @@ def test_the_table_has_a_column_for_what_differs_and_for_scores_that_all_rows_ha
     assert re.split("  +", lines[1].strip()) == [
         "x",
         "0.1",
-        "0.100 ± 0.010",
+        "0.100 σ 0.010",
         "20.0%",
         "25.0%",
         "18.0% to 22.0%",
