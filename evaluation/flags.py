@@ -11,7 +11,8 @@ from pathlib import Path
 
 from config import MAX_SEED
 from evaluation.outputs import has_content
-from models.command_line import FlagParser, at_least
+from models.command_line import FlagParser, at_least, number
+from models.hub import is_hub_name
 
 DESCRIPTION = """\
 Accuracy against NFE (denoiser calls per completion), for any checkpoint and
@@ -71,9 +72,9 @@ def number_or_learned(text):
     if text == "learned":
         return None
     try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"a number or learned, not {text!r}") from None
+        return number(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"a number or learned, not {text[:40]!r}") from None
 
 
 def parse_flags(arguments=None):
@@ -153,7 +154,7 @@ def parse_flags(arguments=None):
     )
     decoding.add_argument(
         "--temperature",
-        type=float,
+        type=number,
         metavar="X",
         help="0 is greedy [0]",
     )
@@ -283,7 +284,7 @@ def find_problem(flags):
         if "trace" in flags:
             return "--trace writes trace.html: leave out --json"
     adapter = flags.get("adapter")
-    if adapter and not Path(adapter).exists() and "/" not in adapter:
+    if adapter and not (Path(adapter).exists() or is_hub_name(adapter)):
         return f"--adapter {adapter} does not exist"
 
     temperature = flags.get("temperature", DEFAULTS["temperature"])
@@ -310,9 +311,3 @@ def find_problem(flags):
 def completions_file(json_file):
     """Where the completions behind the rows of --json go."""
     return Path(f"{json_file.removesuffix('.jsonl')}.completions.jsonl")
-
-
-def is_hub_name(path):
-    """Whether a path that does not exist can be a model on the hub: OWNER/NAME, not runs/NAME."""
-    is_local = path.startswith((".", "/", "~", "runs/")) or Path(path).parent.is_dir()
-    return path.count("/") == 1 and not is_local

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from config import MAX_SEED
-from evaluation.flags import is_hub_name
 from evaluation.outputs import verify_replaceable
 from models.command_line import at_least
+from models.hub import is_hub_name
 
 
 def existing_folder(path):

@@ -20,6 +20,7 @@ import torch
 from config import config_from_json
 from models.block_causal import make_policy
 from models.families import one_line
+from models.hub import is_hub_name
 from models.loading import load_denoiser, model_folder
 from models.prompting import end_token_ids
 from models.weights import read_weights
@@ -178,7 +179,7 @@ def adapter_settings(name_or_path):
 
 def is_loadable(base):
     """Whether a model's name is "tiny", a folder that is here, or may be one on the hub."""
-    return base == "tiny" or Path(base).is_dir() or (base.count("/") == 1 and base[0] not in "./")
+    return base == "tiny" or Path(base).is_dir() or is_hub_name(base)
 
 
 def reads_compact_prompts(name_or_path):

@@ -7,13 +7,20 @@ loaded, which takes seconds.
 import argparse
 import difflib
 import functools
+import os
+import re
 import sys
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse, with one line for a mistake, a suggestion for a near miss, and --a-b for --a_b."""
+    """argparse, with one line for a mistake, a suggestion for a near miss, and --a-b for --a_b.
 
-    def __init__(self, **options):
+    several_processes: whether the program divides its work among the processes that torchrun
+    starts. Without that each of them would do everything, and write the same files.
+    """
+
+    def __init__(self, several_processes=False, **options):
+        self.several_processes = several_processes
         super().__init__(
             allow_abbrev=False,
             formatter_class=functools.partial(
@@ -22,31 +29,48 @@ class FlagParser(argparse.ArgumentParser):
             **options,
         )
 
-    def parse_known_args(self, args=None, namespace=None):
-        args = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._with_underscores(a) for a in args], namespace)
-
     def parse_args(self, args=None, namespace=None):
-        namespace, unknown = self.parse_known_args(args, namespace)
+        processes = os.environ.get("WORLD_SIZE", "1")
+        is_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        if is_torchrun and processes != "1" and not self.several_processes:
+            self.exit(
+                2,
+                f"{self.prog}: torchrun has started this {processes} times, and each process "
+                "would do all of it: start it by python alone\n",
+            )
+        args = sys.argv[1:] if args is None else args
+        namespace, unknown = self.parse_known_args(self._known_flags(args), namespace)
         if unknown:
-            self.error(f"unknown {unknown[0]}{self._suggestion(unknown[0])}")
+            self.error(f"unknown {unknown[0]}")
         return namespace
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (--help lists all flags)\n")
 
-    @staticmethod
-    def _with_underscores(argument):
-        if not argument.startswith("--"):
-            return argument
-        name, equals, value = argument.partition("=")
-        return "--" + name[2:].replace("-", "_") + equals + value
+    def _known_flags(self, arguments):
+        """The arguments, with underscores in the names of flags.
 
-    def _suggestion(self, argument):
+        An unknown flag ends the program here: argparse would take its value for a RUN, say, and
+        complain of that.
+        """
+        arguments = list(arguments)
+        for i, argument in enumerate(arguments):
+            if argument == "--":  # what follows is no flag
+                break
+            flag, equals, value = argument.partition("=")
+            if not re.fullmatch(r"--?[^\W\d][\w-]*", flag):  # -1 and "-- a text" are values
+                continue
+            flag = flag[:2] + flag[2:].replace("-", "_")
+            if flag not in self._option_string_actions:
+                self.error(f"unknown {flag}{self._suggestion(flag)}")
+            arguments[i] = flag + equals + value
+        return arguments
+
+    def _suggestion(self, flag):
         """The flags that were probably meant: those that contain the name, else similar ones."""
-        if not argument.startswith("--"):
+        if not flag.startswith("--"):
             return ""
-        name = argument[2:].partition("=")[0]
+        name = flag[2:]
         names = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
         candidates = [known for known in names if len(name) > 3 and name in known]
         candidates = candidates or difflib.get_close_matches(name, names)
@@ -59,20 +83,38 @@ def at_least(minimum, maximum=1_000_000):
     A mistyped one is refused at once, instead of filling the memory.
     """
 
-    def whole_number(text):
-        if not text.removeprefix("-").isdecimal():
-            raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}")
-        if len(text) > 20 or int(text) > maximum:
+    def bounded_number(text):
+        value = whole_number(text)
+        if value > maximum:
             raise argparse.ArgumentTypeError(f"it has to be at most {maximum}, not {text[:40]}")
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text}")
-        return int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"it has to be at least {minimum}, not {text[:40]}")
+        return value
 
-    return whole_number
+    return bounded_number
+
+
+def whole_number(text):
+    """The value of a flag that takes a whole number, where something else checks its size."""
+    if not re.fullmatch(r"-?\d+", text):
+        raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}")
+    return int(text[:100])  # int() refuses thousands of digits; a hundred are too many for anybody
+
+
+def number(text):
+    """The value of a flag that takes a float."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"a number, not {text[:40]!r}") from None
 
 
 def true_or_false(text):
     """The value of a boolean flag."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text!r}")
+        raise argparse.ArgumentTypeError(f"true or false, not {text[:40]!r}")
     return text.lower() == "true"
+
+
+# How a flag's text is read for a setting of this type, a field of a dataclass.
+FLAG_TYPES = {str: str, int: whole_number, float: number, bool: true_or_false}

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from models.families import FAMILIES, PLAIN, Family, one_line, read_config, refusing
+from models.hub import is_hub_name
 from models.tiny import BASE
 from models.weights import (
     read_headers,
@@ -191,8 +192,11 @@ def model_folder(name_or_path):
             f"{name} is no folder here. If it is {subfolder} of {owner}/{repository} on the hub, "
             f"get it by hf download {owner}/{repository} --include '{subfolder}/*' --local-dir DIR"
         )
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise ValueError(f"{name!r} is no folder here and no hub name such as {LLADA}: {advice}")
+    if not is_hub_name(name):
+        reason = f"and no hub name such as {LLADA}"
+        if repository and owner not in (".", "..") and Path(owner).is_dir():
+            reason = f"though {owner} is one, so the hub is not asked"
+        raise ValueError(f"{name!r} is no folder here {reason}: {advice}")
     with one_line(f"{name} is no folder, and the hub has not given it: {advice}"):
         return Path(
             huggingface_hub.snapshot_download(

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
 from models.families import adaptable_matrices, one_line
+from models.hub import is_hub_name
 from models.loading import model_folder
 from models.permissions import apply_umask
 from models.weights import read_weights, refuse_misfits, refuse_non_finite, to_model
@@ -170,7 +171,7 @@ def _model_card(lora_config):
     front_matter = ""
     if base == "tiny":
         description = "tiny, the model embedded in the code that trained it"
-    elif base.count("/") == 1 and not Path(base).is_dir():
+    elif is_hub_name(base):
         description = base
         front_matter = f"base_model: {base}\n"  # which links the two on the hub
     else:

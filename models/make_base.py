@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from models import terminal
-from models.command_line import FlagParser
+from models.command_line import FLAG_TYPES, FlagParser
 from tasks.checked import CheckedTask
 from tasks.registry import REQUIRED_BY_TINY, TASKS, find_task
 
@@ -98,7 +98,7 @@ def flag_parser():
             default += f", or {shipped} for bases/tiny"
         parser.add_argument(
             f"--{f.name}",
-            type=f.type,
+            type=FLAG_TYPES[f.type],
             metavar=f.type.__name__.upper(),
             help=f"{f.metadata['help']} {default}.",
         )

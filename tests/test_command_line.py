@@ -1,6 +1,8 @@
 """The programs of experiments/: help without torch, one line for bad input, Ctrl-C."""
 
+import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 
 from experiments import gradients, surrogate
 from experiments.command_line import exit_status
+from models.command_line import FlagParser, at_least, number
+from models.hub import is_hub_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted(
@@ -130,6 +134,98 @@ def test_bad_input_gets_one_line(program, tmp_path, capsys):
         assert err.startswith(f"{program.__name__}: ") and not out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--sed 5 tiny", "unknown --sed: did you mean --seed?"),  # and 5 is no RUN
+        ("-n 5 tiny", "unknown -n"),
+        ("--count=5 --seed x tiny", "unknown --count"),
+        ("tiny --seed x", "argument --seed: a whole number, not 'x'"),
+        ("tiny --seed -1", "argument --seed: it has to be at least 0, not -1"),
+        ("tiny --level -x", "unknown -x"),
+        ("tiny --level low", "argument --level: a number, not 'low'"),
+        ("--seed 1 -- --sed", "argument RUN: --sed does not exist"),
+        ("tiny --seed 1 more", "unknown more"),
+    ],
+)
+def test_a_wrong_flag_is_named_and_its_value_taken_for_nothing_else(arguments, message, capsys):
+    def run(path):
+        if path != "tiny":
+            raise argparse.ArgumentTypeError(f"{path} does not exist")
+        return path
+
+    parser = FlagParser(prog="program")
+    parser.add_argument("paths", nargs="+", type=run, metavar="RUN")
+    parser.add_argument("--seed", type=at_least(0))
+    parser.add_argument("--level", type=number)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(arguments.split())
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"program: {message} (--help lists all flags)\n"
+
+
+def test_negative_numbers_and_texts_that_begin_with_dashes_are_values():
+    parser = FlagParser()
+    parser.add_argument("--level", type=number)
+    parser.add_argument("--prefill")
+    options = parser.parse_args(["--level", "-.5", "--prefill=--think"])
+    assert (options.level, options.prefill) == (-0.5, "--think")
+    assert parser.parse_args(["--level", "-3"]).level == -3
+    assert parser.parse_args(["--prefill", "-- so-called"]).prefill == "-- so-called"
+    assert parser.parse_args(["--prefill", "--so-called x"]).prefill == "--so-called x"
+
+
+def test_every_program_takes_its_flags_by_the_same_parser():
+    for file in ROOT.glob("**/*.py"):
+        is_program = not file.is_relative_to(ROOT / "tests") and "def main(" in file.read_text()
+        if is_program and file.name not in ("train.py", "evaluate.py"):
+            assert re.search(r"\bFlagParser\(", file.read_text()), file
+    sources = [file.read_text() for file in ROOT.glob("*/*.py") if file.parent.name != "tests"]
+    assert sum("argparse.ArgumentParser" in source for source in sources) == 1
+
+
+@pytest.mark.parametrize("name", ["evaluate.py", "-m models.merge", "-m experiments.gradients"])
+def test_a_program_that_torchrun_starts_several_times_is_refused(name, tmp_path):
+    """Each process would do the same work, and write the same files."""
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    done = subprocess.run(
+        [sys.executable, *name.split(), "tiny"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path), "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert "torchrun has started this 4 times, and each" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("GSAI-ML/LLaDA-8B-Instruct", True),
+        ("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", True),
+        ("runs/NAME", False),
+        ("bases/nope", False),  # bases is a folder here
+        ("./nope", False),
+        ("../nope", False),
+        ("~/nope", False),
+        ("/nope", False),
+        ("owner/", False),
+        ("/name", False),
+        ("owner/name/part", False),
+        ("owner/my model", False),
+        ("owner/..", False),
+        ("name", False),
+        ("", False),
+    ],
+)
+def test_a_hub_name_is_owner_and_name_and_no_path(name, expected, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert is_hub_name(name) is expected
+
+
 # peft imports bitsandbytes, which logs a warning where an optional kernel is missing.
 TALKATIVE_PEFT = """
 import logging
@@ -168,7 +264,8 @@ def test_no_library_prints_anything_where_a_program_imports_it(tmp_path):
 
 def test_every_program_prepares_what_it_prints_to():
     names = [f"experiments/{name}.py" for name in PROGRAMS]
-    names += ["train.py", "evaluate.py", "models/make_base.py", "models/merge.py"]
+    names += ["train.py", "evaluate.py", "training/memory.py"]
+    names += ["models/make_base.py", "models/merge.py"]
     for name in names:
         assert "    terminal.prepare()\n" in (ROOT / name).read_text(), name
 

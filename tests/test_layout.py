@@ -220,6 +220,7 @@ STANDARD_LIBRARY = {
     "evaluation.flags",
     "evaluation.outputs",
     "models.command_line",
+    "models.hub",
     "models.terminal",
     "training.flags",
 }

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -267,6 +268,8 @@ PATHS = [
     "./here",
     "../here",
     "runs/a/base",
+    "runs/a",
+    "bases/tinny",  # bases is a folder here
 ]
 
 
@@ -275,6 +278,7 @@ def test_a_path_that_is_no_folder_is_never_asked_of_the_hub(path, monkeypatch):
     def fail(*args, **options):
         pytest.fail("a stranger could own that name")
 
+    monkeypatch.chdir(Path(__file__).parent.parent)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ValueError, match="tiny") as error:
         load_denoiser(path)

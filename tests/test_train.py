@@ -808,7 +808,7 @@ def test_ctrl_c_works_as_before_after_an_error_inside_a_step(run, monkeypatch):
         ({"temperature": 0}, "at least"),
         ({"learning_rate": "nan"}, "finite"),
         ({"nfe_penalty": 1.5}, "at most 1"),
-        ({"micro_batch_size": "many"}, "invalid int"),
+        ({"micro_batch_size": "many"}, "a whole number, not 'many'"),
         ({"scale_rewards": "maybe"}, "true or false"),
         ({"no_such_flag": 1}, "--help"),
         ({"model": "."}, "config.json"),

@@ -8,7 +8,7 @@ import argparse
 from dataclasses import fields
 
 from config import MEMORY_RECIPES, MODEL_RECIPES, TASK_RECIPES, Config
-from models.command_line import FlagParser, true_or_false
+from models.command_line import FLAG_TYPES, FlagParser
 
 DESCRIPTION = """\
 DiFFPO: reinforcement learning of a masked-diffusion language model and of the
@@ -48,32 +48,43 @@ def help_text(f):
     return text + (f" [{'; '.join(values)}]" if values else "")
 
 
-def parse_flags(arguments=None, program=None):
+def parse_flags(arguments=None):
     """{name: value} of the flags on the command line, with `resume` and `export` among them.
 
     Values are checked here, before torch is imported: a bad one ends the program with code 2.
-    program: what messages begin with, if another program takes these flags.
     """
     parser = FlagParser(
-        prog=program,
+        several_processes=True,
         usage="python train.py [--FLAG VALUE] ...",
         description=DESCRIPTION,
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
+    add_settings(parser)
+    flags = vars(parser.parse_args(arguments))
+    settings = {name: flags[name] for name in flags if name not in ("resume", "export")}
+    verify_settings(parser, settings)
+    return flags
+
+
+def add_settings(parser):
+    """Adds a flag for each setting of config.py, in groups. One that is not given has no value."""
     for f in fields(Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
         group.add_argument(
             f"--{f.name}",
-            type=true_or_false if f.type is bool else f.type,
+            type=FLAG_TYPES[f.type],
+            default=argparse.SUPPRESS,
             metavar=f.type.__name__.upper(),
             help=help_text(f),
         )
-    flags = vars(parser.parse_args(arguments))
+
+
+def verify_settings(parser, settings):
+    """Ends the program, with code 2, if Config refuses one of these settings, {name: value}."""
     try:
-        Config(**{name: value for name, value in flags.items() if name not in ("resume", "export")})
+        Config(**settings)
     except ValueError as error:
         parser.error(str(error))
-    return flags

@@ -9,9 +9,9 @@ import math
 
 from config import TASK_RECIPES, Config
 from models import terminal
-from models.command_line import FlagParser, at_least
+from models.command_line import FlagParser, at_least, number
 from training.estimate import describe_size, estimate_gib
-from training.flags import parse_flags
+from training.flags import add_settings, verify_settings
 from training.recipe import (
     SHAPES,
     fit_to_memory,
@@ -68,14 +68,16 @@ def run_config(flags, gpu_gib):
 
 
 def main(arguments=None):
-    """The command. Its own flags are read first, the others are train.py's."""
+    """The command. It takes flags of its own, and train.py's settings."""
     parser = FlagParser(
         prog="python -m training.memory",
         usage="%(prog)s --model NAME [--gpu_gib GIB] [train.py's flags]",
         description="What a training run takes of a GPU's memory, by arithmetic.\n"
         f"--model is {', '.join(SHAPES)}, tiny, a checkpoint's folder or a hub name.",
     )
-    parser.add_argument("--gpu_gib", metavar="GIB", type=float, help="a GPU's memory: what fits it")
+    parser.add_argument(
+        "--gpu_gib", metavar="GIB", type=number, help="a GPU's memory: what fits it"
+    )
     parser.add_argument(
         "--prompt_tokens",
         metavar="N",
@@ -86,14 +88,14 @@ def main(arguments=None):
     parser.add_argument(
         "--processes", metavar="N", type=at_least(1), default=1, help="that torchrun starts [1]"
     )
-    options, train_flags = parser.parse_known_args(arguments)
-    gpu_gib = options.gpu_gib
+    add_settings(parser)
+    flags = vars(parser.parse_args(arguments))
+    gpu_gib = flags.pop("gpu_gib")
+    prompt_tokens = flags.pop("prompt_tokens")
+    processes = flags.pop("processes")
     if gpu_gib is not None and not 0 < gpu_gib < math.inf:
         parser.error("--gpu_gib has to be a number above 0")
-    flags = parse_flags(train_flags, program=parser.prog)
-    for name in ("resume", "export"):
-        if name in flags:
-            parser.error(f"--{name} is for train.py alone: the arithmetic needs no run")
+    verify_settings(parser, flags)
     if not flags.get("model"):
         parser.error(f"--model is missing: {', '.join(SHAPES)}, a folder or a name on the hub")
     try:
@@ -102,11 +104,9 @@ def main(arguments=None):
         model_config, config = run_config(flags, gpu_gib)
         if not config.max_completion_length:
             raise ValueError("--max_completion_length 0: this model's completions need a length")
-        check_processes(config, options.processes)
-        config = fit_to_memory(
-            model_config, config, flags, gpu_gib, options.prompt_tokens, options.processes
-        )
-        print_memory(model_config, config, options.prompt_tokens, options.processes, gpu_gib)
+        check_processes(config, processes)
+        config = fit_to_memory(model_config, config, flags, gpu_gib, prompt_tokens, processes)
+        print_memory(model_config, config, prompt_tokens, processes, gpu_gib)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from config import MEMORY_RECIPES, MODEL_RECIPES
+from models.hub import is_hub_name
 from training.estimate import count_parameters, describe_size, estimate_gib
 
 SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
@@ -142,8 +143,7 @@ def read_model_config(name):
 
         name = str(BASE)
     is_folder = Path(name).is_dir()
-    is_hub_name = name.count("/") == 1 and not name.startswith((".", "/"))
-    if not (name in SHAPES or is_folder or is_hub_name):
+    if not (name in SHAPES or is_folder or is_hub_name(name)):
         raise ValueError(f"{unknown}; a model on the hub is OWNER/NAME")
 
     from huggingface_hub import hf_hub_download
