@@ -304,4 +304,7 @@ def config_from_json(saved, file):
             f"{file} was written by another version of train.py (it differs in {differing}): "
             "start a new run"
         )
-    return Config(**saved)
+    try:
+        return Config(**saved)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None

@@ -50,7 +50,7 @@ def score_file(path, tasks):
     anything that is not a completion.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from None
     scores = {}  # {(name, task): their completions' scores}

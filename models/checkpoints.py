@@ -35,9 +35,12 @@ LOADING_TRIES = 3  # of a checkpoint that its run replaces meanwhile
 
 
 def read_json(path):
-    """The value in a JSON file. Raises ValueError if the file is missing or broken."""
+    """The value in a JSON file. Raises ValueError if the file is missing or broken.
+
+    A byte order mark, which some editors put in front, is no fault.
+    """
     with one_line(f"cannot read {path}"):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def read_json_object(path):

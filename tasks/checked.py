@@ -5,6 +5,8 @@ rate that is too high. A negative one turns the price of speed round: multiplied
 1 - lambda * NFE / L, it grows with every call. So both are refused, before anything is trained.
 """
 
+import copy
+import json
 import math
 from numbers import Real
 
@@ -17,11 +19,22 @@ def short(value):
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
+def is_json(value):
+    """Whether JSON can hold a value. A run writes problems to its files."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
 class CheckedTask:
     """A task whose methods return what tasks/task.py says, or raise a ValueError that names them.
 
     Whatever a method of the task raises becomes such an error too; sys.exit among it, which would
-    end a run with the status of success. Everything else is the task's own.
+    end a run with the status of success. A method gets a copy of its problem: what it changes there
+    would be asked and logged from then on, and all completions of a group share one problem.
+    Everything else is the task's own.
     """
 
     def __init__(self, task):
@@ -43,7 +56,7 @@ class CheckedTask:
 
     def _call(self, method, *arguments):
         try:
-            return getattr(self.task, method)(*arguments)
+            return getattr(self.task, method)(*copy.deepcopy(arguments))
         except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise ValueError(f"{self._describe(method, arguments)} raised {reason}") from None
@@ -65,6 +78,16 @@ class CheckedTask:
             self._refuse("problems", arguments, problems, expected)
         if not problems:
             self._refuse("problems", arguments, problems, "a list of at least one problem")
+        for problem in problems:
+            if not is_json(problem):
+                expected = "dicts that JSON can hold: texts, finite numbers, lists, dicts"
+                self._refuse("problems", arguments, problem, expected)
+        if split != "train" and self._call("problems", split, n, seed) != problems:
+            raise ValueError(
+                f"{self._describe('problems', arguments)} returned other problems when it was "
+                "called again: they have to follow from its arguments alone, or base and trained "
+                "model are asked different ones after a --resume"
+            )
         return problems
 
     def prompt(self, problem):
@@ -95,7 +118,10 @@ class CheckedTask:
         share = self._call(method, problem, text)
         is_number = isinstance(share, Real) and math.isfinite(share)
         if not is_number or not -ROUNDING <= share <= 1 + ROUNDING:
-            self._refuse(method, (problem, text), share, "a number of 0 to 1")
+            expected = "a number of 0 to 1"
+            if not isinstance(share, Real):
+                expected += f", and not of type {type(share).__name__}"
+            self._refuse(method, (problem, text), share, expected)
         return min(max(float(share), 0.0), 1.0)
 
     def solved(self, problem, text):

@@ -39,7 +39,7 @@ MISTAKES = [
     ("reward", "return None", "returned None: "),
     ("reward", "return 'good'", "returned 'good': "),
     ("reward", "return [1.0]", "returned [1.0]: "),
-    ("reward", "return torch.tensor(0.5)", "returned tensor(0.5000): "),
+    ("reward", "return torch.tensor(0.5)", "a number of 0 to 1, and not of type Tensor"),
     ("reward", "return 1j", "returned 1j: "),
     ("reward", "sys.exit(0)", "raised SystemExit: 0"),
     ("reward", "raise ValueError('boom')", "raised ValueError: boom"),
@@ -57,6 +57,9 @@ MISTAKES = [
     ("problems", "return []", "returned []: it has to be"),
     ("problems", "return None", "returned None: it has to be a list of dicts"),
     ("problems", "return [3] * arguments[1]", "it has to be a list of dicts"),
+    ("problems", "return [{'x': {1, 2}}] * arguments[1]", "returned {'x': {1, 2}}: it has to be"),
+    ("problems", "return [{'x': float('nan')}] * arguments[1]", "it has to be dicts that JSON can"),
+    ("problems", "return [{'x': b'1'}] * arguments[1]", "texts, finite numbers, lists, dicts"),
 ]
 
 
@@ -114,6 +117,39 @@ def test_what_is_right_passes_and_everything_else_is_the_tasks_own():
     task.solved = lambda problem, text: torch.ones(1).numpy()[0] == 1  # numpy's bool
     assert mixture.score_completions(checked, problems[:1], ["x"]) == [(1.0, True)]
     assert not isinstance(registry.load_task("countdown", True), CheckedTask)
+
+
+def test_held_out_problems_that_differ_from_call_to_call_are_refused():
+    """After a --resume the trained model would be asked other problems than the base was."""
+
+    class Unseeded:
+        name = "unseeded"
+        calls = 0
+
+        def problems(self, split, n, seed):
+            self.calls += 1
+            return [{"number": self.calls + i} for i in range(n)]
+
+    task = CheckedTask(Unseeded())
+    assert len(task.problems("train", 3, 0)) == 3
+    with pytest.raises(ValueError, match="returned other problems when it was called again"):
+        task.problems("test", 3, 0)
+
+
+def test_what_a_task_changes_in_a_problem_changes_nothing_for_the_others():
+    class Changing:
+        name = "changing"
+
+        def reward(self, problem, text):
+            problem["numbers"].append(1)
+            return 1 / len(problem["numbers"])
+
+        def solved(self, problem, text):
+            return len(problem.pop("numbers")) == 1
+
+    problem = {"numbers": [7]}
+    scores = mixture.score_completions(CheckedTask(Changing()), [problem] * 3, ["", "", ""])
+    assert scores == [(0.5, True)] * 3 and problem == {"numbers": [7]}
 
 
 def test_a_demonstration_that_fails_is_one_line_of_make_base(tmp_path):

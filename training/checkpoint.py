@@ -1,6 +1,7 @@
 """Saving and restoring a run: everything that the next step depends on, except the seed."""
 
 import json
+import sys
 
 import torch
 from safetensors.torch import save_file
@@ -97,6 +98,12 @@ def load_state(run_dir, optimizers):
             "metrics.jsonl": logging.read_metrics(run_dir),
             "samples.jsonl": files.read_log(run_dir / "samples.jsonl"),
         }
+        if len(logs["metrics.jsonl"]) < step:
+            print(
+                f"{run_dir / 'metrics.jsonl'} has only {len(logs['metrics.jsonl'])} of the {step} "
+                "steps that are done: the curves will lack the others",
+                file=sys.stderr,
+            )
         for name, rows in logs.items():
             lines = [json.dumps(row) + "\n" for row in rows if row["step"] <= step]
             with files.atomic_write(run_dir / name) as temporary_path:

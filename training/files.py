@@ -139,7 +139,8 @@ def read_log(path, fields=None):
     rows = []
     bad_lines = []
     with one_line(f"cannot read {path}"):
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        # utf-8-sig: an editor may have put a byte order mark in front.
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         row = parse_log_row(line, fields or {})
         if row is not None:
@@ -222,7 +223,8 @@ def run_lock(folder):
         with one_line(f"{folder} cannot be made"):
             folder.mkdir(parents=True, exist_ok=True)
         is_new_lock = not (folder / ".lock").exists()
-        handle = open(folder / ".lock", "a")  # noqa: SIM115
+        with one_line(f"{folder} cannot be written to"):
+            handle = open(folder / ".lock", "a")  # noqa: SIM115
         try:
             import fcntl
 
@@ -264,19 +266,18 @@ def assert_still_locked(folder):
     """
     if folder in held_locks and not is_same_file(held_locks[folder], folder / ".lock"):
         raise ValueError(
-            f"{folder} was moved or removed while the run was writing to it: "
-            "go on with --resume and --run_dir, where it is now"
+            f"{folder} was moved or removed while the run was writing to it (or its task has "
+            "changed the current folder): go on with --resume and --run_dir, where it is now"
         )
 
 
 class GracefulInterrupt:
     """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `signal_number`.
 
-    A signal that was ignored before stays ignored.
-
     The training loop reads it, ends its step and saves. A second signal stops the program at once;
     not under torchrun, which passes a Ctrl-C to its processes several times. SIGPIPE is the signal
-    of a reader that left, as `| head` does (models/terminal.py).
+    of a reader that left, as `| head` does (models/terminal.py). A SIGHUP that is ignored stays so:
+    nohup ignores it, so that a run outlives its terminal.
     """
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")  # Windows has no SIGHUP and no SIGPIPE
@@ -287,10 +288,12 @@ class GracefulInterrupt:
 
     def __enter__(self):
         for name in self.SIGNALS:
-            number = getattr(signal, name, None)
-            # nohup ignores SIGHUP, so that the run outlives its terminal.
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                self.previous_handlers[number] = signal.signal(number, self.handle)
+            if not hasattr(signal, name):
+                continue
+            number = getattr(signal, name)
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self.previous_handlers[number] = signal.signal(number, self.handle)
         if getattr(sys.stdout, "reader_left", False):  # before this block
             self.signal_number = signal.SIGPIPE
         return self
