@@ -57,8 +57,10 @@ from evaluation.tables import (
     print_table,
     shorten_name,
 )
+from models.beside import beside
 from models.checkpoints import find_checkpoint, load_policy, reads_compact_prompts
 from models.device import describe_out_of_memory, device_name, pick_device
+from models.families import one_line
 from models.loading import DTYPES, dtype_of
 from models.prompting import decode_completions, encode_prompts
 from tasks import mixture, published_prompts, registry
@@ -291,14 +293,16 @@ def measure(options, name, rows):
                 def on_batch(indices, outcomes, label=label):
                     progress.add(len(indices))
                     if options.json:
-                        append_completions(
-                            completions_file(options.json),
-                            name=label,
-                            task=options.task,
-                            problems=[problems[i] for i in indices],
-                            texts=[outcomes.texts[i] for i in indices],
-                            nfe=outcomes.nfe[indices].tolist(),
-                        )
+                        file = completions_file(options.json)
+                        with one_line(f"{file} cannot be written"):
+                            append_completions(
+                                file,
+                                name=label,
+                                task=options.task,
+                                problems=[problems[i] for i in indices],
+                                texts=[outcomes.texts[i] for i in indices],
+                                nfe=outcomes.nfe[indices].tolist(),
+                            )
 
                 row = {
                     "name": name,
@@ -426,8 +430,8 @@ def show_frontiers(rows, folder):
         )
     picture = folder / "frontiers.png"
     rows_file = folder / "frontiers.jsonl"
+    write_rows(rows, rows_file)  # first: they are what took hours
     plots.plot_frontier(rows, picture, title=f"{rows[0]['task']}: accuracy against calls")
-    write_rows(rows, rows_file)
     print(fill(conditions(rows), WIDTH))
     print_columns(table)
     area_explained = f"area: mean accuracy over budgets of 1 to {largest_nfe:.2f} calls."
@@ -438,8 +442,15 @@ def show_frontiers(rows, folder):
 
 
 def write_rows(rows, path):
-    """Rows as JSON lines."""
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    """Rows as JSON lines. On a full disk the rows that were there before stay there."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = Path(path).resolve()  # what a link points to is replaced, and not the link
+    with one_line(f"{path} cannot be written"):
+        if path.exists() and not path.is_file():  # /dev/stdout, say
+            path.write_text(text, encoding="utf-8")
+            return
+        with beside(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 # ---- the program ---------------------------------------------------------------------------------

@@ -263,8 +263,10 @@ def find_problem(flags):
             return f"--json {flags['json']!r}: give the name of a file"
         if not file.parent.is_dir():
             return f"--json {flags['json']}: there is no folder {file.parent}"
-        if not os.access(file if file.exists() else file.parent, os.W_OK):
-            return f"--json {flags['json']}: it cannot be written"
+        is_replaced = file.is_file() or not file.exists()  # by a file that is written beside it
+        for place in (file, file.parent if is_replaced else file):
+            if place.exists() and not os.access(place, os.W_OK):
+                return f"--json {flags['json']}: it cannot be written: {place} is read-only"
         for name in ("data", "completions"):
             if flags.get(name) and file.exists() and file.samefile(flags[name]):
                 return f"--json {flags['json']} would replace the file of --{name}"
@@ -284,7 +286,7 @@ def find_problem(flags):
         if "trace" in flags:
             return "--trace writes trace.html: leave out --json"
     adapter = flags.get("adapter")
-    if adapter and not (Path(adapter).exists() or is_hub_name(adapter)):
+    if adapter and not Path(adapter).exists() and "/" not in adapter:
         return f"--adapter {adapter} does not exist"
 
     temperature = flags.get("temperature", DEFAULTS["temperature"])

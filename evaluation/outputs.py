@@ -3,11 +3,13 @@
 Only the standard library is imported here: folders are checked before torch is loaded.
 """
 
+import os
 from pathlib import Path
 
 
 def verify_replaceable(record, pictures, content):
-    """Raises ValueError if one of the files to write is there already, and is somebody else's.
+    """Raises ValueError if one of the files to write is there already, and is somebody else's, or
+    if it cannot be written: a program that measures for hours asks before it begins.
 
     record    the path of the file to write that is text
     pictures  the paths of those that go with it
@@ -20,6 +22,12 @@ def verify_replaceable(record, pictures, content):
                 f"{file} is there already, and was not written by this program: move it away, or "
                 "write to another folder"
             )
+        folder = file.parent
+        while not folder.exists():  # it is going to be made
+            folder = folder.parent
+        for place in (folder, file):
+            if place.exists() and not os.access(place, os.W_OK):
+                raise ValueError(f"{place} is read-only, so {file} cannot be written")
 
 
 def has_content(record, content):

@@ -4,6 +4,7 @@ None of that may stop a run. A program that is started calls `prepare` first, be
 imported. Only the standard library is imported here.
 """
 
+import codecs
 import logging
 import os
 import signal
@@ -12,6 +13,19 @@ import sys
 # It is imported with peft, and warns of an optional kernel. Set here, since every program imports
 # this file before peft; a program's child processes do so too, but never call `prepare`.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+# What an old terminal gets for a character that it cannot show; for all others a ?.
+STAND_INS = {"✓": "+", "✗": "-", "±": "~", "·": ".", "░": ".", "…": "."}
+
+
+def stand_in(error):
+    """An error handler of codecs: STAND_INS, so that a solved problem looks otherwise than none."""
+    characters = error.object[error.start : error.end]
+    return "".join(STAND_INS.get(character, "?") for character in characters), error.end
+
+
+codecs.register_error("stand_in", stand_in)
 
 
 class LastingStream:
@@ -58,8 +72,10 @@ class LastingStream:
 def prepare():
     """Makes printing safe in this process, and Ctrl-C one line even while modules are imported.
 
-    A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show.
+    A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show. Pictures
+    are drawn to files alone, so what MPLBACKEND says of windows is nothing to fail at.
     """
+    os.environ.pop("MPLBACKEND", None)
     # `>&-` closes a descriptor. The next file that is opened would get its number, and what is
     # printed.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -69,7 +85,7 @@ def prepare():
         stream = getattr(sys, name)
         if stream is None:
             stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        stream.reconfigure(errors="replace", line_buffering=True)
+        stream.reconfigure(errors="stand_in", line_buffering=True)
         setattr(sys, name, LastingStream(stream))
     sys.excepthook = print_exception
 

@@ -42,6 +42,25 @@ def test_what_cannot_be_printed_is_dropped(make_stream):
     assert stream.reader_left == (make_stream is broken_pipe)
 
 
+PRINT_PREPARED = """
+import os
+from models import terminal
+terminal.prepare()
+print("✓ γ ✗ 0.1 ±0.2", os.environ.get("MPLBACKEND"))
+"""
+
+
+def test_an_old_terminal_tells_right_from_wrong_and_no_backend_is_asked_for():
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_PREPARED],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "MPLBACKEND": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("+ ? - 0.1 ~0.2 None\n", "")
+
+
 def test_a_reader_that_leaves_ends_the_run_as_its_signal_would(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "draw_pictures", lambda config, run_dir: [])
     handler = signal.getsignal(signal.SIGPIPE)
