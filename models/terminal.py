@@ -4,11 +4,13 @@ None of that may stop a run. A program that is started calls `prepare` first, be
 imported. Only the standard library is imported here.
 """
 
+import _thread
 import codecs
 import logging
 import os
 import signal
 import sys
+import threading
 
 # It is imported with peft, and warns of an optional kernel. Set here, since every program imports
 # this file before peft; a program's child processes do so too, but never call `prepare`.
@@ -88,6 +90,18 @@ def prepare():
         stream.reconfigure(errors="stand_in", line_buffering=True)
         setattr(sys, name, LastingStream(stream))
     sys.excepthook = print_exception
+    sys.unraisablehook = interrupt_again
+
+
+def interrupt_again(unraisable):
+    """sys.unraisablehook: a Ctrl-C is not lost where Python can only report an exception.
+
+    Such a place is a destructor, or a callback of the import system: the program would go on.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        threading.Timer(0.01, _thread.interrupt_main).start()  # here it would be lost again
+    else:
+        sys.__unraisablehook__(unraisable)
 
 
 def print_exception(kind, error, traceback):

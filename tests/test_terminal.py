@@ -42,6 +42,35 @@ def test_what_cannot_be_printed_is_dropped(make_stream):
     assert stream.reader_left == (make_stream is broken_pipe)
 
 
+INTERRUPTED_IN_A_DESTRUCTOR = """
+import os, signal, time
+from models import terminal
+
+class Freed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+
+terminal.prepare()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+Freed()
+for _ in range(1000):
+    time.sleep(0.01)
+print('went on')
+"""
+
+
+def test_ctrl_c_is_not_lost_where_python_can_raise_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IN_A_DESTRUCTOR],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "\nstopped\n")
+
+
 PRINT_PREPARED = """
 import os
 from models import terminal
