@@ -257,11 +257,21 @@ def test_a_run_whose_folder_is_moved_stops_at_its_first_write_and_can_be_resumed
 # ---- signals -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def heard_signals():
+    """A suite that a script starts with & ignores SIGINT, and one under nohup SIGHUP."""
+    before_int = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before_hup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before_int)
+    signal.signal(signal.SIGHUP, before_hup)
+
+
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)]
 )  # SIGINT is tested in test_train.py
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
-    unbroken, tmp_path, capsys, monkeypatch, name, code
+    unbroken, tmp_path, capsys, monkeypatch, heard_signals, name, code
 ):
     folder = tmp_path / "a"
     number = getattr(signal, name)
@@ -308,15 +318,7 @@ def test_a_signal_after_the_last_step_is_not_lost(name):
     assert stop.value.args == (number,)
 
 
-@pytest.fixture
-def heard_sigint():
-    """A suite that a script starts with & ignores SIGINT: bash makes it so."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard_sigint")
+@pytest.mark.usefixtures("heard_signals")
 def test_a_second_signal_stops_at_once():
     with pytest.raises(KeyboardInterrupt) as stop, files.GracefulInterrupt() as interrupt:
         os.kill(os.getpid(), signal.SIGINT)

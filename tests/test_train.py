@@ -867,7 +867,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("flags", [{"learning_rate": 1.0}, {"seed": 3}, {"rollout_batch_size": 2}])
+@pytest.mark.parametrize("flags", [{"learning_rate": 1.0}, {"seed": 3}, {"max_grad_norm": 2.0}])
 def test_resuming_with_another_setting_is_refused(run, capsys, flags):
     run("a")
     capsys.readouterr()
