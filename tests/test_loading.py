@@ -285,12 +285,16 @@ def test_a_path_that_is_no_folder_is_never_asked_of_the_hub(path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_subfolder_of_the_hub_says_how_to_get_it_and_is_not_asked_for(monkeypatch):
+def test_a_subfolder_of_the_hub_says_how_to_get_it_and_is_not_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     advice = "hf download someone/adapters --include 'gsm8k/last/.' --local-dir DIR"
     with pytest.raises(ValueError, match=advice):
         loading.model_folder("someone/adapters/gsm8k/last")
     with pytest.raises(ValueError, match="is no folder here and no hub name"):
+        loading.model_folder("runs/a/checkpoint")
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="though runs is one, so the hub is not asked"):
         loading.model_folder("runs/a/checkpoint")
 
 
