@@ -56,9 +56,7 @@ class Rollout:
     token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to and with the first end token
     nfe: torch.Tensor  #            (B,)   long, T, the row's number of denoiser calls
     threshold: torch.Tensor  #      (B,)   float, gamma in nats (nan where the rule has none)
-    threshold_logp: (
-        torch.Tensor
-    )  # (B,)   float, its log-prob under the head (0 where gamma is fixed)
+    threshold_logp: torch.Tensor  # (B,)   float, its log-prob under the head (0 if it is fixed)
     prompt_state: torch.Tensor  #   (B, D) float, what the threshold head reads
     temperature: float  #           that the tokens were drawn with
 

@@ -102,8 +102,8 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
 
     One set for each completion, drawn afresh for each update (optimiser step), the same for the old
     and the new policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step
-    0, which would give mean-field [OUR CHOICE]. A row with fewer than m-1 inner steps uses every
-    one as a boundary, which is exact. Unused boundaries are set to T and score no token.
+    0, which would give mean-field [OUR CHOICE]. A row with at most m-1 inner steps uses every one
+    as a boundary, which is exact. Unused boundaries are set to T and score no token.
 
     nfe (B,) long. Raises ValueError for less than one stage.
     """

@@ -193,7 +193,7 @@ class ClampedLogNormal:
         self.sigma = sigma
         self.floor = floor
         self.ceiling = ceiling
-        self.normal = torch.distributions.LogNormal(mean, sigma)
+        self.log_normal = torch.distributions.LogNormal(mean, sigma)
 
     @torch.no_grad()  # a draw is data: no gradient may pass through it into its log_prob
     def sample(self, uniform) -> torch.Tensor:
@@ -211,7 +211,7 @@ class ClampedLogNormal:
         z = (gamma.log() - self.mean) / self.sigma
         at_floor = torch.special.log_ndtr(z)
         at_ceiling = torch.special.log_ndtr(-z)
-        between = self.normal.log_prob(gamma)
+        between = self.log_normal.log_prob(gamma)
         above_floor = torch.where(gamma >= self.ceiling, at_ceiling, between)
         return torch.where(gamma <= self.floor, at_floor, above_floor)
 

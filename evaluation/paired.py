@@ -2,8 +2,8 @@
 
 Whether two intervals overlap is no test of the difference. A problem that is hard for one model is
 often hard for the other as well; compared problem by problem, that part cancels. In simulation
-(EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples, and finds
-one of 5 points at least three times as often as two intervals that do not overlap do.
+(EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples, and detects
+a difference of 5 points at least three times as often as the rule that the two must not overlap.
 
 A row says of each problem, in order: "solved_each", a 0 or 1; "nfe_each", its calls; and
 "cluster_each", the number of its cluster. The last two have spaces between the numbers.
@@ -80,7 +80,11 @@ def score_each(row, score):
 
 
 def area_each(rows, largest):
-    """The area under a frontier of each problem alone; their mean is metrics.area."""
+    """What each problem adds to the area; the mean is metrics.area.
+
+    It is the problem's score in the row that is the best within a budget for all problems together,
+    averaged over budgets.
+    """
     areas = [0.0] * len(rows[0]["solved_each"])
     for row, share in best_within_budgets(rows, largest):
         for i, solved in enumerate(score_each(row, "solved")):

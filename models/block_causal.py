@@ -43,7 +43,8 @@ class BlockCausalPolicy(DiffusionPolicy):
         """As DenoiserCalls.hidden: ids (b, S) -> each column's state, (b, S, D).
 
         cache      a FinishedBlocksCache, or None. Once it is filled, each row runs two blocks of
-                   columns, the result is (b, 2 * block_size, D), and `stop` is not needed
+                   columns, w = min(2 * block_size, S), and the result is (b, w, D); `stop` is not
+                   needed
         start      (b,) long: where these columns begin
         num_noisy  the last so many columns are a second copy of the positions before them, partly
                    masked (hidden_of_state)
@@ -89,9 +90,9 @@ class BlockCausalPolicy(DiffusionPolicy):
         P = prompt_ids.shape[1]
         L = latent.shape[1]
         first = max(P - self.block_size + 1, 0)  # earlier tokens share no block with the completion
-        is_prompt = pad(prompt_mask, (0, L), value=True)  # (R, P + L)
+        is_real = pad(prompt_mask, (0, L), value=True)  # (R, P + L)
         ids = torch.cat([prompt_ids, completion, prompt_ids[:, first:], latent], dim=1)
-        mask = torch.cat([is_prompt, is_prompt[:, first:]], dim=1)
+        mask = torch.cat([is_real, is_real[:, first:]], dim=1)
         return self.hidden(ids, mask, num_noisy=P - first + L)[:, -L:]
 
     def block_offset(self, prompt_mask) -> torch.Tensor:
@@ -132,8 +133,8 @@ def block_causal_mask(position, is_real, column, block_size, num_noisy=0) -> tor
     is_own_noisy = (column >= S - num_noisy).unsqueeze(2)  # (b, w, 1)
     sees = (block < own_block) & ~is_noisy
     sees = sees | (block == own_block) & (is_noisy == is_own_noisy)
-    # No column sees padding but padding itself, since a softmax over nothing would be nan.
-    return sees & is_real.unsqueeze(1) | (all_columns == column.unsqueeze(2))
+    # No column sees padding. (Padding has position 0, so it sees the first block.)
+    return sees & is_real.unsqueeze(1)
 
 
 class FinishedBlocksCache(BlockCache):

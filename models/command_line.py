@@ -35,8 +35,8 @@ class FlagParser(argparse.ArgumentParser):
         if is_torchrun and processes != "1" and not self.several_processes:
             self.exit(
                 2,
-                f"{self.prog}: torchrun has started this {processes} times, and each process "
-                "would do all of it: start it by python alone\n",
+                f"{self.prog}: torchrun has started this program {processes} times, and each "
+                "process would do all the work: start it with plain python\n",
             )
         args = sys.argv[1:] if args is None else args
         namespace, unknown = self.parse_known_args(self._known_flags(args), namespace)
@@ -51,7 +51,7 @@ class FlagParser(argparse.ArgumentParser):
         """The arguments, with underscores in the names of flags.
 
         An unknown flag ends the program here: argparse would take its value for a RUN, say, and
-        complain of that.
+        complain about that.
         """
         arguments = list(arguments)
         for i, argument in enumerate(arguments):
@@ -80,7 +80,7 @@ class FlagParser(argparse.ArgumentParser):
 def at_least(minimum, maximum=1_000_000):
     """The type of a flag that takes a whole number from `minimum` to `maximum`.
 
-    A mistyped one is refused at once, instead of filling the memory.
+    A mistyped number is refused at once, instead of filling the memory.
     """
 
     def bounded_number(text):
@@ -97,7 +97,7 @@ def at_least(minimum, maximum=1_000_000):
 def whole_number(text):
     """The value of a flag that takes a whole number, where something else checks its size."""
     if not re.fullmatch(r"-?\d+", text):
-        raise argparse.ArgumentTypeError(f"a whole number, not {text[:40]!r}")
+        raise argparse.ArgumentTypeError(f"it has to be a whole number, not {text[:40]!r}")
     return int(text[:100])  # int() refuses thousands of digits; a hundred are too many for anybody
 
 
@@ -106,13 +106,13 @@ def number(text):
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"a number, not {text[:40]!r}") from None
+        raise argparse.ArgumentTypeError(f"it has to be a number, not {text[:40]!r}") from None
 
 
 def true_or_false(text):
     """The value of a boolean flag."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"true or false, not {text[:40]!r}")
+        raise argparse.ArgumentTypeError(f"it has to be true or false, not {text[:40]!r}")
     return text.lower() == "true"
 
 

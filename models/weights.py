@@ -1,13 +1,13 @@
 """A checkpoint's weights: in its files, and in its model.
 
-Two things differ besides names. LLaDA2's q, k and v are one matrix in the files, their rows one
-below the other. A family's row in families.py names them:
+Two things differ besides names. LLaDA2's q, k and v are one matrix in the files, stacked along the
+rows. A family's row in families.py names them:
 
     fused  {name in the files: names of q, k and v in the model}
 
-And the experts of a mixture are one tensor in transformers' classes, and matrices of their own in
-most files. Both sides are compared with everything taken apart, by names and shapes alone: on the
-meta device, before any weight is read.
+And the experts of a mixture are one tensor in transformers' classes and separate matrices in most
+files. Both sides are split into single matrices before they are compared, by names and shapes
+alone: on the meta device, before any weight is read.
 """
 
 import json
@@ -34,8 +34,8 @@ DTYPES = {  # as the header of a safetensors file names them
 def weight_files(folder):
     """The files that hold a checkpoint's weights, as transformers chooses them: a list of paths.
 
-    Raises ValueError if there are none, and if the index of several names what is no file beside
-    it: a path could lead out of the folder.
+    Raises ValueError if there are none, or if the index of several names something that is not a
+    file beside it: a path could lead out of the folder.
     """
     file = folder / "model.safetensors"
     if file.is_file():
@@ -136,7 +136,9 @@ def split_experts(weights):
 
 
 def to_model(weights, config, renames, fused, prefix=""):
-    """Weights of the files -> (weights under the model's names, sources), with all taken apart.
+    """Weights of the files -> (weights under the model's names, sources).
+
+    Fused matrices and experts are split.
 
     renames  {pattern of a name in the files: the name in the model}
     prefix   what stands in front of each name, in the files and in the model
@@ -197,8 +199,8 @@ def refuse_misfits(weights, sources, expected, advice, renames, fused, prefix=""
 def refuse_non_finite(weights, sources):
     """Raises ValueError, naming the weight, if one holds NaN or infinity.
 
-    A sum takes one pass at the memory's speed. Only if it is not finite its terms are looked at: 16
-    bits may be too few for the sum of sane ones.
+    A sum takes one pass at the memory's speed. Only if it is not finite are the terms checked,
+    since the sum of finite 16-bit numbers may overflow.
     """
     for name, weight in weights.items():
         is_sane = not weight.is_floating_point() or weight.sum().isfinite()

@@ -81,7 +81,7 @@ def test_a_position_sees_its_block_and_those_before_it():
     column = torch.arange(5).unsqueeze(0)
     [sees] = block_causal_mask(position, is_real, column, block_size=2)
     expected = [
-        [1, 1, 1, 0, 0],  # padding, which nobody but itself sees
+        [0, 1, 1, 0, 0],  # padding, which nobody sees
         [0, 1, 1, 0, 0],
         [0, 1, 1, 0, 0],
         [0, 1, 1, 1, 1],

@@ -75,7 +75,10 @@ def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
         ([], "the following arguments are required: RUN"),
         (["tiny", "--batches", "2"], "argument --batches: it has to be at least 4, not 2"),
         (["tiny", "--prompts", "0"], "argument --prompts: it has to be at least 1, not 0"),
-        (["tiny", "--prompts", "few"], "argument --prompts: a whole number, not 'few'"),
+        (
+            ["tiny", "--prompts", "few"],
+            "argument --prompts: it has to be a whole number, not 'few'",
+        ),
         (["tiny", "--seed", "99999999999999999999"], "argument --seed: it has to be at most"),
         (["tiny", "--prompts", "9" * 5000], "argument --prompts: it has to be at most 1000000"),
         (["tiny", "--out", "config.py"], "argument --out: config.py is a file"),
@@ -140,10 +143,10 @@ def test_bad_input_gets_one_line(program, tmp_path, capsys):
         ("--sed 5 tiny", "unknown --sed: did you mean --seed?"),  # and 5 is no RUN
         ("-n 5 tiny", "unknown -n"),
         ("--count=5 --seed x tiny", "unknown --count"),
-        ("tiny --seed x", "argument --seed: a whole number, not 'x'"),
+        ("tiny --seed x", "argument --seed: it has to be a whole number, not 'x'"),
         ("tiny --seed -1", "argument --seed: it has to be at least 0, not -1"),
         ("tiny --level -x", "unknown -x"),
-        ("tiny --level low", "argument --level: a number, not 'low'"),
+        ("tiny --level low", "argument --level: it has to be a number, not 'low'"),
         ("--seed 1 -- --sed", "argument RUN: --sed does not exist"),
         ("tiny --seed 1 more", "unknown more"),
     ],
@@ -197,7 +200,7 @@ def test_a_program_that_torchrun_starts_several_times_is_refused(name, tmp_path)
         timeout=150,
     )
     assert done.returncode == 2 and not done.stdout
-    assert "torchrun has started this 4 times, and each" in done.stderr
+    assert "torchrun has started this program 4 times, and each" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -289,7 +289,10 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
         (["--model", "LLaDA-8B", "--gpu_gib", "8"], "8 GiB are too few"),
         (["--model", "LLaDA-8B", "--processes", "17"], "at least 1 for each of the 17"),
         (["--model", "LLaDA-8B", "--shard", "true"], "start them by torchrun"),
-        (["--model", "LLaDA-8B", "--gpu_gib", "much"], "--gpu_gib: a number, not 'much'"),
+        (
+            ["--model", "LLaDA-8B", "--gpu_gib", "much"],
+            "--gpu_gib: it has to be a number, not 'much'",
+        ),
         (["--model", "LLaDA-8B", "--gpu_gb", "24"], "unknown --gpu_gb: did you mean --gpu_gib?"),
         (["--model", "LLaDA-8B", "--step", "24"], "unknown --step: did you mean --steps or"),
         (["--model", "LLaDA-8B", "--resume"], "unknown --resume"),
