@@ -86,6 +86,10 @@ def read_run_config(run_dir):
     version of train.py.
     """
     file = Path(run_dir) / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"{run_dir} holds no run: it has no config.json, which a run writes before it trains"
+        )
     return config_from_json(read_json_object(file), file)
 
 

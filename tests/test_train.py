@@ -876,7 +876,7 @@ def test_resuming_with_another_setting_is_refused(run, capsys, flags):
 
 
 def test_resuming_what_is_no_run_is_refused(run, capsys):
-    assert run("nothing", resume=True)[0] == 2 and "config.json" in capsys.readouterr().err
+    assert run("nothing", resume=True)[0] == 2 and "holds no run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
