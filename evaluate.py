@@ -44,7 +44,7 @@ from evaluation.completions import (
 from evaluation.metrics import area, aup, cluster_interval, pass_at_k
 from evaluation.options import make_decoder, resolve_options
 from evaluation.outputs import verify_replaceable
-from evaluation.paired import area_difference_table
+from evaluation.paired import area_difference_table, describe_problems, number_clusters
 from evaluation.progress import Progress
 from evaluation.tables import (
     AUP_EXPLAINED,
@@ -119,7 +119,6 @@ def evaluate(
     solved = [is_solved for _, is_solved in scores]
     cluster_of = getattr(task, "key", task.prompt)
     clusters = [cluster_of(problem) for problem in problems]
-    number_of = {key: number for number, key in enumerate(dict.fromkeys(clusters))}
     row = {
         "decoder": decoder.rule,
         "level": "learned" if decoder.level is None else decoder.level,
@@ -131,12 +130,11 @@ def evaluate(
         "seed": seed,
     }
     row |= summarise(range(len(problems)), decoder, solved, clusters, outcomes)
+    row["reward"] = fmean(rewards)
+    row |= describe_problems(
+        solved, clusters, number_of_cluster=number_clusters(clusters), nfe=outcomes.nfe
+    )
     row |= {
-        "reward": fmean(rewards),
-        # Of each problem, for differences that are paired by problem (evaluation/paired.py).
-        "solved_each": "".join("1" if is_solved else "0" for is_solved in solved),
-        "nfe_each": " ".join(str(int(calls)) for calls in outcomes.nfe),
-        "cluster_each": " ".join(str(number_of[key]) for key in clusters),
         "seconds": time.perf_counter() - began,
         "device": device_name(policy.denoiser.device),
         "dtype": dtype_of(policy.denoiser),
@@ -293,16 +291,14 @@ def measure(options, name, rows):
                 def on_batch(indices, outcomes, label=label):
                     progress.add(len(indices))
                     if options.json:
-                        file = completions_file(options.json)
-                        with one_line(f"{file} cannot be written"):
-                            append_completions(
-                                file,
-                                name=label,
-                                task=options.task,
-                                problems=[problems[i] for i in indices],
-                                texts=[outcomes.texts[i] for i in indices],
-                                nfe=outcomes.nfe[indices].tolist(),
-                            )
+                        append_completions(
+                            completions_file(options.json),
+                            name=label,
+                            task=options.task,
+                            problems=[problems[i] for i in indices],
+                            texts=[outcomes.texts[i] for i in indices],
+                            nfe=outcomes.nfe[indices].tolist(),
+                        )
 
                 row = {
                     "name": name,

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import fmean
 
 from evaluation.metrics import cluster_interval
-from evaluation.paired import difference_table
+from evaluation.paired import describe_problems, difference_table, number_clusters
+from models.families import one_line
 
 
 def append_completions(path, name, task, problems, texts, nfe):
@@ -20,6 +21,8 @@ def append_completions(path, name, task, problems, texts, nfe):
     name                  says what wrote them
     task                  as --task names it; the problems of several name their own
     problems, texts, nfe  lists with an item for each completion
+
+    Raises ValueError, in one line, if the file cannot be written.
     """
     rows = []
     for problem, text, calls in zip(problems, texts, nfe, strict=True):
@@ -36,7 +39,7 @@ def append_completions(path, name, task, problems, texts, nfe):
                 "nfe": int(calls),
             }
         )
-    with open(path, "a", encoding="utf-8") as file:
+    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
@@ -69,7 +72,7 @@ def score_file(path, tasks):
     if not scores:
         raise ValueError(f"{path} holds no completions")
     keys = [score["cluster"] for task_scores in scores.values() for score in task_scores]
-    number_of_cluster = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    number_of_cluster = number_clusters(keys)
     return [
         summarise(*names, task_scores, number_of_cluster) for names, task_scores in scores.items()
     ]
@@ -118,9 +121,8 @@ def summarise(name, task_name, scores, number_of_cluster):
         "solved_low": low,
         "solved_high": high,
         "reward": fmean(score["reward"] for score in scores),
-        "solved_each": "".join("1" if is_solved else "0" for is_solved in solved),
-        "cluster_each": " ".join(str(number_of_cluster[key]) for key in clusters),
     }
+    row |= describe_problems(solved, clusters, number_of_cluster)
     if "cells" in scores[0]:
         row["cells"] = fmean(score["cells"] for score in scores)
     return row

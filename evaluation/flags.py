@@ -6,11 +6,10 @@ loaded, which takes seconds.
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 from config import MAX_SEED
-from evaluation.outputs import has_content
+from evaluation.outputs import has_content, read_only_place
 from models.command_line import FlagParser, at_least, number
 from models.hub import is_hub_name
 
@@ -263,10 +262,9 @@ def find_problem(flags):
             return f"--json {flags['json']!r}: give the name of a file"
         if not file.parent.is_dir():
             return f"--json {flags['json']}: there is no folder {file.parent}"
-        is_replaced = file.is_file() or not file.exists()  # by a file that is written beside it
-        for place in (file, file.parent if is_replaced else file):
-            if place.exists() and not os.access(place, os.W_OK):
-                return f"--json {flags['json']}: it cannot be written: {place} is read-only"
+        place = read_only_place(file)
+        if place:
+            return f"--json {flags['json']}: it cannot be written: {place} is read-only"
         for name in ("data", "completions"):
             if flags.get(name) and file.exists() and file.samefile(flags[name]):
                 return f"--json {flags['json']} would replace the file of --{name}"

@@ -22,12 +22,26 @@ def verify_replaceable(record, pictures, content):
                 f"{file} is there already, and was not written by this program: move it away, or "
                 "write to another folder"
             )
-        folder = file.parent
-        while not folder.exists():  # it is going to be made
-            folder = folder.parent
-        for place in (folder, file):
-            if place.exists() and not os.access(place, os.W_OK):
-                raise ValueError(f"{place} is read-only, so {file} cannot be written")
+        place = read_only_place(file)
+        if place:
+            raise ValueError(f"{place} is read-only, so {file} cannot be written")
+
+
+def read_only_place(file):
+    """What keeps a file from being written: itself, or the folder that it is in or will be in.
+
+    None: nothing does. Writing replaces a file by one that is made beside it; what is no file,
+    /dev/stdout say, is written to as it is.
+    """
+    folder = file.parent
+    while not folder.exists():  # it is going to be made
+        folder = folder.parent
+    is_replaced = file.is_file() or not file.exists()
+    places = [folder, file] if is_replaced else [file]
+    for place in places:
+        if place.exists() and not os.access(place, os.W_OK):
+            return place
+    return None
 
 
 def has_content(record, content):

@@ -17,6 +17,52 @@ from evaluation.metrics import area, best_within_budgets, mean_interval
 SETTINGS_OF_PROBLEMS = ("task", "data", "split", "seed", "samples")
 
 
+# ---- what a row says of each problem -------------------------------------------------------------
+
+
+def number_clusters(clusters):
+    """{cluster: its number}, in the order in which the clusters first occur."""
+    return {key: number for number, key in enumerate(dict.fromkeys(clusters))}
+
+
+def describe_problems(solved, clusters, number_of_cluster, nfe=None):
+    """A row's entries on each of its n problems: {name: text}.
+
+    solved, clusters   n bools, n keys
+    number_of_cluster  of number_clusters
+    nfe                n numbers of calls, or None if they are not known
+    """
+    entries = {"solved_each": "".join("1" if is_solved else "0" for is_solved in solved)}
+    if nfe is not None:
+        entries["nfe_each"] = " ".join(str(int(calls)) for calls in nfe)
+    entries["cluster_each"] = " ".join(str(number_of_cluster[key]) for key in clusters)
+    return entries
+
+
+def split_each(row, name):
+    """The entry `name` of a row, taken apart: a text for each problem."""
+    return list(row[name]) if name == "solved_each" else row[name].split()
+
+
+def score_each(row, score):
+    """What each problem scored, "solved" or "nfe": a list of ints."""
+    return [int(value) for value in split_each(row, f"{score}_each")]
+
+
+def have_same_problems(rows, score):
+    """Whether rows have the same problems, and say of each what it scored."""
+    first = rows[0]
+    return all(
+        f"{score}_each" in row
+        and "cluster_each" in row
+        and all(row.get(key) == first.get(key) for key in (*SETTINGS_OF_PROBLEMS, "cluster_each"))
+        for row in rows
+    )
+
+
+# ---- intervals of differences --------------------------------------------------------------------
+
+
 def difference_interval(row, other, score):
     """The 95% interval of a row's mean score less the other's, paired by problem: (low, high).
 
@@ -28,7 +74,7 @@ def difference_interval(row, other, score):
     return interval_of_differences(
         score_each(row, score),
         score_each(other, score),
-        cluster_each=row["cluster_each"],
+        clusters=split_each(row, "cluster_each"),
         largest=1 if score == "solved" else inf,
     )
 
@@ -45,38 +91,21 @@ def area_difference_interval(curve, other, largest):
     return interval_of_differences(
         area_each(curve, largest),
         area_each(other, largest),
-        cluster_each=curve[0]["cluster_each"],
+        clusters=split_each(curve[0], "cluster_each"),
         largest=1,
     )
 
 
-def interval_of_differences(scores, other_scores, cluster_each, largest):
+def interval_of_differences(scores, other_scores, clusters, largest):
     """The interval of the mean of scores - other_scores, n numbers each, cut at ± largest."""
     differences = [
         score - other_score for score, other_score in zip(scores, other_scores, strict=True)
     ]
-    interval = mean_interval(differences, cluster_each.split())
+    interval = mean_interval(differences, clusters)
     if interval is None:
         return None
     low, high = interval
     return max(low, -largest), min(high, largest)
-
-
-def have_same_problems(rows, score):
-    """Whether rows have the same problems, and say of each what it scored."""
-    first = rows[0]
-    return all(
-        f"{score}_each" in row
-        and "cluster_each" in row
-        and all(row.get(key) == first.get(key) for key in (*SETTINGS_OF_PROBLEMS, "cluster_each"))
-        for row in rows
-    )
-
-
-def score_each(row, score):
-    """What each problem scored: a list of ints."""
-    values = row[f"{score}_each"]
-    return [int(value) for value in (values if score == "solved" else values.split())]
 
 
 def area_each(rows, largest):

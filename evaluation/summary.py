@@ -2,7 +2,7 @@
 
 from textwrap import fill, wrap
 
-from evaluation.paired import difference_interval, edges_in_brackets
+from evaluation.paired import difference_interval, edges_in_brackets, split_each
 from evaluation.tables import WIDTH, count_of, printable, shorten
 from models.checkpoints import check_fields, read_rows
 
@@ -71,7 +71,7 @@ def check_each(row, where):
     """Raises ValueError unless a row has a whole number for each problem, as many in each list."""
     keys = [key for key in EACH if key in row]
     check_fields(row, dict.fromkeys(keys, str), where)
-    columns = [list(row[key]) if key == "solved_each" else row[key].split() for key in keys]
+    columns = [split_each(row, key) for key in keys]
     if len({len(column) for column in columns}) > 1:
         raise ValueError(f"{where}: {', '.join(keys)} are not of the same number of problems")
     if not all(value.isdecimal() for column in columns for value in column):
