@@ -52,17 +52,18 @@ COMPARED = ("runs/diffpo", "runs/mean-field")  # so their frontiers are measured
 
 
 def test_each_idea_names_a_place_a_test_and_how_sure_it_is():
-    rows = re.findall(r"^\| `(\[[A-Z ]+\])` \| .*? \| `(\w+)\.(\w+)` \|$", IDEAS, re.M)
-    names = re.findall(r"^\d+\. `(test_\w+)`$", IDEAS, re.M)
-    assert len(rows) == len(names) >= 12
+    ideas = re.findall(
+        r"^- `(\[[A-Z ]+\])` .*\n  In `(\w+)\.(\w+)`, tested by\n  `(test_\w+)`\.$", IDEAS, re.M
+    )
+    assert len(ideas) == IDEAS.count("\n- ") >= 12
     source = {path.stem: path.read_text(encoding="utf-8") for path in MODULES}
     tests = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/test_*.py"))
-    for (tag, module, name), test in zip(rows, names, strict=True):
+    for tag, module, name, test in ideas:
         assert re.search(rf"(def|class) {name}\b", source[module]), (module, name)
         assert tag in source[module], (module, tag)
         assert f"def {test}(" in tests, test
     tagged = {module for module, text in source.items() if "[PAPER]" in text}
-    assert tagged <= {module for _, module, _ in rows}
+    assert tagged <= {module for _, module, _, _ in ideas}
 
 
 def test_no_numbered_equation_or_table_of_the_paper_is_quoted():
