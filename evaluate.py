@@ -15,14 +15,12 @@ relabelled digits may be. evaluation/options.py has what flags change.
 Shapes: n problems, L completion tokens.
 """
 
-import json
 import os
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from textwrap import fill
 
 from evaluation.flags import DEFAULTS, completions_file, parse_flags
 from models import terminal
@@ -41,26 +39,19 @@ from evaluation.completions import (
     completions_table,
     score_file,
 )
-from evaluation.metrics import area, aup, cluster_interval, pass_at_k
+from evaluation.metrics import aup, cluster_interval, pass_at_k
 from evaluation.options import make_decoder, resolve_options
-from evaluation.outputs import verify_replaceable
-from evaluation.paired import area_difference_table, describe_problems, number_clusters
+from evaluation.outputs import verify_replaceable, write_rows
+from evaluation.paired import describe_problems, number_clusters
 from evaluation.progress import Progress
-from evaluation.tables import (
-    AUP_EXPLAINED,
-    NAME_WIDTH,
-    WIDTH,
-    conditions,
-    curves_of,
-    print_columns,
-    print_differences,
-    print_table,
-    shorten_name,
+from evaluation.tables import print_columns, print_differences, print_table
+from models.checkpoints import (
+    find_checkpoint,
+    load_policy,
+    reads_compact_prompts,
+    revision,
 )
-from models.beside import beside
-from models.checkpoints import find_checkpoint, load_policy, reads_compact_prompts
 from models.device import describe_out_of_memory, device_name, pick_device
-from models.families import one_line
 from models.loading import DTYPES, dtype_of
 from models.prompting import decode_completions, encode_prompts
 from tasks import mixture, published_prompts, registry
@@ -351,16 +342,6 @@ def pass_rates(solved_each, samples):
     return {"problems": len(num_solved), "pass_at_k": rates, "pass_at_n": rates[samples]}
 
 
-def revision(policy):
-    """Identifies a checkpoint's version: a run's step, a hub model's commit, or None."""
-    if policy.step is not None:
-        return policy.step
-    hub_folder = getattr(policy.denoiser, "hub_folder", None)
-    if hub_folder and hub_folder.parent.name == "snapshots":
-        return hub_folder.name
-    return None
-
-
 # ---- what is shown -------------------------------------------------------------------------------
 
 
@@ -394,61 +375,6 @@ def show_traces(options):
     print("\nwritten:", *paths)
 
 
-def show_frontiers(rows, folder):
-    """Draws the frontiers, adds area and AUP to the rows, and prints a table."""
-    from evaluation import plots
-
-    largest_nfe = max(row["nfe"] for row in rows)
-    best = max(row["solved"] for row in rows)
-    frontiers = []  # of more than one point
-    labels = []
-    table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
-    for (name, rule), curve in curves_of(rows).items():
-        curve_area = area(curve, largest_nfe)
-        curve_aup = aup(curve, best)
-        for row in curve:
-            row["area"] = curve_area
-            row["aup"] = curve_aup
-        if len(curve) > 1:
-            frontiers.append(curve)
-            labels.append(f"{shorten_name(name, NAME_WIDTH)} {rule}")
-        best_row = max(curve, key=lambda row: row["solved"])
-        table.append(
-            [
-                shorten_name(name, NAME_WIDTH),
-                rule,
-                str(len(curve)),
-                f"{curve_area:.3f}",
-                f"{curve_aup:.1f}",
-                f"{best_row['solved']:.1%}",
-                f"{best_row['nfe']:.2f}",
-            ]
-        )
-    picture = folder / "frontiers.png"
-    rows_file = folder / "frontiers.jsonl"
-    write_rows(rows, rows_file)  # first: they are what took hours
-    plots.plot_frontier(rows, picture, title=f"{rows[0]['task']}: accuracy against calls")
-    print(fill(conditions(rows), WIDTH))
-    print_columns(table)
-    area_explained = f"area: mean accuracy over budgets of 1 to {largest_nfe:.2f} calls."
-    print(fill(f"{area_explained} {AUP_EXPLAINED}", WIDTH))
-    if frontiers:
-        print_differences(area_difference_table(frontiers, labels, largest_nfe))
-    print("written:", picture, rows_file)
-
-
-def write_rows(rows, path):
-    """Rows as JSON lines. On a full disk the rows that were there before stay there."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    path = Path(path).resolve()  # what a link points to is replaced, and not the link
-    with one_line(f"{path} cannot be written"):
-        if path.exists() and not path.is_file():  # /dev/stdout, say
-            path.write_text(text, encoding="utf-8")
-            return
-        with beside(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
 # ---- the program ---------------------------------------------------------------------------------
 
 
@@ -479,6 +405,8 @@ def run(flags):
             show_traces(options)
         return
     if first.frontier:
+        from evaluation.frontiers import show_frontiers  # matplotlib takes a while to import
+
         verify_replaceable(
             first.folder / "frontiers.jsonl",
             pictures=[first.folder / "frontiers.png"],

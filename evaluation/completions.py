@@ -12,7 +12,7 @@ from statistics import fmean
 
 from evaluation.metrics import cluster_interval
 from evaluation.paired import describe_problems, difference_table, number_clusters
-from models.families import one_line
+from models.errors import as_value_error
 
 
 def append_completions(path, name, task, problems, texts, nfe):
@@ -39,7 +39,7 @@ def append_completions(path, name, task, problems, texts, nfe):
                 "nfe": int(calls),
             }
         )
-    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
+    with as_value_error(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 

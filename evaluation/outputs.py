@@ -1,10 +1,14 @@
-"""What a program may replace: what it wrote itself, and nothing else that has the same name.
+"""Writing results: a program replaces what it wrote itself, and nothing else of the same name.
 
 Only the standard library is imported here: folders are checked before torch is loaded.
 """
 
+import json
 import os
 from pathlib import Path
+
+from models.beside import beside
+from models.errors import as_value_error
 
 
 def verify_replaceable(record, pictures, content):
@@ -47,3 +51,15 @@ def read_only_place(file):
 def has_content(record, content):
     """Whether a file is there and holds a text."""
     return record.is_file() and content in record.read_text(encoding="utf-8", errors="replace")
+
+
+def write_rows(rows, path):
+    """Rows as JSON lines. On a full disk the rows that were there before stay there."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path = Path(path).resolve()  # what a link points to is replaced, and not the link
+    with as_value_error(f"{path} cannot be written"):
+        if path.exists() and not path.is_file():  # /dev/stdout, say
+            path.write_text(text, encoding="utf-8")
+            return
+        with beside(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")

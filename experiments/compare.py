@@ -82,7 +82,7 @@ from experiments.compare_chart import STYLES, plot_comparison
 from experiments.intervals import problem_half_width, spread
 from models import inputs
 from models.checkpoints import read_run_config, reads_compact_prompts
-from models.families import one_line
+from models.errors import as_value_error
 from tasks import registry
 from training import files
 from training.logging import read_metrics
@@ -125,7 +125,7 @@ class Run:
 def read_run(path):
     """The Run of a folder. Raises ValueError, one line, for what cannot be compared."""
     path = Path(path)
-    with one_line(f"{path} is no run: give folders that train.py made"):
+    with as_value_error(f"{path} is no run: give folders that train.py made"):
         config = read_run_config(path)
     settings = asdict(config)
     log = read_metrics(path)

@@ -19,7 +19,7 @@ import torch
 
 from config import config_from_json
 from models.block_causal import make_policy
-from models.families import one_line
+from models.errors import as_value_error
 from models.hub import is_hub_name
 from models.loading import load_denoiser, model_folder
 from models.prompting import end_token_ids
@@ -39,7 +39,7 @@ def read_json(path):
 
     A byte order mark, which some editors put in front, is no fault.
     """
-    with one_line(f"cannot read {path}"):
+    with as_value_error(f"cannot read {path}"):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
@@ -99,7 +99,7 @@ def read_state(folder, mmap=False):
     mmap: leave the optimizers' tensors on the disk, for who reads the step alone.
     """
     file = Path(folder) / "state.pt"
-    with one_line(f"cannot read {file}"):
+    with as_value_error(f"cannot read {file}"):
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         if not has_type(state["step"], int) or not has_type(state["optimizers"], list):
             raise ValueError("step is no number, or optimizers no list")
@@ -224,6 +224,16 @@ def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, o
     raise ValueError(f"{path} is replaced faster than it can be read: copy its checkpoint first")
 
 
+def revision(policy):
+    """Identifies a checkpoint's version: a run's step, a hub model's commit, or None."""
+    if policy.step is not None:
+        return policy.step
+    hub_folder = getattr(policy.denoiser, "hub_folder", None)
+    if hub_folder and hub_folder.parent.name == "snapshots":
+        return hub_folder.name
+    return None
+
+
 def checkpoint_identity(path):
     """What changes whenever a run replaces its checkpoint: the checksums' text; None without."""
     try:
@@ -264,7 +274,7 @@ def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
     head_file = saved / "threshold_head.safetensors"
     if head_file.exists():
         policy.threshold_head = ThresholdHead(denoiser.config.hidden_size).to(device)
-        with one_line(f"cannot read {head_file}"):
+        with as_value_error(f"cannot read {head_file}"):
             policy.threshold_head.load_state_dict(read_weights([head_file]))
     policy.step = None
     if (saved / "state.pt").is_file():

@@ -17,7 +17,8 @@ from models.checkpoints import (
     load_policy,
     reads_compact_prompts,
 )
-from models.families import FAMILIES, one_line, read_config
+from models.errors import as_value_error
+from models.families import FAMILIES, read_config
 from models.loading import DTYPES, dtype_of, load_denoiser, model_folder
 from models.lora import PEFT_PREFIX, attach_adapter, read_lora_config
 from models.permissions import apply_umask
@@ -66,7 +67,7 @@ def export_adapter(name_or_path, folder, adapter=None):
             "the whole model, without --adapter_only"
         )
 
-    with one_line(f"the adapter in {source} cannot be read"):
+    with as_value_error(f"the adapter in {source} cannot be read"):
         lora_config = read_lora_config(source, has_renames=True)
         weights = {}
         for key, weight in read_weights([source / "adapter_model.safetensors"]).items():

@@ -2,9 +2,9 @@
 
 LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it, which predicts each token
 from the position before it. SDAR is a Qwen3 and LLaDA2.0 a GLM-4.5 whose mask is block-causal
-(denoiser.py makes it). So transformers' own classes run them all, and a family's row says how its
-config.json and the names of its weights translate into that class. Whatever a config.json says that
-is not understood is refused by name.
+(models/block_causal.py makes it). So transformers' own classes run them all, and a family's row
+says how its config.json and the names of its weights translate into that class. Whatever a
+config.json says that is not understood is refused by name.
 
 To add a family, add a row. test_loading.py compares its logits with those of the published
 architecture.
@@ -14,7 +14,6 @@ import atexit
 import gc
 import json
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeForCausalLM,
 )
+
+from models.errors import as_value_error, unforeseen_as_value_error
 
 # Python's last act is to look for garbage among all objects of torch and transformers, for a
 # second. Frozen, they are not looked at: every program that imports this file ends at once.
@@ -406,32 +407,6 @@ IGNORED_FIELDS = {
 }
 
 
-@contextmanager
-def one_line(message):
-    """Turns any error inside the block into a ValueError of one line, `message` and its reason."""
-    try:
-        yield
-    except Exception as error:  # safetensors, tokenizers, peft and the hub each raise their own
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"{message} ({reason})") from None
-
-
-@contextmanager
-def refusing(message):
-    """Turns any error inside the block into a ValueError of one line, but leaves ValueErrors.
-
-    For code of this project, which refuses in words of its own, and fails at what it has not
-    foreseen: a list in the place of a number, say.
-    """
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(" ".join(str(error).split())) from None
-    except Exception as error:
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(f"{message} ({type(error).__name__}: {reason})") from None
-
-
 def read_config(folder, name=""):
     """Returns (configuration, family) of the checkpoint in `folder`.
 
@@ -450,7 +425,7 @@ def read_config(folder, name=""):
     parent = folder.absolute().parent
     if parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         name = f"{name} {parent.parent.name}"
-    with one_line(f"{folder} is no checkpoint: config.json cannot be read"):
+    with as_value_error(f"{folder} is no checkpoint: config.json cannot be read"):
         config = json.loads(file.read_text(encoding="utf-8"))
         family = str(config.get("model_type")).lower()
         architectures = config.get("architectures")
@@ -474,7 +449,7 @@ def read_config(folder, name=""):
                 f"neither it nor the name {name} says which. If it is an mdlm, add "
                 '"is_causal": false; if a bd3lm, "block_size": N'
             )
-    with refusing(f"{file} is not understood"):
+    with unforeseen_as_value_error(f"{file} is not understood"):
         if family in PLAIN:
             return read_plain_config(config, file), family
         if family == "lladamoe" or (family == "llada" and "num_experts" in config):

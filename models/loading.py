@@ -12,7 +12,8 @@ import huggingface_hub
 import torch
 import transformers
 
-from models.families import FAMILIES, PLAIN, Family, one_line, read_config, refusing
+from models.errors import as_value_error, unforeseen_as_value_error
+from models.families import FAMILIES, PLAIN, Family, read_config
 from models.hub import is_hub_name
 from models.tiny import BASE
 from models.weights import (
@@ -70,7 +71,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     if not 0 < config.num_hidden_layers <= MAX_LAYERS:
         raise ValueError(f"{folder}: config.json says {config.num_hidden_layers} layers")
     row = FAMILIES.get(family) or Family(model=PLAIN[family], fields={})
-    with refusing(f"{folder}: config.json or the tokenizer is not understood"):
+    with unforeseen_as_value_error(f"{folder}: config.json or the tokenizer is not understood"):
         tokenizer = _load_tokenizer(folder, config)
 
     is_tiny = getattr(config, "compact_prompts", False)
@@ -78,7 +79,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     default_dtype = torch.float32 if on_cpu or is_tiny else torch.bfloat16
     files = weight_files(folder)
     headers = read_headers(files)
-    with one_line(f"{folder} cannot be loaded"):
+    with as_value_error(f"{folder} cannot be loaded"):
         weights, sources = to_model(headers, config, row.weights, row.fused)
         with torch.device("meta"):
             expected = split_experts(row.model(config).state_dict())
@@ -121,7 +122,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
             f"{folder}: config.json ties the output layer to the embedding, and in the files the "
             f"two differ: it has to say that they are not tied ({TYING})"
         )
-    with one_line(f"{folder} cannot be loaded"):
+    with as_value_error(f"{folder} cannot be loaded"):
         refuse_non_finite(split_experts(denoiser.state_dict()), sources)
     _make_products_reproducible(denoiser)
 
@@ -134,7 +135,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     # Not resolve(): a link's name may say how long its blocks are (families.py).
     denoiser.hub_folder = None if family in PLAIN else folder.absolute()
     denoiser.eval()
-    with refusing(f"{folder} cannot be run"):
+    with unforeseen_as_value_error(f"{folder} cannot be run"):
         check_attention(denoiser)
     return denoiser, tokenizer
 
@@ -197,7 +198,7 @@ def model_folder(name_or_path):
         if repository and owner not in (".", "..") and Path(owner).is_dir():
             reason = f"though {owner} is one, so the hub is not asked"
         raise ValueError(f"{name!r} is no folder here {reason}: {advice}")
-    with one_line(f"{name} is no folder, and the hub has not given it: {advice}"):
+    with as_value_error(f"{name} is no folder, and the hub has not given it: {advice}"):
         return Path(
             huggingface_hub.snapshot_download(
                 name,
@@ -216,7 +217,7 @@ def _load_tokenizer(folder, config):
     tokenizer_class = transformers.PreTrainedTokenizerFast
     if (folder / "merges.txt").is_file() and not (folder / "tokenizer.json").is_file():
         tokenizer_class = transformers.Qwen2Tokenizer  # Dream's
-    with one_line(f"{folder} cannot be loaded: it has no tokenizer.json, or a broken one"):
+    with as_value_error(f"{folder} cannot be loaded: it has no tokenizer.json, or a broken one"):
         tokenizer = tokenizer_class.from_pretrained(folder, padding_side="left")
     token_of = {i: token for token, i in tokenizer.get_vocab().items()}
     if max(token_of, default=0) >= config.vocab_size:

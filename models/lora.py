@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-from models.families import adaptable_matrices, one_line
+from models.errors import as_value_error
+from models.families import adaptable_matrices
 from models.hub import is_hub_name
 from models.loading import model_folder
 from models.permissions import apply_umask
@@ -40,7 +41,7 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
         lora_dropout=dropout,
         target_modules=matrices,
     )
-    with one_line("LoRA target not found"):
+    with as_value_error("LoRA target not found"):
         model = attach_adapter(denoiser, lora_config, seed)
     layers = model.config.num_hidden_layers
     for matrix in matrices:
@@ -60,7 +61,7 @@ def load_lora(denoiser, name_or_path, trainable=False):
     folder = model_folder(name_or_path)
     file = folder / "adapter_model.safetensors"
     saved = read_weights([file])
-    with one_line(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
+    with as_value_error(f"the adapter in {name_or_path} cannot be loaded on {denoiser.source}"):
         _say_if_of_another_base(folder, denoiser.source)
         lora_config = read_lora_config(folder, has_renames=bool(denoiser.renames))
         if not saved:

@@ -34,7 +34,7 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 
 from models.beside import beside
-from models.families import one_line
+from models.errors import as_value_error
 from models.permissions import apply_umask
 from models.tiny import DEVICE, tiny_denoiser, tiny_tokenizer
 
@@ -227,12 +227,14 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
         "device": device,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    with one_line(f"{out} cannot be written"):  # better now than after an hour
+    with as_value_error(f"{out} cannot be written"):  # better now than after an hour
         tempfile.TemporaryFile(dir=out.parent).close()
     state_file = out.with_name(f"{out.name}.training")
     seconds_before = 0.0
     if state_file.exists():
-        with one_line(f"{state_file} is no training of make_base: move it away to begin anew"):
+        with as_value_error(
+            f"{state_file} is no training of make_base: move it away to begin anew"
+        ):
             saved = torch.load(state_file, device, weights_only=True)
             if saved["about"] == about:
                 training.load(saved)
@@ -255,14 +257,14 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
                 recent = losses[-save_every:]
                 bar.set_postfix_str(f"loss {sum(recent) / len(recent):.3f}")
                 with (
-                    one_line(f"{state_file} cannot be written"),
+                    as_value_error(f"{state_file} cannot be written"),
                     beside(state_file) as temporary,
                 ):
                     torch.save(training.state() | {"about": about, "seconds": seconds}, temporary)
             if stopped:
                 raise KeyboardInterrupt
 
-    with one_line(f"{out} cannot be written"), beside(out) as folder:
+    with as_value_error(f"{out} cannot be written"), beside(out) as folder:
         training.denoiser.to(torch.bfloat16).save_pretrained(folder)  # half the size
         training.tokenizer.save_pretrained(folder)
         apply_umask(folder)

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from os.path import commonprefix
 
-from models.families import one_line
+from models.errors import as_value_error
 
 
 def encode_prompts(policy, prompts, room=0):
@@ -29,7 +29,7 @@ def encode_prompts(policy, prompts, room=0):
     if not policy.compact_prompts:
         if tokenizer.chat_template is None:
             raise ValueError("the tokenizer has no chat template: take the Instruct model's")
-        with one_line("the tokenizer's chat template fails"):
+        with as_value_error("the tokenizer's chat template fails"):
             texts = tokenizer.apply_chat_template(
                 [[{"role": "user", "content": prompt}] for prompt in prompts],
                 add_generation_prompt=True,

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from models.families import one_line
+from models.errors import as_value_error
 
 DTYPES = {  # as the header of a safetensors file names them
     "BF16": torch.bfloat16,
@@ -46,7 +46,7 @@ def weight_files(folder):
             f"{folder} cannot be loaded: it has no model.safetensors, and no index of several "
             "(weights in another format have to be converted)"
         )
-    with one_line(f"{index} cannot be read"):
+    with as_value_error(f"{index} cannot be read"):
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     for name in names:
         is_name = isinstance(name, str) and Path(name).name == name
@@ -66,7 +66,7 @@ def read_headers(files):
     """
     headers = {}
     for file in files:
-        with one_line(f"{file} is missing, broken or not whole: download it again"):
+        with as_value_error(f"{file} is missing, broken or not whole: download it again"):
             weights = safe_open(file, "pt")
         names = weights.keys()
         for name in names:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
-from evaluation.outputs import verify_replaceable
+from evaluation.frontiers import show_frontiers
+from evaluation.outputs import verify_replaceable, write_rows
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_rows_that_were_measured_survive_a_full_disk(tmp_path, monkeypatch):
     file = tmp_path / "rows.jsonl"
     link = tmp_path / "link.jsonl"
     link.symlink_to(file)
-    evaluate.write_rows([{"solved": 0.5}], link)
+    write_rows([{"solved": 0.5}], link)
     assert link.is_symlink() and file.read_text() == '{"solved": 0.5}\n'
     write_text = Path.write_text
 
@@ -35,7 +35,7 @@ def test_rows_that_were_measured_survive_a_full_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_text", full_disk)
     with pytest.raises(ValueError, match="rows.jsonl cannot be written .*No space left"):
-        evaluate.write_rows([{"solved": 0.5}, {"solved": 0.75}], file)
+        write_rows([{"solved": 0.5}, {"solved": 0.75}], file)
     assert file.read_text() == '{"solved": 0.5}\n'
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.jsonl", "rows.jsonl"]
 
@@ -55,5 +55,5 @@ def test_the_rows_of_a_frontier_are_kept_if_its_picture_cannot_be_drawn(tmp_path
     }
     rows = [row | {"solved": 0.5}, row | {"solved": 0.75, "nfe": 3.0}]
     with pytest.raises(OSError, match="No space"):
-        evaluate.show_frontiers(rows, tmp_path)
+        show_frontiers(rows, tmp_path)
     assert '"area": ' in (tmp_path / "frontiers.jsonl").read_text()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.checkpoints import find_checkpoint, read_state
-from models.families import one_line
+from models.errors import as_value_error
 from models.permissions import apply_umask
 from training import distributed, files, logging
 
@@ -81,7 +81,7 @@ def load_state(run_dir, optimizers):
     if folder != run_dir:
         state = read_state(folder)
         step = state["step"]
-        with one_line(f"{folder / 'state.pt'} does not fit this run"):
+        with as_value_error(f"{folder / 'state.pt'} does not fit this run"):
             for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
                 weights = [p for group in optimizer.param_groups for p in group["params"]]
                 optimizer_state["state"] = {

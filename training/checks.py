@@ -10,7 +10,7 @@ from pathlib import Path
 
 from models import inputs
 from models.checkpoints import read_rows, read_run_config
-from models.families import one_line
+from models.errors import as_value_error
 from sampler import Decoder, ThresholdHead
 from training import checkpoint, distributed, files, logging
 
@@ -88,7 +88,7 @@ def check_export(export, run_dir):
         raise ValueError(f"--export {export} is a file: give a new folder")
     if run_dir.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ValueError(f"--export {export} is inside the run's folder: give one beside it")
-    with one_line(f"--export {export}: the folder cannot be made"):
+    with as_value_error(f"--export {export}: the folder cannot be made"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder.parent).close()
 

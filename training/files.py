@@ -23,7 +23,7 @@ from models.checkpoints import (
     is_run,
     verify_checksums,
 )
-from models.families import one_line
+from models.errors import as_value_error
 from training import distributed
 
 PRIVATE = ".diffpo-"  # how the names of unfinished files begin
@@ -45,7 +45,7 @@ def atomic_write(path, keep=False):
     old = Path(f"{path}.old")
     assert_still_locked(path.parent)
     with (
-        one_line(f"{path} cannot be written"),
+        as_value_error(f"{path} cannot be written"),
         plain_disk_errors(path),
         tempfile.TemporaryDirectory(prefix=PRIVATE, dir=path.parent) as private,
     ):
@@ -138,7 +138,7 @@ def read_log(path, fields=None):
         return []
     rows = []
     bad_lines = []
-    with one_line(f"cannot read {path}"):
+    with as_value_error(f"cannot read {path}"):
         # utf-8-sig: an editor may have put a byte order mark in front.
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -167,7 +167,7 @@ def parse_log_row(line, fields):
 def append_lines(path, rows):
     """Append rows to a file of JSON lines. Raises ValueError, in one line, for a full disk, say."""
     assert_still_locked(path.parent)
-    with one_line(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
+    with as_value_error(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
@@ -220,10 +220,10 @@ def run_lock(folder):
         raise ValueError(f"{folder} is a file: a run needs a folder")
     is_new_folder = not folder.exists()
     while True:
-        with one_line(f"{folder} cannot be made"):
+        with as_value_error(f"{folder} cannot be made"):
             folder.mkdir(parents=True, exist_ok=True)
         is_new_lock = not (folder / ".lock").exists()
-        with one_line(f"{folder} cannot be written to"):
+        with as_value_error(f"{folder} cannot be written to"):
             handle = open(folder / ".lock", "a")  # noqa: SIM115
         try:
             import fcntl

@@ -149,7 +149,8 @@ def read_model_config(name):
     from huggingface_hub import hf_hub_download
     from transformers import LlamaConfig, Qwen3Config
 
-    from models.families import one_line, read_config
+    from models.errors import as_value_error
+    from models.families import read_config
 
     if name == "LLaDA-8B":
         return LlamaConfig(
@@ -171,6 +172,6 @@ def read_model_config(name):
         )
     folder = Path(name)
     if not is_folder:
-        with one_line(f"{unknown}, and the hub has not given it"):
+        with as_value_error(f"{unknown}, and the hub has not given it"):
             folder = Path(hf_hub_download(name, "config.json")).parent
     return read_config(folder, name)[0]
