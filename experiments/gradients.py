@@ -250,13 +250,13 @@ def summarise(gradients, calls):
     N = len(exact)
     ones = torch.ones(N, dtype=torch.double)
     draws = bootstrap_weights(N)
-    ee = (exact @ exact.T).double()
+    ee = (exact @ exact.T).double().cpu()  # the bootstrap draws are on the CPU
     values = {}
     spreads = {}
     rows = []
     for estimator, g in gradients.items():
-        gg = (g @ g.T).double()
-        ge = (g @ exact.T).double()
+        gg = (g @ g.T).double().cpu()
+        ge = (g @ exact.T).double().cpu()
         values[estimator] = statistics(gg, ge, ee, ones)
         spreads[estimator] = statistics(gg, ge, ee, draws)
         stages, weights = estimator
