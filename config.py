@@ -154,7 +154,8 @@ class Config:
     eval_problems: int = setting(1000, "held-out problems, before and after", minimum=1)
     eval_split: str = setting(
         "test",
-        "held-out split to evaluate on; tune on validation; all: of --data, for training too",
+        "held-out split to evaluate on; tune on validation; all: every problem of --data, and "
+        "training sees them too",
         choices=("test", "validation", "all"),
     )
     frontier: bool = setting(True, "measure base and trained model at five gammas: frontier.png")

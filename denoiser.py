@@ -11,13 +11,19 @@ What your model must offer. The first way: a transformers model without the caus
     get_decoder()            callable with input_ids, attention_mask, position_ids, use_cache and
                              past_key_values (None without a block cache); its result has
                              .last_hidden_state (b, S, D)
-    get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None
+    get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None; the logits
+                             are weight @ state + bias, and nothing else is done to them
     device                   where its weights are
     config.shift_logits      optional, True: the state at i - 1 predicts position i (Dream)
     disable_adapter()        only under a LoRA adapter (peft has it)
 
-The second way: any `model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model).
-attention_mask is (b, S) bool, False on padding, or None where nothing is padded.
+The second way, also for a model whose last layer does more than that (BERT's, Gemma's): any
+`model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model). attention_mask is
+(b, S) bool, False on padding, or None where nothing is padded.
+
+Put it in eval mode, or dropout makes the recorded log-probs those of a random network. Nothing here
+checks that attention is bidirectional (models/loading.py does): if the last token changes, the
+first one's state has to change.
 
 This file needs torch alone. `python denoiser.py` shows a call and what is computed from it.
 
@@ -38,7 +44,8 @@ from torch.utils.checkpoint import checkpoint
 CHUNK = {"cuda": 2**27, "cpu": 2**24}
 # The same where the vocabulary is processed in slices; on a CPU a slice should fit into its cache.
 SLICE = {"cuda": 2**27, "cpu": 2**19}
-BLOCKED = -1e30  # the logit of [MASK], never drawn nor scored; finite, or 0 * inf would be nan
+# The logit of [MASK], the only token that is never drawn nor scored; finite, or 0 * inf is nan.
+BLOCKED = -1e30
 
 
 class DenoiserCalls:
@@ -123,7 +130,8 @@ class DenoiserCalls:
         elif head.weight.dtype == torch.bfloat16:
             logits = Float32Product.apply(head.weight[part], hidden.to(torch.bfloat16)).T
         else:
-            logits = (head.weight[part] @ hidden.T).T  # this way round a CPU is up to twice as fast
+            # This way round a CPU is up to twice as fast.
+            logits = (head.weight[part] @ hidden.T).T.float()
         if head is not None and head.bias is not None:
             logits = logits + head.bias[part]
         if part.start <= self.mask_id < part.start + logits.shape[1]:
@@ -394,7 +402,8 @@ class LogitsModel(nn.Module):
     """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain module, LLaDA's code.
 
     The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
-    Left padding is moved behind the text, so absolute positions start at the text.
+    Left padding is moved behind the text, so absolute positions start at the text. If the model is
+    shifted, set `config = SimpleNamespace(shift_logits=True)` on this one.
     """
 
     def __init__(self, model):

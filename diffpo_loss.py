@@ -21,6 +21,13 @@ The setting `normalise_by` says what n_i is:
               short text then counts more than one of a long text, so this is not the policy
               gradient.                                                           [RECONSTRUCTED]
 
+Several updates on one batch of rollouts: draw the boundaries of each, score logp_old for each of
+them before the first optimiser step, then score logp_new and step, update by update (train.py).
+
+The reward that train.py compares is r (1 - lambda T / L): the verifier's r in [0, 1], reduced by
+the number of calls. Where wrong answers earn something too, a large lambda teaches to hurry
+(config.py). [OUR CHOICE]
+
 The loss's value is no signal. At the first update every ratio is 1 and the advantages of a group
 sum to 0. What is left is the weights' deviation from 1 and, under "canvas", the covariance of
 advantage and length. The gradient is not 0: look at reward, ratio and gradient norm.
@@ -40,14 +47,17 @@ def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> t
     d1 does not divide [OUR CHOICE: a setting]. In a group whose rewards differ in speed alone the
     std is tiny; without the floor such small differences would become huge advantages.
 
-    reward (B,), a prompt's rows adjacent -> (B,). Raises ValueError for a group of one: it has
-    nothing to compare with.
+    reward (B,) float, a prompt's rows adjacent -> (B,). Raises ValueError for a group of one: it
+    has nothing to compare with.
     """
     if num_generations < 2 or len(reward) % num_generations:
         raise ValueError(
             f"{len(reward)} rewards in groups of {num_generations}: a group has at least 2"
         )
     groups = reward.view(-1, num_generations)  # (prompts, G)
+    # Relative to the first: if all are equal the advantages are exactly 0, whatever a mean rounds
+    # to. Adam would make a full step of what rounding leaves.
+    groups = groups - groups[:, :1]
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_rewards:
         advantage = advantage / groups.std(dim=1, keepdim=True).clamp(min=std_floor)
@@ -55,10 +65,16 @@ def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> t
 
 
 def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
-    """w = min(cap, pi_old^S / pi_old^true), without gradient. With cap 0 every weight is 1.
+    """w = min(cap, pi_old^S / pi_old^true), without gradient.
 
-    logp_surrogate_old, logp_true_old (B, L) -> (B, L)
+    logp_surrogate_old  (B, L) likelihood.surrogate_logp of the old policy
+    logp_true_old       (B, L) Rollout.behaviour_logp
+    cap                 C; inf: no cap; 0: no weights, every one is 1
+
+    Returns (B, L). Raises ValueError for a negative cap.
     """
+    if cap < 0:
+        raise ValueError(f"cap = {cap}: it has to be at least 0")
     if cap == 0:
         return torch.ones_like(logp_true_old)
     return (logp_surrogate_old - logp_true_old).detach().exp().clamp(max=cap)
@@ -84,6 +100,8 @@ def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
 
     x (B, L), token_mask (B, L) bool -> (B,), 0 for a row without a token
     """
+    if normalise_by not in ("canvas", "text"):
+        raise ValueError(f"unknown normalise_by {normalise_by!r}: choose canvas or text")
     n = token_mask.shape[-1]
     if normalise_by == "text":
         n = token_mask.sum(dim=-1).clamp(min=1)

@@ -101,7 +101,7 @@ def denoise_by_definition(policy, prompt_ids, uniform, decoder):
             threshold, _ = policy.choose_threshold(prompt_state, decoder, uniform=uniform[:, -1])
 
         # The rule reads each position's distribution and selects some of the open ones.
-        states = hidden[0, P:]  # (L, D)
+        states = hidden[0, P:]  # (L, D); state i predicts token i itself, not the next one
         entropy, confidence = policy.entropy_and_confidence(states, decoder.rule)  # (L,) each
         is_open = decoder.open_positions(is_masked)
         is_selected = decoder.select(
@@ -126,13 +126,16 @@ def denoise_by_definition(policy, prompt_ids, uniform, decoder):
 class DiffusionPolicy(DenoiserCalls):
     """A denoiser, its tokenizer and, if the threshold is learned, its head.
 
+    A denoiser call and what is computed from it (hidden, entropy_and_confidence, sample_tokens,
+    token_logp) are inherited from denoiser.DenoiserCalls.
+
     denoiser         see denoiser.py for what it must offer
     tokenizer        anything with mask_token_id and eos_token_id
     threshold_head   sampler.ThresholdHead, or None if no threshold is learned
     adapter          False: the LoRA adapter is disabled, so this is the base model
     end_ids          tokens that end a completion; None: [EOS] alone. A chat model has more
                      (models/prompting.py)
-    prefill          text that every completion is made to begin with (models/prompting.py)
+    prefill          text that every completion is made to begin with: models/prompting.py adds it
 
     A rollout completes at most `rollout_batch_size` rows at once; 0: all. A group of equal prompts
     may be split.
@@ -148,7 +151,8 @@ class DiffusionPolicy(DenoiserCalls):
         self.end_ids = end_ids or [tokenizer.eos_token_id]
         self.prefill = prefill
         self.rollout_batch_size = 0
-        # The tiny model reads short prompts as they are, without instructions or chat template.
+        # For models/prompting.py: the tiny model reads short prompts as they are, without
+        # instructions or chat template.
         config = getattr(denoiser, "config", None)
         self.compact_prompts = getattr(config, "compact_prompts", False)
 
@@ -166,12 +170,21 @@ class DiffusionPolicy(DenoiserCalls):
         uniform       (B, L + 1) uniform numbers to draw with instead (see draw_uniform), or None. A
                       row's completion depends on its own numbers alone, whatever the batch.
 
-        Raises ValueError if the decoder needs a learned threshold and this policy has none.
+        Raises ValueError if the decoder needs a learned threshold and this policy has none, if a
+        prompt is empty or padded on the right, or if `uniform` has another shape.
         """
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
+        if not prompt_mask[:, -1].all():
+            raise ValueError(
+                "a prompt ends in padding, or is empty: prompts are padded on the left"
+            )
         if uniform is None:
             uniform = self.draw_uniform(len(prompt_ids), length, generator)
+        if uniform.shape != (len(prompt_ids), length + 1):
+            raise ValueError(
+                f"uniform is {tuple(uniform.shape)}: it has to be {(len(prompt_ids), length + 1)}"
+            )
         # Rows with prompts of similar length are completed together, so that little is padding.
         lengths = prompt_mask.sum(dim=1).tolist()
         batches = batches_by_length(lengths, room=length, max_rows=self.rollout_batch_size)
@@ -335,7 +348,10 @@ class DiffusionPolicy(DenoiserCalls):
         return threshold, distribution.log_prob(threshold)
 
     def make_window(self, decoder, prompt_mask, length) -> "BlockWindow":
-        """A BlockWindow: it decides which rows and columns each call of a rollout runs."""
+        """A BlockWindow: it decides which rows and columns each call of a rollout runs.
+
+        A method, since block-causal models have another one (models/block_causal.py).
+        """
         return BlockWindow(decoder, prompt_length=prompt_mask.shape[1], completion_length=length)
 
     def draw_uniform(self, B, length, generator=None) -> torch.Tensor:
@@ -398,7 +414,10 @@ class BlockWindow:
         return self.prompt_length + position - self.start
 
     def open_positions(self, rows, is_masked) -> torch.Tensor:
-        """The positions that may be unmasked. rows (b,) long, is_masked (b, L) -> (b, L) bool"""
+        """The positions that may be unmasked. is_masked (b, L) -> (b, L) bool
+
+        rows  (b,) long: only the window of block-causal models needs them
+        """
         return self.decoder.open_positions(is_masked)
 
     def advance(self, rows, is_masked) -> tuple[torch.Tensor, torch.Tensor]:

@@ -146,11 +146,11 @@ def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
 
 
 def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Tensor:
-    """log pi^S of every token under `policy`, at the rollout's temperature and without [MASK].
+    """log pi^S of every token under `policy`, at the rollout's temperature.
 
-    Three savings over the definition: a stage runs only the rows that have a token in it; equal
-    canvases are run once; and logits are computed only where a token is scored, once per hidden
-    state.
+    [MASK] has the probability 0, as in a rollout. Three savings over the definition: a stage runs
+    only the rows that have a token in it; equal canvases are run once; and logits are computed only
+    where a token is scored, once per hidden state.
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None

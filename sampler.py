@@ -149,7 +149,11 @@ class ThresholdHead(nn.Module):
     call, so gamma costs no extra call. Its weights start at zero, so at first every prompt has the
     same distribution of thresholds. [OUR CHOICE]
 
-    hidden_size        D of the denoiser
+    DiffusionPolicy(..., threshold_head=head) and Decoder(level=None) use it. It is trained by
+    diffpo_loss.threshold_loss, with rollout.threshold_logp as the old log-prob and
+    head(rollout.prompt_state).log_prob(rollout.threshold) as the new one.
+
+    hidden_size        D of the denoiser; V if that is a denoiser.LogitsModel
     initial_threshold  gamma_0 in nats
     sigma              standard deviation of log gamma: exploration
     floor, ceiling     bounds of gamma in nats
@@ -174,7 +178,8 @@ class ThresholdHead(nn.Module):
 
         Adam's first update moves each weight by the learning rate, and so log gamma by the learning
         rate times the sum of the inputs' magnitudes. For a standardised state that sum is about
-        0.8 D; scaled by 10 / D it is 8, whatever the hidden size.
+        0.8 D; scaled by 10 / D it is 8, whatever the hidden size: a rate of 0.01 moves log gamma by
+        0.08.
         """
         state = self.standardise(prompt_state.detach().float()) * (10 / prompt_state.shape[-1])
         mean = self.linear(state).squeeze(-1)

@@ -82,8 +82,8 @@ class FixedScores:
     """Log-probs, (B, L) each, that do not change during one inner update.
 
     old         the old policy's. None at the first update: the new policy still is the old one
-    for_weight  the importance weight's numerator. None if `old` can serve as the numerator, or if
-                C = 0
+    for_weight  the importance weight's numerator. None if `old` is the numerator; with C = 0 there
+                are no weights, and it is not used
     reference   the base model's. None if beta = 0
     """
 
@@ -112,15 +112,15 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     cost = StepCost(policy, reference)
     G = config.num_generations
     # With several tasks, each step trains on one of them, with that task's own length.
-    task, L = mixture.task_for_step(task, step, config.max_completion_length)
+    step_task, L = mixture.task_for_step(task, step, config.max_completion_length)
     # All randomness is derived from (seed, step), so resuming is deterministic.
     step_seed = random.Random(f"{config.seed} {step}").getrandbits(63)
     generator = torch.Generator(policy.denoiser.device).manual_seed(step_seed)
 
     # 1. Draw P prompts c, and repeat each G times.
-    problems = task.problems("train", config.prompts_per_step, f"{config.seed} {step}")
+    problems = step_task.problems("train", config.prompts_per_step, f"{config.seed} {step}")
     problems = [problem for problem in problems for _ in range(G)]  # B = P * G
-    prompts = [task.prompt(problem) for problem in problems]
+    prompts = [step_task.prompt(problem) for problem in problems]
     prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)  # (B, P), (B, P)
 
     # 2. Complete them with the true policy. The threshold gamma says how much to unmask in each
@@ -139,7 +139,9 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
 
     # 3. Verify. Speed multiplies the reward: a wrong answer gains nothing by being fast, and a
     #    partial reward is scaled in the same way. [OUR CHOICE]
-    reward, solved = compute_rewards(task, problems, texts, G, device=prompt_ids.device)  # (B,)
+    reward, solved = compute_rewards(
+        step_task, problems, texts, G, device=prompt_ids.device
+    )  # (B,)
     speed_reward = reward * (1 - config.nfe_penalty * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.
@@ -158,9 +160,9 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
         updates.append(InnerUpdate(boundaries, masked_prompt, dropout_seed=step_seed + i))
 
     # 6. Score, and ascend the corrected, clipped objective: the model by its tokens, the sampler by
-    #    its gamma. One term is left out. With a fixed gamma the selection is piecewise constant in
-    #    theta. With gamma drawn from a density, the probability of a selection varies smoothly with
-    #    theta, and we ignore that gradient. [OUR CHOICE]
+    #    its gamma. We take the positions that were selected as given. That neglects a term: since
+    #    gamma is drawn from a density, the probability that just these are selected depends on
+    #    theta too. (With a fixed gamma there is no such term.) [OUR CHOICE]
     metrics = {
         "reward_mean": reward.mean().item(),
         "speed_reward_mean": speed_reward.mean().item(),

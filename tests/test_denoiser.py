@@ -13,7 +13,16 @@ from checkpoints import write_checkpoint
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from toy import generator, random_prompts, to_the_end, toy_policy, toy_tokenizer, wide_policy
+from toy import (
+    HIDDEN,
+    MASK,
+    generator,
+    random_prompts,
+    to_the_end,
+    toy_policy,
+    toy_tokenizer,
+    wide_policy,
+)
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import denoiser
@@ -220,6 +229,17 @@ def test_log_probs_and_gradients_are_those_of_the_whole_softmax(
     for gradient, right in zip(*gradients, strict=True):
         error = (gradient.double() - right.double()).norm() / right.double().norm()
         assert error < (1e-5 if dtype == torch.float32 else 2**-6)
+
+
+def test_a_float16_models_logits_are_float32_and_never_of_mask():
+    policy = toy_policy()
+    hidden = torch.randn((5, HIDDEN), generator=generator())
+    exact = policy.entropy_and_confidence(hidden)
+    policy.denoiser.half()
+    logits = policy.logits(hidden.half())
+    assert logits.dtype == torch.float32 and (logits[:, MASK] == denoiser.BLOCKED).all()
+    for ours, right in zip(policy.entropy_and_confidence(hidden.half()), exact, strict=True):
+        torch.testing.assert_close(ours, right, rtol=0.01, atol=0.01)
 
 
 def test_the_gradient_of_a_nearly_certain_token_is_not_lost_in_rounding():

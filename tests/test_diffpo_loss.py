@@ -108,6 +108,14 @@ def test_advantages_over_the_standard_deviation_but_not_below_the_floor():
     torch.testing.assert_close(advantage, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale_rewards", [False, True])
+def test_equal_rewards_have_advantages_of_exactly_0(scale_rewards):
+    """The mean of eight equal numbers may be rounded to another one: of 0.86, to 0.85999995."""
+    reward = (torch.arange(1001) / 1000).repeat_interleave(8)  # (8008,)
+    assert (reward.view(-1, 8).mean(dim=1) != reward[::8]).any()
+    assert (group_advantages(reward, 8, scale_rewards) == 0).all()
+
+
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_a_group_needs_two_and_the_rewards_must_fill_the_groups(size):
     with pytest.raises(ValueError):
@@ -125,6 +133,9 @@ def test_weights_are_the_ratio_capped_from_above_only():
         torch.testing.assert_close(importance_weights(old, true, cap), expected)
     assert importance_weights(old, true, 2.0).min() < 0.5
     assert torch.equal(importance_weights(old, true, 0), torch.ones_like(old))
+    torch.testing.assert_close(importance_weights(old, true, math.inf), (old - true).exp())
+    with pytest.raises(ValueError, match="cap = -1"):
+        importance_weights(old, true, -1)
 
 
 def test_weights_carry_no_gradient():
@@ -269,6 +280,11 @@ def test_a_row_without_tokens_has_the_mean_0_and_the_canvas_counts_all_positions
     token_mask = torch.tensor([[True, True, False], [False] * 3])
     assert row_mean(x, token_mask, normalise_by="text").tolist() == [1.5, 0.0]
     assert row_mean(x, token_mask, normalise_by="canvas").tolist() == [1.0, 0.0]
+
+
+def test_a_misspelt_normalisation_is_refused():
+    with pytest.raises(ValueError, match="unknown normalise_by 'Text': choose canvas or text"):
+        row_mean(torch.ones(2, 3), torch.ones(2, 3) > 0, "Text")
 
 
 @pytest.mark.parametrize(

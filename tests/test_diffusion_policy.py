@@ -191,6 +191,21 @@ def test_token_mask_is_the_tokens_up_to_the_first_eos_and_decode_stops_there():
     assert lengths == {0, 1, 2, 3, 4, 5}
 
 
+def test_what_a_rollout_cannot_complete_is_refused():
+    policy = toy_policy()
+    decoder = to_the_end("eb", 0.1)
+    ids = torch.tensor([[A, B, A], [A, B, EOS]])
+    on_the_right = torch.tensor([[True, True, True], [True, True, False]])
+    with pytest.raises(ValueError, match="prompts are padded on the left"):
+        policy.rollout(ids, on_the_right, 4, decoder)
+    empty = torch.tensor([[True, True, True], [False, False, False]])
+    with pytest.raises(ValueError, match="is empty"):
+        policy.rollout(ids, empty, 4, decoder)
+    uniform = policy.draw_uniform(2, 3)
+    with pytest.raises(ValueError, match=r"uniform is \(2, 4\): it has to be \(2, 5\)"):
+        policy.rollout(ids, ids >= 0, 4, decoder, uniform=uniform)
+
+
 def test_rows_takes_the_same_rows_of_every_tensor():
     rollout = sample(toy_policy(head=True), LEARNED, 2, temperature=0.7)
     for index in (
