@@ -42,17 +42,25 @@ OPENING = re.compile(WRAPPING + "$", re.VERBOSE)
 # The end of a sentence or of a heading, so that what follows stands alone.
 CLAUSE_END = re.compile(r"[.?;]\s+ | (?<= [A-Za-z)}\]$*] ) (?: [!:]\s | [.?;:]$ )", re.VERBOSE)
 # How a sentence introduces its answer: "the answer is", "Therefore,".
-INTRODUCTION = re.compile(
-    r"""
-    \b (?: is | are | be | was | were | becomes? | equals? | gives? | yields? | gets? | got | has
-         | have | obtain(?:ed)? | finds? | found | that | makes? | costs? | needs? | takes?
-         | earns? | pays? | spends? | saves? | sells? | buys? | uses? | weighs? | so | thus
-         | therefore | hence | then | finally | rather | namely | giving | given\ by
-         | (?: equal | comes | amounts | simplifies | reduces | evaluates ) \ to
-       ) [,:]? $
+INTRODUCING = r"""
+    (?: is | are | be | was | were | becomes? | equals? | gives? | yields? | gets? | got | has
+      | have | obtain(?:ed)? | finds? | found | that | makes? | costs? | needs? | takes?
+      | earns? | pays? | spends? | saves? | sells? | buys? | uses? | weighs? | so | thus
+      | therefore | hence | then | finally | rather | namely | giving | given\ by | making
+      | leaving | leaves | (?: equal | comes | amounts | simplifies | reduces | evaluates ) \ to
+    )
+"""
+INTRODUCTION = re.compile(rf"\b {INTRODUCING} [,:]? $", re.VERBOSE | re.IGNORECASE)
+# All that stands before the equation at the end of a clause: "For x = 3, we have a total of".
+BEFORE_EQUATION = re.compile(
+    rf"""
+    (?: .* (?: (?<!\\) \b {INTRODUCING} [,:]? \s | ,\s (?= [A-Za-z]{{2}} ) ) )?
+    (?: \s* (?:for\ )? a\ total\ of\s )?
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# Words in bold, as in "**Final Answer:**".
+BOLD_WORDS = re.compile(r"\*\*([A-Za-z][A-Za-z ,]*:?)\*\*")
 # A line that goes on in the next one: it ends in an operator or in a LaTeX command.
 GOES_ON = re.compile(r"(?:[-+*/=<>^_({,&≠×÷·]|\\[a-zA-Z]+|\\\\) *$")
 # A line that continues a formula from the line before.
@@ -66,10 +74,13 @@ TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it|sf)|mbo
 BEHIND_BOX = re.compile(
     rf"""
     {WRAPPING}
-    (?P<unit>
-        (?: [A-Za-z][A-Za-z ]* | {TEXT_COMMAND.pattern.replace(" ", "[ ]")}
-          | \\?% | ° | \^[ ]?\{{?\\circ\}}? | \([a-z ]+\) )
-        (?: [²³] | [ ]?\^[ ]?\{{?[23]\}}? )?
+    (?:
+        (?P<unit>
+            (?: [A-Za-z][A-Za-z '’]*? | {TEXT_COMMAND.pattern.replace(" ", "[ ]")}
+              | \\?% | ° | \^[ ]?\{{?\\circ\}}? | \([a-z ]+\) )
+            (?: [²³] | [ ]?\$?\^[ ]?\{{?[23]\}}? )?
+        )
+        (?: [ ] (?: to | that | which | such[ ]that ) [ ] [A-Za-z] [^\n]* )?    # "ways to choose"
     )?
     {WRAPPING}
     (?: $ | \n | —\s[A-Za-z] | [.?] (?= \s | [$*`\\] | $ ) 
@@ -77,18 +88,21 @@ BEHIND_BOX = re.compile(
     """,
     re.VERBOSE,
 )
-# What a question may ask for, at the beginning of an equation: a + b, 100a + b, |AB|, \gcd(24, 36).
-TERM = r"[0-9]* (?: [a-z] | [A-Z]{1,2} ) (?: \^ \{? 2 \}? )?"
+# What a question may ask for, at the beginning of an equation: a + b, 100a + b, |AB|, f(g(2)),
+# \gcd(24, 36), \cos x.
+FUNCTION_VALUE = r"[fghpqFGHPQ] \( [^()=]* (?: \( [^()=]* \) [^()=]* )? \)"
+TERM = rf"[0-9]* (?: {FUNCTION_VALUE} | [a-z] | [A-Z]{{1,2}} ) (?: \^ \{{? 2 \}}? )?"
 ASKED_FOR = re.compile(
     rf"""
     \s* (?: (?: {TERM} \s* [+-] \s* )+ {TERM}
-          | \|[A-Z]{{2}}\|
-          | \\(?:gcd|lcm|binom|dbinom|max|min|det)\b .* ) \s* $
+          | {FUNCTION_VALUE}
+          | \| (?: [A-Z]{{2}} | {TERM} (?: \s* [+-] \s* {TERM} )? ) \|
+          | \\(?:gcd|lcm|binom|dbinom|max|min|det|sin|cos|tan|cot|sec|csc)\b .* ) \s* $
     """,
     re.VERBOSE,
 )
 IS_THE_ANSWER = re.compile(
-    r"^ *(?:is|as) (?:the|our|my)(?: final| correct)* (?:answer|solution|result)"
+    r"^ *(?:is|as) (?:the|our|my)(?: final| correct| only)* (?:answer|solution|result)"
 )
 
 
@@ -121,10 +135,11 @@ def boxed(text):
     if "boxed{" in phrase:  # and this is one of several boxes
         return ""
     if clause.endswith("="):
-        first_side, *other_sides = clause.split("=")[:-1]
-        sides = [without_introduction(first_side), *other_sides]
+        sides = without_introduction(clause).split("=")[:-1]
         stated_sides = [side for side in sides if not is_name(side) and not ASKED_FOR.match(side)]
         return "=".join([side for side in stated_sides if side.strip()] + [inside])
+    if clause.endswith("\\in"):
+        return inside if is_name(without_introduction(clause.removesuffix("\\in"))) else ""
     has_verb = INTRODUCTION.search(clause) is not None
     is_heading = are_known(phrase, INTRODUCTION_WORDS) and re.fullmatch("[A-Za-z ,:]*", phrase)
     negated = phrase if len(phrase.split()) > 2 else clause
@@ -135,6 +150,7 @@ def boxed(text):
 def clause_before(text):
     """Returns the clause at the end of a text, without what wraps a formula."""
     text = TAG.sub("\n", text[-300:].removesuffix("\\"))  # a tag ends what stands before it
+    text = BOLD_WORDS.sub(r"\1", text)
     *lines, clause = text.split("\n")
     while lines and (GOES_ON.search(lines[-1]) or re.match(r"\s*&?\s*=", clause)):
         clause = f"{lines.pop()} {clause}"
@@ -145,9 +161,12 @@ def clause_before(text):
     return " ".join(clause.split())
 
 
-def without_introduction(text):
-    """Returns the first side of an equation without the words before it: of "so we get x", x."""
-    words = text.split()
+def without_introduction(clause):
+    """Returns a clause without the words before its equation: of "so we get x =" it is x =."""
+    introduction = BEFORE_EQUATION.match(clause)[0]
+    if not NEGATION.search(introduction):
+        clause = clause.removeprefix(introduction)
+    words = clause.split()
     while len(words) > 1 and words[0].strip(",:").lower() in EQUATION_WORDS:
         words.pop(0)
     return " ".join(words)
@@ -172,7 +191,12 @@ def closing_brace(text):
 # An answer, and what a chat model puts around it.
 WRAPPED_ANSWER = re.compile(
     r"""
-    (?: (?i: (?:the\ )? (?:final\ )? (?:answer|expression|solution) (?:\ is)? :? \s ) )?
+    \#* \ ? (?: \*\* )?                              # a heading, bold words
+    (?:
+        (?i: (?: (?:so|thus|hence|therefore),?\ )? (?:(?:the|our)\ )? (?:final\ )?
+             (?:answer|expression|solution|result|value|probability) (?:\ is)? )
+        (?: : | \*\* )* \s
+    )?
     \s*
     (?: ```[a-z]*\n | ` | \*\* | \\\[ | \\\( )?     # opened by Markdown or LaTeX
     (?P<answer> .*? )
@@ -193,7 +217,6 @@ def final_answer(text):
     answer = extract_answer(text) or boxed(text)
     if "boxed{" in answer:
         return boxed(answer)
-    answer = answer.removeprefix("####")
     return WRAPPED_ANSWER.fullmatch(answer)["answer"].strip()
 
 
@@ -222,6 +245,8 @@ LATEX_SIGNS = {
     TEXT_COMMAND.pattern: r" \1 ",
     # 1{,}234 and 1\,234 and 1,\!234 -> 1234
     r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)(?=[0-9]{3}(?![0-9]))": "",
+    # \sqrt {2} -> \sqrt{2}
+    r"(\\(?:sqrt|[dtc]?frac|[dt]?binom)) +(?=[{\[])": r"\1",
     # \dfrac, \tfrac -> \frac
     r"\\[dtc]?frac(?![a-z])": r"\\frac",
     # \frac12 -> \frac{1}{2}, \frac{270}7 -> \frac{270}{7}, \frac\pi4 -> \frac{\pi}{4}

@@ -21,7 +21,7 @@ import re
 from functools import lru_cache
 from math import prod
 
-from tasks.answers import TEXT_COMMAND, closing_brace, normalise_signs
+from tasks.answers import TEXT_COMMAND, WORD, closing_brace, normalise_signs
 from tasks.expressions import is_balanced
 from tasks.formulas import same_formula
 from tasks.quantities import plain_number
@@ -40,7 +40,7 @@ def equivalent(answer, gold, question_words=frozenset()):
     """
     if not answer or max(len(answer), len(gold)) > MAX_LENGTH or "boxed" in answer:
         return False
-    if is_words(gold) and same_words(answer, gold):
+    if is_words(gold) and same_words(without_value_of_option(answer), gold):
         return True
     # 100,200 is a number, unless 100, 200 in the other text says that there is a list.
     has_list = re.search("[0-9], +[0-9]", f"{answer} {gold}") is not None
@@ -62,6 +62,24 @@ def is_words(gold):
 
 
 OPTIONS = re.compile(r"\(?[A-Z]\)?(?:(?:, ?| and |, and )\(?[A-Z]\)?)+")
+
+
+OPTION_AND_VALUE = re.compile(
+    r"""
+    (?P<option> \\(?:text|math)(?:bf|rm)?\{\([A-Z]\)\} )
+    (?: \\\ | ~ | \\q?quad )+
+    (?P<value> [^A-Z]* )                                # in capitals it may be another option
+    """,
+    re.VERBOSE,
+)
+
+
+def without_value_of_option(answer):
+    r"""Returns the letter of an option that stands before its value: of `(B)\ 12` it is (B)."""
+    option = OPTION_AND_VALUE.fullmatch(answer)
+    if not option or WORD.search(option["value"]) or TEXT_COMMAND.search(option["value"]):
+        return answer
+    return option["option"]
 
 
 def same_words(answer, gold):
@@ -167,6 +185,8 @@ IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) +| +(?![A-Za-z0-9.])|(?<=[0-9]) +(?=
 # Degrees that are an argument: \sin 30°, but not 30°.
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)°")
+# Degrees of a sum that has them at its end too: 180° - 120°.
+DEGREES_OF_A_TERM = re.compile(r"°(?= ?[-+])")
 
 
 @lru_cache(maxsize=10_000)  # each answer is read for its reward and for `solved`
@@ -194,6 +214,8 @@ def tidy(text, question_words, joins_thousands=True):
             text = pattern.sub(sign, text)
     if FUNCTION.search(text):
         text = DEGREES.sub(r"(\1\\frac{\\pi}{180})", text)
+    elif text.endswith("°"):
+        text = DEGREES_OF_A_TERM.sub("", text)
     return IDLE_SPACE.sub("", " ".join(text.split()))
 
 

@@ -6,7 +6,7 @@ A number may be written in many ways, but only known words may stand beside it (
 import re
 from fractions import Fraction
 
-from tasks.answers import boxed, equation_sides, normalise_signs
+from tasks.answers import INTRODUCTION, boxed, equation_sides, normalise_signs
 from tasks.expressions import FRACTION, arithmetic
 from tasks.words import LEADING_WORDS, UNITS, are_known
 
@@ -39,6 +39,10 @@ NUMBER_WITH_WORDS = re.compile(
 )
 
 
+# Markdown's asterisks around bold text, but not those of a power, 2**3 or 2 ** 3.
+BOLD_MARK = re.compile(r"(?<!\S)\*\*(?=\S)|(?<=\S)\*\*(?!\S)")
+
+
 def exact_value(number):
     """Returns the Fraction that a match of NUMBER states, or None for a zero below the line."""
     below = Fraction(number["below"] or 1)
@@ -58,6 +62,12 @@ def plain_number(text):
     return exact_value(number) if number else None
 
 
+def leads_to_a_number(words, question_words):
+    """Whether words may stand before a number: "about"; with the question's, "the trip takes"."""
+    has_verb = INTRODUCTION.search(words.rstrip()) is not None
+    return are_known(words, LEADING_WORDS, question_words if has_verb else frozenset())
+
+
 def read_number(text, question_words=frozenset()):
     """Returns the one number that a short text states, exactly, as a Fraction, or None.
 
@@ -72,6 +82,7 @@ def read_number(text, question_words=frozenset()):
         text = boxed(text)
     text = FRACTION.sub(r" \1/\2 ", normalise_signs(text))
     text = re.sub(r"\b([ap])\.m\b\.?", r"\1m", text)  # 5 p.m. -> 5 pm
+    text = BOLD_MARK.sub(" ", text)
     text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator: 3 + 4 = <<3+4=7>>7
     text = re.sub(r"^\((-?[0-9.]+)\)$", r"\1", text)  # (-3)
     states_a_number = False
@@ -81,7 +92,7 @@ def read_number(text, question_words=frozenset()):
             number = NUMBER_WITH_WORDS.fullmatch(side.strip())
             if number is None:
                 values.add(arithmetic(side))
-            elif are_known(number["leading"], LEADING_WORDS) and are_known(
+            elif leads_to_a_number(number["leading"], question_words) and are_known(
                 number["unit"] or "", UNITS, question_words
             ):
                 states_a_number = True

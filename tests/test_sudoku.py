@@ -185,6 +185,8 @@ def test_a_grid_may_be_drawn_with_signs():
         "The grid is:\n" + "\n".join(rows),
         "```\n" + "\n".join(rows) + "\n```",
         f"**{solution}**",
+        f"**Answer:** {solution}",
+        "**Solution:**\n" + "\n".join(rows),
         "\\\\\n".join(rows),
         "\\begin{array}{|c|c|c|c|}\n\\hline " + latex_rows + " \\hline\n\\end{array}",
         "\\begin{bmatrix} " + latex_rows + " \\end{bmatrix}",
