@@ -132,14 +132,16 @@ def boxed(text):
 
     clause = clause_before(before)
     phrase = clause.rpartition(", ")[2]
-    if "boxed{" in phrase:  # and this is one of several boxes
+    is_formula = clause.endswith(("=", "\\in"))
+    if "boxed{" in (clause if is_formula else phrase):  # and this is one of several boxes
         return ""
     if clause.endswith("="):
         sides = without_introduction(clause).split("=")[:-1]
         stated_sides = [side for side in sides if not is_name(side) and not ASKED_FOR.match(side)]
         return "=".join([side for side in stated_sides if side.strip()] + [inside])
     if clause.endswith("\\in"):
-        return inside if is_name(without_introduction(clause.removesuffix("\\in"))) else ""
+        name = without_introduction(clause.removesuffix("\\in"))
+        return f"{name} \\in {inside}" if is_name(name) else ""
     has_verb = INTRODUCTION.search(clause) is not None
     is_heading = are_known(phrase, INTRODUCTION_WORDS) and re.fullmatch("[A-Za-z ,:]*", phrase)
     negated = phrase if len(phrase.split()) > 2 else clause

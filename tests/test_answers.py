@@ -498,6 +498,8 @@ def test_the_answer_is_in_the_last_tags_or_without_tags_in_the_last_balanced_box
     ):
         assert final_answer(text + "\n2 is not, and that is it") == "3"
     assert final_answer("so it is \\boxed{3} and no other") == "3 and no other"
+    assert final_answer("Hence $x \\in \\boxed{[0, 1)}$.") == "x \\in [0, 1)"
+    assert final_answer("The sum is $3 + 4 = 7 = \\boxed{7}$.") == "3 + 4 = 7 =7"
     assert boxed("\\boxed{never {closed}") == "never {closed}"
     assert boxed("\\boxed{}") == ""
     assert final_answer("<answer>\\fbox{3}</answer>") == "3"
