@@ -37,8 +37,6 @@ NUMBER_WITH_WORDS = re.compile(
     """,
     re.VERBOSE,
 )
-
-
 # Markdown's asterisks around bold text, but not those of a power, 2**3 or 2 ** 3.
 BOLD_MARK = re.compile(r"(?<!\S)\*\*(?=\S)|(?<=\S)\*\*(?!\S)")
 
