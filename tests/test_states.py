@@ -62,7 +62,7 @@ def test_a_run_is_its_adapter_merged_and_all_weights_have_gradients(run):
     with torch.no_grad():
         hidden = state.policy.hidden(ids)
         adapted = load_policy(run).hidden(ids)
-    torch.testing.assert_close(hidden, adapted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(hidden, adapted, rtol=1e-3, atol=5e-4)
 
 
 def test_a_state_draws_with_the_settings_of_its_run(tmp_path):
