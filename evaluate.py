@@ -39,7 +39,7 @@ from evaluation.completions import (
     completions_table,
     score_file,
 )
-from evaluation.metrics import aup, cluster_interval, pass_at_k
+from evaluation.metrics import aup, cluster_interval, pass_rates
 from evaluation.options import make_decoder, resolve_options
 from evaluation.outputs import verify_replaceable, write_rows
 from evaluation.paired import describe_problems, number_clusters
@@ -331,15 +331,6 @@ def measure(options, name, rows):
             score = aup(curve, best=max(row["solved"] for row in curve))
             for row in curve:
                 row["aup"] = score
-
-
-def pass_rates(solved_each, samples):
-    """pass@k for each k up to the number of samples of a problem, from a row's "solved_each"."""
-    num_solved = []  # of each problem's samples
-    for i in range(0, len(solved_each), samples):
-        num_solved.append(solved_each[i : i + samples].count("1"))
-    rates = {k: fmean(pass_at_k(n, samples, k) for n in num_solved) for k in range(1, samples + 1)}
-    return {"problems": len(num_solved), "pass_at_k": rates, "pass_at_n": rates[samples]}
 
 
 # ---- what is shown -------------------------------------------------------------------------------

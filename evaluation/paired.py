@@ -122,10 +122,15 @@ def area_each(rows, largest):
 
 
 def edges_in_brackets(edges, scale, digits, unit=""):
-    """An interval in print, " (25.6 to 32.0)"; nothing if there is none."""
+    """An interval in print, " (25.6 to 32.0)"; nothing if there is none.
+
+    It has more digits where an edge would else be printed as 0: whether 0 is inside is what matters.
+    """
     if edges is None:
         return ""
     low, high = edges
+    while digits < 9 and any(0 < abs(scale * edge) < 0.5 / 10**digits for edge in edges):
+        digits += 1
     return f" ({scale * low:z.{digits}f} to {scale * high:z.{digits}f}{unit})"
 
 

@@ -202,6 +202,12 @@ def test_the_table_has_each_difference_with_its_interval_and_leaves_out_other_pr
     assert paired.difference_table(without_calls, ["a", "b"]) == [header[:2], line[:2]]
 
 
+def test_an_edge_near_0_shows_on_which_side_it_is():
+    assert paired.edges_in_brackets((-0.0001, 0.0334), scale=100, digits=1) == " (-0.01 to 3.34)"
+    assert paired.edges_in_brackets((-0.02, 0.0), scale=100, digits=1) == " (-2.0 to 0.0)"
+    assert paired.edges_in_brackets((0.0004, 0.02), scale=1, digits=2) == " (0.0004 to 0.0200)"
+
+
 def test_the_same_answers_differ_by_nothing():
     assert paired.difference_table([ONE, ONE], ["a", "b"])[1] == ["b", "+0.0", "+0.00"]
     (_, line) = paired.area_difference_table([[ONE], [ONE]], ["a", "b"], largest=9.0)
