@@ -124,7 +124,7 @@ def area_each(rows, largest):
 def edges_in_brackets(edges, scale, digits, unit=""):
     """An interval in print, " (25.6 to 32.0)"; nothing if there is none.
 
-    It has more digits where an edge would else be printed as 0: whether 0 is inside is what matters.
+    It has more digits where an edge would else be printed as 0: whether 0 is inside matters most.
     """
     if edges is None:
         return ""
