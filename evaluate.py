@@ -137,6 +137,13 @@ def evaluate(
         if name:
             part = {"length": mixture.completion_length(task, problems[indices[0]], length)}
             part |= summarise(indices, decoder, solved, clusters, outcomes)
+            clusters_of_part = [clusters[i] for i in indices]
+            part |= describe_problems(
+                [solved[i] for i in indices],
+                clusters_of_part,
+                number_of_cluster=number_clusters(clusters_of_part),
+                nfe=outcomes.nfe[indices],
+            )
             row.setdefault("tasks", {})[name] = part
     return row
 

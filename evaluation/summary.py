@@ -62,6 +62,7 @@ def read_results(run_dir, name):
         check_fields(parts, {}, where=f"cannot read {path}: tasks")
         for task, part in parts.items():
             check_fields(part, SCORES | {"length": int}, where=f"cannot read {path}: {task}")
+            check_each(part, where=f"cannot read {path}: {task}")
     if not any(row["name"] == "base" for row in rows):
         raise ValueError(f"cannot read {path} (it has no row of the base)")
     return rows
@@ -122,8 +123,7 @@ def results_table(rows):
     for row in rows:
         table.append(table_cells(row["name"], row))
         for task, part in row.get("tasks", {}).items():
-            short_name = task.rpartition(":")[2]  # of FILE.py:NAME
-            table.append(table_cells(f"  {shorten(short_name, 22)}", row | part))
+            table.append(table_cells(f"  {shorten(name_of_task(task), 22)}", row | part))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *numbers in table:
         yield "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
@@ -155,7 +155,8 @@ def table_cells(name, row):
 
 
 def describe_results(trained, best_base, has_choice):
-    """Two lines on what changed, for better or worse: accuracy and speed.
+    """Two lines on what changed, for better or worse: accuracy and speed. With several tasks, a
+    line on each as well.
 
     In brackets after a difference is its 95% interval, paired by problem. The base's gamma is the
     best on these very problems, which favours the base a little.
@@ -163,26 +164,37 @@ def describe_results(trained, best_base, has_choice):
     trained, best_base: rows of evaluate.evaluate; the base's is that of its best gamma.
     has_choice: whether the base was measured at more than one gamma.
     """
-    gain = solved_percent(trained) - solved_percent(best_base)
-    accuracy = f"{gain:+.1f} points" if gain else "no change"
-    accuracy += edges_in_brackets(
-        difference_interval(trained, best_base, "solved"), scale=100, digits=1
-    )
     at_gamma = "its best γ," if has_choice else "γ"
-
-    change = round(100 * (nfe_shown(trained) / nfe_shown(best_base) - 1))
-    speed = "about as many"
-    if change:
-        speed = f"{abs(change)}% {'more' if change > 0 else 'fewer'}"
-    speed += edges_in_brackets(
-        difference_interval(trained, best_base, "nfe"), scale=1, digits=2, unit=" calls"
-    )
-    return [
+    lines = [
         f"Accuracy: {solved_percent(best_base)}% (base at {at_gamma} {gamma_text(best_base)}) to "
-        f"{solved_percent(trained)}% of {count_problems(trained)}, {accuracy}.",
+        f"{solved_percent(trained)}% of {count_problems(trained)}, {gain(trained, best_base)}.",
         f"Speed: {nfe_shown(best_base):.2f} (the same base) to {nfe_shown(trained):.2f} calls per "
-        f"completion, {speed}.",
+        f"completion, {change_of_calls(trained, best_base)}.",
     ]
+    for task, part in trained.get("tasks", {}).items():
+        base_part = best_base.get("tasks", {}).get(task)
+        if base_part is not None:
+            changes = f"{gain(part, base_part)}; calls: {change_of_calls(part, base_part)}"
+            lines.append(f"{shorten(name_of_task(task), 22)}: {changes}.")
+    return lines
+
+
+def gain(trained, base):
+    """By how many points the accuracy of two rows differs, in words, with its interval."""
+    points = solved_percent(trained) - solved_percent(base)
+    change = f"{points:+.1f} points" if points else "no change"
+    interval = difference_interval(trained, base, "solved")
+    return change + edges_in_brackets(interval, scale=100, digits=1)
+
+
+def change_of_calls(trained, base):
+    """By what share the calls of two rows differ, in words; in calls the interval."""
+    percent = round(100 * (nfe_shown(trained) / nfe_shown(base) - 1))
+    change = "about as many"
+    if percent:
+        change = f"{abs(percent)}% {'more' if percent > 0 else 'fewer'}"
+    interval = difference_interval(trained, base, "nfe")
+    return change + edges_in_brackets(interval, scale=1, digits=2, unit=" calls")
 
 
 def describe_completions(completions, row):
@@ -199,6 +211,11 @@ def describe_completions(completions, row):
             mark = "✓" if completion["solved"] else "✗"
             line = f"    {completion['name']:7}  {mark} NFE {completion['nfe']}  "
             yield shorten(line + printable(completion["text"]), WIDTH)
+
+
+def name_of_task(task):
+    """Of FILE.py:NAME the NAME."""
+    return task.rpartition(":")[2]
 
 
 def count_problems(row):

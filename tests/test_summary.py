@@ -102,6 +102,22 @@ def test_one_problem_is_one_problem_and_proves_nothing():
     assert speed.endswith("20% fewer.")
 
 
+def test_of_several_tasks_each_has_its_own_differences():
+    base = row_of_each("base", "10100000", "2 2 2 2 5 5 5 5", "0 1 2 3 4 5 6 7")
+    trained = row_of_each("trained", "11111001", "2 1 2 2 5 5 5 5", "0 1 2 3 4 5 6 7")
+    base["tasks"] = {
+        "countdown": row_of_each("", "1010", "2 2 2 2", "0 1 2 3"),
+        "own.py:Own": row_of_each("", "0000", "5 5 5 5", "4 5 6 7"),
+    }
+    trained["tasks"] = {
+        "countdown": row_of_each("", "1111", "2 1 2 2", "0 1 2 3"),
+        "own.py:Own": row_of_each("", "1001", "5 5 5 5", "4 5 6 7"),
+    }
+    *_, countdown, own_task = summary.describe_results(trained, base, has_choice=True)
+    assert countdown.startswith("countdown: +50.0 points (-41.9 to 100.0); calls: 12% fewer (-1.0")
+    assert own_task == "Own: +50.0 points (-41.9 to 100.0); calls: about as many."
+
+
 def test_accuracy_and_speed_are_against_the_base_at_its_best_gamma():
     best = row("base", 0.15, 3.5, level=1.0)
     accuracy, speed = summary.describe_results(TRAINED, best, has_choice=True)
