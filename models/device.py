@@ -1,6 +1,7 @@
 """The device that models run on: its choice, its name, its memory, and an out-of-memory line."""
 
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -63,7 +64,9 @@ def settings_to_lower(config, has_checkpoint=False):
 def describe_out_of_memory(error, lower):
     """One line for an out-of-memory error, with what to `lower`. Re-raises any other error."""
     message = " ".join(str(error).split())
-    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "allocate" not in message:
+    # A CPU's allocator, CUDA's driver and NCCL, cuBLAS: each has words of its own.
+    is_out_of_memory = re.search("allocate|out of memory|ALLOC_FAILED", message)
+    if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not is_out_of_memory:
         raise error
     peak = peak_memory_gib()
     used = f", {peak:.1f} GiB used at most" if peak else ""

@@ -12,7 +12,6 @@ is not checked, since the engine hands it plain tensors.
 
 import contextlib
 from collections import Counter
-from types import SimpleNamespace
 
 import peft  # noqa: F401  first, or bitsandbytes would look for a real GPU
 import pytest
@@ -226,15 +225,14 @@ class CpuAutocast(torch.autocast):
 @contextlib.contextmanager
 def pretend_gpu(gib=80):
     """Inside it torch finds a GPU, of so many GiB. Yields the PretendGpu, which counts syncs."""
-    properties = SimpleNamespace(name="pretended", total_memory=gib * 2**30, major=9, minor=0)
     answers = {
         "is_available": True,
         "device_count": 1,
         "get_device_capability": (9, 0),
         "get_device_name": "pretended",
-        "get_device_properties": properties,
         "is_bf16_supported": True,
         "max_memory_allocated": 0,
+        "mem_get_info": (gib * 2**30, gib * 2**30),  # free, in all
         "reset_peak_memory_stats": None,
         "synchronize": None,
     }

@@ -53,6 +53,8 @@ def test_the_peak_memory_is_more_than_that_of_an_empty_process_and_less_than_a_b
         MemoryError("no room"),
         torch.OutOfMemoryError("CUDA out\nof memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried 8 bytes"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_to_lower(error):

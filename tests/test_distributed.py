@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from toy import metrics_of, scores_of
 
 import train
-from training import distributed
+from training import distributed, recipe, run_folder
 
 # Each child is forked from a server that has imported everything once.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -209,6 +209,20 @@ def some_have_no_gradient():
 
 def test_gradients_are_summed_also_where_a_process_has_none(tmp_path):
     codes = run_together(2, tmp_path, some_have_no_gradient)
+    assert codes == [0, 0], (tmp_path / "stderr-0").read_text()
+
+
+def cards_differ():
+    """Another program uses 30 GiB of the second process's card."""
+    distributed.init()
+    free_gib = [78.7, 48.7][distributed.rank()]
+    recipe.find_gpu = lambda: recipe.Gpu("a card", gib=79.2, free_gib=free_gib)
+    assert run_folder.find_gpu(device="auto").free_gib == pytest.approx(48.7)
+
+
+def test_all_processes_choose_settings_that_fit_the_fullest_card(tmp_path):
+    """Micro-batches of another size on one of them would wait for the others for ever."""
+    codes = run_together(2, tmp_path, cards_differ)
     assert codes == [0, 0], (tmp_path / "stderr-0").read_text()
 
 

@@ -207,6 +207,11 @@ def all_reduce_max(number):
     return all_reduce(torch.tensor(number), dist.ReduceOp.MAX).item()
 
 
+def all_reduce_min(number):
+    """The smallest of the processes' numbers."""
+    return -all_reduce_max(-number)
+
+
 def all_reduce_sum(number):
     """The sum of the processes' numbers."""
     if world_size() == 1:

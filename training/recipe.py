@@ -19,32 +19,46 @@ SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 class Gpu:
     name: str
     gib: float  # its memory
+    free_gib: float  # the part that no process uses, this one included
+
+    def memory_in_use(self):
+        """Words on the memory that others use; "" if it is none to speak of."""
+        used_gib = self.gib - self.free_gib
+        if used_gib < 1:  # about half a GiB is this process's own: CUDA's
+            return ""
+        return f"; {used_gib:.1f} of the card's {self.gib:.1f} GiB are in use already"
 
 
 def find_gpu():
-    """The first Gpu, or None where there is none."""
+    """The Gpu that this process runs on, or None where there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
-    return Gpu(properties.name, properties.total_memory / 2**30)
+    # In bytes, of the current device, which distributed.init has set: it makes a context there.
+    free, total = torch.cuda.mem_get_info()
+    return Gpu(torch.cuda.get_device_name(), total / 2**30, free / 2**30)
 
 
-def default_model():
-    """(name, why): which model a bare command trains."""
+def default_model(gpu):
+    """(name, why): which model a bare command trains on a Gpu, or on a CPU if that is None."""
     from models.loading import LLADA
 
-    gpu = find_gpu()
     if gpu is None:
-        return "tiny", "no GPU was found, and this one needs neither GPU nor download"
-    why = f"a GPU of {gpu.gib:.0f} GiB was found, {gpu.name}; --model tiny trains the embedded one"
+        return "tiny", "no GPU is used, and this one needs neither GPU nor download"
+    why = (
+        f"a GPU of {gpu.gib:.0f} GiB was found, {gpu.name}{gpu.memory_in_use()}; --model tiny "
+        "trains the embedded one"
+    )
     # A card that is sold as 24 GB has 23.5 GiB, or 22.1.
-    return LLADA if gpu.gib > 21 else SMALL, why
+    return LLADA if gpu.free_gib > 21 else SMALL, why
 
 
 def recipe_for(model_config, gpu_gib=None):
-    """The recipe of a checkpoint that is not tiny, {setting: value}, by its size and the GPU's."""
+    """The recipe of a checkpoint that is not tiny, {setting: value}.
+
+    It goes by the model's size, and by gpu_gib: the memory of the GPU that is free.
+    """
     if count_parameters(model_config)["total"] < 2e9:
         recipe = MODEL_RECIPES["small"]
     else:
@@ -58,6 +72,8 @@ def recipe_for(model_config, gpu_gib=None):
 
 def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, processes=1):
     """The config with what a GPU's memory allows, by arithmetic; no result of a run depends on it.
+
+    gpu_gib: the part of it that is free.
 
     Gradient checkpointing makes every call of an update once more, so it is off where the update
     fits without it, if need be in micro-batches of one group. Then as many rows as fit are rolled
@@ -88,16 +104,17 @@ def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, 
     return config
 
 
-def describe_expected(model_config, config, gpu_gib=None, processes=1):
-    """The line at the start of a run: the model's size and, with a GPU, the memory to expect, and
+def describe_expected(model_config, config, gpu=None, processes=1):
+    """The line at the start of a run: the model's size and, with a Gpu, the memory to expect, and
     the settings that decide it.
     """
     size = describe_size(model_config)
-    if gpu_gib is None:
+    if gpu is None:
         return size
     peak = estimate_gib(model_config, config, processes=processes)["peak"]
     return (
-        f"{size}; {peak:.1f} of {gpu_gib:.1f} GiB expected (by arithmetic), with "
+        f"{size}; {peak:.1f} of {gpu.free_gib:.1f} GiB expected (by arithmetic"
+        f"{gpu.memory_in_use()}), with "
         f"--rollout_batch_size {config.rollout_batch_size} "
         f"--micro_batch_size {config.micro_batch_size} "
         f"--gradient_checkpointing {str(config.gradient_checkpointing).lower()}"

@@ -59,8 +59,10 @@ def resolve_config(flags):
     if distributed.world_size() > 1 and "run_dir" not in settings:
         raise ValueError("several processes need one --run_dir, a new folder")
     reason = "from --model"
+    gpu = find_gpu(settings.get("device"))
+    free_gib = gpu.free_gib if gpu else None
     if not settings.get("model"):
-        settings["model"], reason = recipe.default_model()
+        settings["model"], reason = recipe.default_model(gpu)
     name = settings["model"]
     print(f"model: {name} ({reason})", flush=True)
     base = adapter_base(find_checkpoint(name))
@@ -75,15 +77,13 @@ def resolve_config(flags):
     model_config, _ = read_config(loading.model_folder(name), name)
     block_size = getattr(model_config, "block_size", None)
     is_compact = reads_compact_prompts(name)
-    gpu = recipe.find_gpu()
-    gpu_gib = gpu.gib if gpu else None
     if is_compact:
         tasks = sorted(settings.get("task", "").split(","))
         defaults = TASK_RECIPES.get(",".join(tasks), {})
         if block_size:  # a block-causal model has blocks of its own
             defaults = defaults | {"block_length": block_size}
     else:
-        defaults = recipe.recipe_for(model_config, gpu_gib)
+        defaults = recipe.recipe_for(model_config, free_gib)
     config = Config(**defaults | settings)
     if block_size and (not config.block_length or block_size % config.block_length):
         raise ValueError(
@@ -92,9 +92,20 @@ def resolve_config(flags):
         )
     if not is_compact:
         processes = distributed.world_size()
-        config = recipe.fit_to_memory(model_config, config, settings, gpu_gib, processes=processes)
-        print(recipe.describe_expected(model_config, config, gpu_gib, processes), flush=True)
+        config = recipe.fit_to_memory(model_config, config, settings, free_gib, processes=processes)
+        print(recipe.describe_expected(model_config, config, gpu, processes), flush=True)
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
+
+
+def find_gpu(device):
+    """The recipe.Gpu whose memory the settings go by, or None if the run is on a CPU.
+
+    Several processes have to choose the same settings: they go by the least memory that is free.
+    """
+    gpu = None if device == "cpu" else recipe.find_gpu()
+    if gpu:
+        gpu.free_gib = distributed.all_reduce_min(gpu.free_gib)
+    return gpu
 
 
 def settings_of_adapter(flags):
