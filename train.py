@@ -367,7 +367,7 @@ def training_loop(config, task, run_dir, policy, interrupt):
     ]
     first_step = checkpoint.load_state(run_dir, optimizers)
     is_main = distributed.is_main_process()
-    track = open_tracker(config.report_to if is_main else "none", run_dir, config)
+    track = open_tracker(config.report_to if is_main else "none", run_dir, config, first_step)
     history = read_metrics(run_dir)
     warned = set()
     bar = tqdm(

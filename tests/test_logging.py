@@ -1,6 +1,7 @@
 """What a run logs: every metric has a meaning, samples say what happened, trackers get the rest."""
 
 import json
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -145,7 +146,7 @@ def test_a_tracker_gets_the_settings_and_each_steps_metrics(monkeypatch, tmp_pat
     flags = [*FLAGS, "--report_to", name, "--run_dir", str(tmp_path / "a")]
     assert train.main(flags) == 0
     [options] = tracker.runs
-    assert options["project"] == "diffpo" and options["name"] == "a"
+    assert options["project"] == "diffpo" and options["name"].startswith("a-")
     assert options["config"] == json.loads((tmp_path / "a" / "config.json").read_text()) | {
         "run_dir": options["config"]["run_dir"]
     }
@@ -156,17 +157,63 @@ def test_a_tracker_gets_the_settings_and_each_steps_metrics(monkeypatch, tmp_pat
         assert all(row[name] is None for name in row.keys() - metrics.keys() - {"step"})
 
 
-def test_tensorboard_gets_each_steps_metrics(tmp_path):
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_a_resumed_run_goes_on_with_its_curves_also_from_another_folder(
+    monkeypatch, tmp_path, name
+):
+    """They opened a second run; and by its folder's name alone trackio would take another's."""
+    tracker = FakeTracker(name)
+    monkeypatch.setitem(sys.modules, name, tracker)
+    for folder in ("a", "beside/a"):
+        flags = [*FLAGS, "--report_to", name, "--run_dir", str(tmp_path / folder)]
+        assert train.main(flags) == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert train.main(["--resume", "--steps", "3", "--run_dir", str(tmp_path / "b")]) == 0
+    first, other, resumed = tracker.runs
+    assert all(options["resume"] == "allow" for options in tracker.runs)
+    assert resumed["name"] == first["name"] != other["name"]
+    assert resumed.get("id") == first.get("id")
+    if name == "wandb":  # of several runs with one name it finds the right one by the id alone
+        assert resumed["id"] and first["id"] != other["id"]
+    assert [step for step, _ in tracker.logged] == [1, 2, 1, 2, 3]
+
+
+def test_a_runs_name_has_no_character_that_a_tracker_refuses(tmp_path):
+    folder = tmp_path / "γ = 0.1 % of a/b?".replace("/", ":")
+    folder.mkdir()
+    assert re.fullmatch(r"[\w.-]{10,80}", logging.tracker_name(folder), re.ASCII)
+    assert logging.tracker_name(folder) == logging.tracker_name(folder)
+
+
+def test_a_tracker_that_refuses_a_run_is_one_line(monkeypatch, tmp_path, capsys):
+    class NotLoggedIn(FakeTracker):
+        def init(self, **options):
+            raise RuntimeError("no API key configured.\nUse `wandb login`")
+
+    monkeypatch.setitem(sys.modules, "wandb", NotLoggedIn("wandb"))
+    flags = [*FLAGS, "--report_to", "wandb", "--run_dir", str(tmp_path / "a")]
+    assert train.main(flags) == 2
+    error = capsys.readouterr().err
+    assert error.endswith(
+        "train.py: --report_to wandb: it refuses the run (no API key configured. Use `wandb login`)"
+        "\n"
+    )
+
+
+def test_tensorboard_gets_each_steps_metrics_and_of_a_step_made_again_the_last(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    report = logging.open_tracker("tensorboard", tmp_path, Config(model="tiny"))
+    config = Config(model="tiny")
+    report = logging.open_tracker("tensorboard", tmp_path, config, first_step=0)
     report({"loss": 0.5, "nfe_mean": 3.0, "peak_memory_gib": None}, 1)
     report({"loss": 0.25, "nfe_mean": 2.0, "peak_memory_gib": None}, 2)
+    report = logging.open_tracker("tensorboard", tmp_path, config, first_step=1)
+    report({"loss": 0.75, "nfe_mean": 2.0, "peak_memory_gib": None}, 2)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert sorted(events.Tags()["scalars"]) == ["loss", "nfe_mean"]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.75)]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
@@ -184,4 +231,4 @@ def test_a_missing_tracker_is_one_line_before_anything_is_measured(
 
 def test_without_a_tracker_nothing_is_imported(monkeypatch, tmp_path):
     monkeypatch.setattr(logging.importlib, "import_module", None)
-    logging.open_tracker("none", tmp_path, Config())({"loss": 1.0}, 1)
+    logging.open_tracker("none", tmp_path, Config(), first_step=0)({"loss": 1.0}, 1)

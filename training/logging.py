@@ -9,11 +9,15 @@ where one does not apply.
 """
 
 import importlib
+import re
 import time
+import uuid
 from dataclasses import asdict
 from statistics import fmean
 
+from models.checkpoints import check_fields, read_json_object
 from models.device import peak_memory_gib
+from models.errors import as_value_error
 from training import distributed, files
 
 METRICS = {
@@ -201,16 +205,20 @@ def import_tracker(report_to):
         raise ValueError(f"--report_to {report_to} needs it: pip install {report_to}") from None
 
 
-def open_tracker(report_to, run_dir, config):
+def open_tracker(report_to, run_dir, config, first_step):
     """A function(metrics, step) that sends a step's metrics to a tracker; "none": to nowhere.
 
     tensorboard writes to RUN/tensorboard; trackio and wandb have a project called diffpo.
+
+    first_step: the steps done so far. A resumed run goes on with its own curves. Of the steps after
+    its checkpoint, which it makes again, tensorboard forgets the first values and wandb drops the
+    second; trackio keeps both, which differ in their times alone.
     """
     tracker = import_tracker(report_to)
     if tracker is None:
         return lambda metrics, step: None
     if report_to == "tensorboard":
-        writer = tracker.SummaryWriter(str(run_dir / "tensorboard"))
+        writer = tracker.SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step + 1)
 
         def report(metrics, step):
             for name, value in metrics.items():
@@ -219,6 +227,30 @@ def open_tracker(report_to, run_dir, config):
             writer.flush()
 
         return report
-    # wandb and trackio have one interface.
-    tracker.init(project="diffpo", name=run_dir.name, config=asdict(config))
+    # wandb and trackio have one interface, but for what they find a run by: its id, or its name.
+    name = tracker_name(run_dir)
+    identity = {"id": name} if report_to == "wandb" else {}
+    with as_value_error(f"--report_to {report_to}: it refuses the run"):
+        tracker.init(
+            project="diffpo",
+            name=name,
+            config=asdict(config),
+            resume="allow",  # go on with the run of this name, if there is one
+            **identity,
+        )
     return lambda metrics, step: tracker.log(metrics, step=step)
+
+
+def tracker_name(run_dir):
+    """What wandb and trackio know a run by: the folder's name and a random number.
+
+    RUN/tracker.json keeps it, so that a resumed run has it again: the folder may have been moved,
+    and another folder may have the same name.
+    """
+    file = run_dir / "tracker.json"
+    if not file.exists():
+        folder = re.sub(r"[^\w.-]", "-", run_dir.absolute().name, flags=re.ASCII)[:64]
+        files.write_json(file, {"name": f"{folder}-{uuid.uuid4().hex[:8]}"})
+    saved = read_json_object(file)
+    check_fields(saved, {"name": str}, where=f"cannot read {file}: it")
+    return saved["name"]

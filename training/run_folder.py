@@ -6,6 +6,7 @@
                 eval.json         base against trained      curves.png     the run at a glance
                 frontier.json     both at several gammas    frontier.png   accuracy against NFE
                 completions.json  three of each model       environment.txt  versions and device
+                tensorboard/      or tracker.json, the run's name in wandb or trackio: --report_to
                 checkpoint/       the model and tokenizer (save_pretrained) or the adapter,
                                   threshold_head.safetensors, state.pt (optimizers, step),
                                   sums.json (checksums); checkpoint.old/ is the one before it
