@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from models.errors import as_value_error, unforeseen_as_value_error
 from models.families import FAMILIES, PLAIN, Family, read_config
@@ -18,7 +19,6 @@ from models.hub import is_hub_name
 from models.tiny import BASE
 from models.weights import (
     read_headers,
-    read_weights,
     refuse_misfits,
     refuse_non_finite,
     split_experts,
@@ -100,8 +100,10 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
         state_dict = None  # transformers reads it from the folder
         if row.fused:
             state_dict = {}
-            for name, weight in read_weights(files).items():
-                state_dict |= take_apart(name, weight, config, row.fused)
+            for file in files:
+                # The file is mapped into memory, and its parts are views of it: nothing is copied.
+                for name, weight in load_file(file).items():
+                    state_dict |= take_apart(name, weight, config, row.fused)
         denoiser, info = row.model.from_pretrained(
             folder if state_dict is None else None,
             state_dict=state_dict,
