@@ -97,6 +97,9 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
             renames=row.weights,
             fused=row.fused,
         )
+        if dtype == "4bit":  # a rounded matrix shows no NaN
+            for file in files:
+                refuse_non_finite(load_file(file), sources={})
         state_dict = None  # transformers reads it from the folder
         if row.fused:
             state_dict = {}

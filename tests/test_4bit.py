@@ -87,6 +87,18 @@ def test_a_matrix_of_another_width_is_refused_although_4_bits_have_no_shape(tmp_
         load_denoiser(str(tmp_path), dtype="4bit")
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_matrix_that_is_not_finite_is_refused_by_name_before_it_is_rounded(tmp_path, value):
+    """Of a NaN nothing was said but that the logits are none."""
+    weights, _ = write_checkpoint(tmp_path, "llada")
+    name = "model.transformer.blocks.0.q_proj.weight"
+    file = next(file for file in tmp_path.glob("*.safetensors") if name in load_file(file))
+    weights[name][3, 4] = value
+    save_file(load_file(file) | {name: weights[name]}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"\({name} holds NaN or infinity: its file is broken"):
+        load_denoiser(str(tmp_path), dtype="4bit")
+
+
 FLAGS = (
     "--model {model} --run_dir {run_dir} --steps {steps} --lora_rank {lora_rank} --dtype 4bit "
     "--task countdown --prompts_per_step 2 --num_generations 2 --num_iterations 2 "
