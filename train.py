@@ -456,7 +456,8 @@ def main(arguments=None):
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
-            hint = f"; go on with: {inputs.resume_command(run_dir, config.task)}"
+            processes = distributed.world_size()
+            hint = f"; go on with: {inputs.resume_command(run_dir, config.task, processes)}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:
@@ -467,7 +468,8 @@ def main(arguments=None):
         lower = settings_to_lower(config, has_checkpoint)
         message = describe_out_of_memory(error, lower)
         if has_checkpoint:
-            message += f"; go on with: {inputs.resume_command(run_dir, config.task)}"
+            processes = distributed.world_size()
+            message += f"; go on with: {inputs.resume_command(run_dir, config.task, processes)}"
         print(f"train.py: {message}", file=sys.stderr)
         return 1
 

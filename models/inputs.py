@@ -43,9 +43,10 @@ def task_flag(task):
     return f" --task {shlex.quote(task)}" if task_files(task) else ""
 
 
-def resume_command(run_dir, task):
-    """The command that goes on with a run, ready to be typed."""
-    return f"python train.py --resume --run_dir {shlex.quote(str(run_dir))}{task_flag(task)}"
+def resume_command(run_dir, task, processes=1):
+    """The command that goes on with a run in so many processes, ready to be typed."""
+    python = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
+    return f"{python} train.py --resume --run_dir {shlex.quote(str(run_dir))}{task_flag(task)}"
 
 
 def absolute_task(task):

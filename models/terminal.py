@@ -89,8 +89,24 @@ def prepare():
             stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         stream.reconfigure(errors="stand_in", line_buffering=True)
         setattr(sys, name, LastingStream(stream))
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored
+        signal.signal(signal.SIGINT, interrupt)
     sys.excepthook = print_exception
     sys.unraisablehook = interrupt_again
+
+
+def interrupt(number, frame):
+    """The handler of Ctrl-C: while a program is still importing, it ends at once; then as Python's.
+
+    An exception may be lost in a module that is not Python's. Where torch imports numpy, it clears
+    it: half of numpy stays behind, and whoever uses that fails. Until its main is defined, a
+    program has begun nothing.
+    """
+    if hasattr(sys.modules["__main__"], "main"):
+        raise KeyboardInterrupt
+    print("\nstopped", file=sys.stderr)
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def interrupt_again(unraisable):

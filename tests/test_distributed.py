@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import make_run_folder
 from toy import metrics_of, scores_of
 
 import train
+from config import Config
 from training import distributed, recipe, run_folder
 
 # Each child is forked from a server that has imported everything once.
@@ -264,6 +266,19 @@ def test_a_process_without_a_gpu_of_its_own_gets_one_line(monkeypatch, capsys):
     assert train.main(["--task", "countdown"]) == 2
     error = capsys.readouterr().err
     assert "process 2 finds 1 GPU(s)" in error and error.count("\n") == 1
+
+
+def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch, capsys, tmp_path):
+    def interrupted(config, run_dir, resume, export):
+        raise KeyboardInterrupt
+
+    (tmp_path / "run").mkdir()
+    make_run_folder(tmp_path / "run", Config(model="tiny", max_completion_length=10))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(train, "run", interrupted)
+    assert train.main(["--resume", "--run_dir", str(tmp_path / "run")]) == 130
+    command = f"torchrun --nproc_per_node 2 train.py --resume --run_dir {tmp_path / 'run'}"
+    assert f"stopped; go on with: {command}\n" in capsys.readouterr().out
 
 
 def test_a_row_that_two_processes_score_is_refused(monkeypatch, tmp_path):

@@ -46,7 +46,10 @@ def check_processes(config, processes, export=None):
     if not config.shard:
         return
     if processes == 1:
-        raise ValueError("--shard splits the weights over processes: start them by torchrun")
+        raise ValueError(
+            "--shard splits the weights over processes: start them by torchrun, or say "
+            "--shard false"
+        )
     if prompts % processes:
         raise ValueError(
             f"--shard with {processes} processes takes --prompts_per_step a multiple of {processes}"

@@ -308,7 +308,11 @@ class GracefulInterrupt:
             return
         self.signal_number = number
         if distributed.is_distributed():
-            print("\nending this step, then saving", flush=True)
+            print(
+                "\nending this step, then saving; torchrun waits for 30 s, unless it was started "
+                "with a longer --shutdown-timeout",
+                flush=True,
+            )
             return
         self.restore_handlers()
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
