@@ -31,7 +31,7 @@ def device_name(device):
 
 def peak_memory_gib():
     """The most memory used so far, of the GPU, else of this process; None if unavailable."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # not with --device cpu, though there may be a GPU
         return torch.cuda.max_memory_allocated() / 2**30
     if sys.platform == "win32":
         return None

@@ -200,6 +200,22 @@ def test_a_tracker_that_refuses_a_run_is_one_line(monkeypatch, tmp_path, capsys)
     )
 
 
+def test_a_tracker_that_fails_at_night_stops_no_run(monkeypatch, tmp_path, capsys):
+    class Lost(FakeTracker):
+        def log(self, metrics, step):
+            if step in (1, 2):
+                raise ConnectionResetError("the service\nis gone")
+            super().log(metrics, step)
+
+    tracker = Lost("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", tracker)
+    flags = [*FLAGS, "--steps", "3", "--report_to", "wandb", "--run_dir", str(tmp_path / "a")]
+    assert train.main(flags) == 0
+    assert capsys.readouterr().err.count("step 1: wandb has failed (the service is gone)") == 1
+    assert [step for step, _ in tracker.logged] == [3]  # it has recovered
+    assert [row["step"] for row in read_log(tmp_path / "a" / "metrics.jsonl")] == [1, 2, 3]
+
+
 def test_tensorboard_gets_each_steps_metrics_and_of_a_step_made_again_the_last(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

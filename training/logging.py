@@ -10,6 +10,7 @@ where one does not apply.
 
 import importlib
 import re
+import sys
 import time
 import uuid
 from dataclasses import asdict
@@ -213,6 +214,8 @@ def open_tracker(report_to, run_dir, config, first_step):
     first_step: the steps done so far. A resumed run goes on with its own curves. Of the steps after
     its checkpoint, which it makes again, tensorboard forgets the first values and wandb drops the
     second; trackio keeps both, which differ in their times alone.
+
+    Raises ValueError if the tracker refuses the run. If it fails later, the run goes on.
     """
     tracker = import_tracker(report_to)
     if tracker is None:
@@ -226,19 +229,35 @@ def open_tracker(report_to, run_dir, config, first_step):
                     writer.add_scalar(name, value, step)
             writer.flush()
 
-        return report
-    # wandb and trackio have one interface, but for what they find a run by: its id, or its name.
-    name = tracker_name(run_dir)
-    identity = {"id": name} if report_to == "wandb" else {}
-    with as_value_error(f"--report_to {report_to}: it refuses the run"):
-        tracker.init(
-            project="diffpo",
-            name=name,
-            config=asdict(config),
-            resume="allow",  # go on with the run of this name, if there is one
-            **identity,
-        )
-    return lambda metrics, step: tracker.log(metrics, step=step)
+    else:
+        # wandb and trackio have one interface, but for what they find a run by: its id or its name.
+        name = tracker_name(run_dir)
+        identity = {"id": name} if report_to == "wandb" else {}
+        with as_value_error(f"--report_to {report_to}: it refuses the run"):
+            tracker.init(
+                project="diffpo",
+                name=name,
+                config=asdict(config),
+                resume="allow",  # go on with the run of this name, if there is one
+                **identity,
+            )
+
+        def report(metrics, step):
+            tracker.log(metrics, step=step)
+
+    has_failed = False
+
+    def track(metrics, step):
+        nonlocal has_failed
+        try:
+            report(metrics, step)
+        except Exception as error:  # each tracker raises its own; metrics.jsonl has it all
+            if not has_failed:
+                reason = " ".join(str(error).split())[:160]
+                print(f"step {step}: {report_to} has failed ({reason})", file=sys.stderr)
+            has_failed = True
+
+    return track
 
 
 def tracker_name(run_dir):
