@@ -400,7 +400,7 @@ def compare_environments(run_dir):
 def describe_environment():
     """The lines of environment.txt: what a seeded result may depend on."""
     device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # the model is on it
         device = torch.cuda.get_device_name()
     lines = [
         f"python {platform.python_version()}",
