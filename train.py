@@ -445,7 +445,7 @@ def main(arguments=None):
     run_dir = None
     try:
         flags = parse_flags(arguments)
-        distributed.init()
+        distributed.init(flags.get("device", "auto"))
         config, run_dir, resume, export = run_folder.resolve_config(flags)
         is_main = distributed.is_main_process()
         lock = files.run_lock(run_dir) if is_main else nullcontext()

@@ -268,6 +268,24 @@ def test_a_process_without_a_gpu_of_its_own_gets_one_line(monkeypatch, capsys):
     assert "process 2 finds 1 GPU(s)" in error and error.count("\n") == 1
 
 
+def test_processes_on_the_cpu_need_no_gpu_each(monkeypatch, tmp_path):
+    """Two of them beside one GPU were refused."""
+    backends = []
+
+    def init_process_group(backend, timeout):
+        backends.append(backend)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "init_process_group", init_process_group)
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    flags = ["--task", "countdown", "--device", "cpu", "--run_dir", str(tmp_path / "run")]
+    assert train.main(flags) == 2
+    assert backends == ["gloo"]
+
+
 def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch, capsys, tmp_path):
     def interrupted(config, run_dir, resume, export):
         raise KeyboardInterrupt

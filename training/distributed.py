@@ -42,18 +42,22 @@ last_work = None
 # ---- processes -----------------------------------------------------------------------------------
 
 
-def init():
-    """Join the other processes. Raises ValueError if there are fewer GPUs than processes."""
+def init(device="auto"):
+    """Join the other processes, each on a GPU of its own if there are any.
+
+    device: the flag; with "cpu" GPUs are left alone. Raises ValueError if there are fewer GPUs than
+    processes.
+    """
     if not is_distributed():
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and device != "cpu":
         local_rank = int(os.environ["LOCAL_RANK"])
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
             raise ValueError(
                 f"process {local_rank + 1} finds {gpus} GPU(s), and each takes its own: "
-                f"start {gpus}"
+                f"start {gpus}, or say --device cpu"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
