@@ -41,7 +41,7 @@ class Config:
         "countdown", "countdown, sudoku, chain, gsm8k, math, or FILE.py:NAME; several: A,B"
     )
     model: str = setting(
-        "", "tiny, a name on the hub, or a folder; default: chosen by the GPU's memory"
+        "", "tiny, a name on the hub, or a folder; default: by the GPU's free memory"
     )
     adapter: str = setting(
         "", "start from this LoRA adapter, with its rank and alpha: a folder or a name on the hub"

@@ -175,7 +175,7 @@ class DiffusionPolicy(DenoiserCalls):
         """
         if decoder.rule == "eb" and decoder.level is None and self.threshold_head is None:
             raise ValueError("this policy has no threshold head: give the eb decoder a gamma")
-        if not prompt_mask[:, -1].all():
+        if prompt_mask.shape[1] == 0 or not prompt_mask[:, -1].all():
             raise ValueError(
                 "a prompt ends in padding, or is empty: prompts are padded on the left"
             )

@@ -445,8 +445,9 @@ def main(arguments=None):
     run_dir = None
     try:
         flags = parse_flags(arguments)
-        distributed.init(flags.get("device", "auto"))
-        config, run_dir, resume, export = run_folder.resolve_config(flags)
+        distributed.init(run_folder.device_flag(flags))
+        with distributed.reraise_lost_peer():
+            config, run_dir, resume, export = run_folder.resolve_config(flags)
         is_main = distributed.is_main_process()
         lock = files.run_lock(run_dir) if is_main else nullcontext()
         with lock, distributed.reraise_lost_peer():

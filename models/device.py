@@ -31,8 +31,10 @@ def device_name(device):
 
 def peak_memory_gib():
     """The most memory used so far, of the GPU, else of this process; None if unavailable."""
-    if torch.cuda.is_initialized():  # not with --device cpu, though there may be a GPU
-        return torch.cuda.max_memory_allocated() / 2**30
+    if torch.cuda.is_available():
+        allocated = torch.cuda.max_memory_allocated()
+        if allocated:  # not with --device cpu, though there is a GPU
+            return allocated / 2**30
     if sys.platform == "win32":
         return None
     import resource

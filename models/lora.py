@@ -207,7 +207,8 @@ def attach_adapter(denoiser, lora_config, seed=0):
     Returns a PeftModel in evaluation mode, whose configuration names the denoiser's source.
     """
     lora_config.base_model_name_or_path = None  # peft warns if this is not the class's own name
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    device = denoiser.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         model = get_peft_model(denoiser, lora_config)
     lora_config.base_model_name_or_path = getattr(denoiser, "source", None)

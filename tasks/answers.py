@@ -51,11 +51,10 @@ INTRODUCING = r"""
     )
 """
 INTRODUCTION = re.compile(rf"\b {INTRODUCING} [,:]? $", re.VERBOSE | re.IGNORECASE)
-# All that stands before the equation at the end of a clause: "For x = 3, we have a total of".
+# What stands before the equation at the end of a clause, in words alone: "The total area is".
 BEFORE_EQUATION = re.compile(
     rf"""
-    (?: .* (?: (?<!\\) \b {INTRODUCING} [,:]? \s | ,\s (?= [A-Za-z]{{2}} ) ) )?
-    (?: \s* (?:for\ )? a\ total\ of\s )?
+    [A-Za-z ,'’:]* \b (?: {INTRODUCING} [,:]? (?: \ a\ total\ of )? | for\ a\ total\ of ) \s
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -70,6 +69,15 @@ NEGATION = re.compile(
 )
 # A text command around words, so that it can be replaced by the words.
 TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it|sf)|mbox) ?\{([^{}]*)\}")
+# Words that make another number of the one that a sentence states.
+CHANGE = re.compile(
+    r"""
+    \b (?: half | twice | thrice | halved? | doubled? | tripled? | squared? | cubed? | minus | plus
+         | times | negative | opposite | reciprocal | inverse | roots? | less | more | fewer
+         | greater | incorrectly | wrongly ) \b
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 # What may stand behind a box: a unit, which is a part of the answer, and then the end of a clause.
 BEHIND_BOX = re.compile(
     rf"""
@@ -80,7 +88,7 @@ BEHIND_BOX = re.compile(
               | \\?% | ° | \^[ ]?\{{?\\circ\}}? | \([a-z ]+\) )
             (?: [²³] | [ ]?\$?\^[ ]?\{{?[23]\}}? )?
         )
-        (?: [ ] (?: to | that | which | such[ ]that ) [ ] [A-Za-z] [^\n]* )?    # "ways to choose"
+        (?: (?<=\bways) (?: (?! \b (?:and|or|but|not) \b ) [A-Za-z '’] )* )?    # "to seat them"
     )?
     {WRAPPING}
     (?: $ | \n | —\s[A-Za-z] | [.?] (?= \s | [$*`\\] | $ ) 
@@ -89,15 +97,14 @@ BEHIND_BOX = re.compile(
     re.VERBOSE,
 )
 # What a question may ask for, at the beginning of an equation: a + b, 100a + b, |AB|, f(g(2)),
-# \gcd(24, 36), \cos x.
-FUNCTION_VALUE = r"[fghpqFGHPQ] \( [^()=]* (?: \( [^()=]* \) [^()=]* )? \)"
-TERM = rf"[0-9]* (?: {FUNCTION_VALUE} | [a-z] | [A-Z]{{1,2}} ) (?: \^ \{{? 2 \}}? )?"
+# \gcd(24, 36).
+TERM = r"[0-9]* (?: [a-z] | [A-Z]{1,2} ) (?: \^ \{? 2 \}? )?"
 ASKED_FOR = re.compile(
     rf"""
     \s* (?: (?: {TERM} \s* [+-] \s* )+ {TERM}
-          | {FUNCTION_VALUE}
-          | \| (?: [A-Z]{{2}} | {TERM} (?: \s* [+-] \s* {TERM} )? ) \|
-          | \\(?:gcd|lcm|binom|dbinom|max|min|det|sin|cos|tan|cot|sec|csc)\b .* ) \s* $
+          | [fghpqFGHPQ] \( [^()=]* (?: \( [^()=]* \) [^()=]* )? \)
+          | \|[A-Z]{{2}}\|
+          | \\(?:gcd|lcm|binom|dbinom|max|min|det)\b [^<>]* ) \s* $
     """,
     re.VERBOSE,
 )
@@ -152,7 +159,7 @@ def boxed(text):
 def clause_before(text):
     """Returns the clause at the end of a text, without what wraps a formula."""
     text = TAG.sub("\n", text[-300:].removesuffix("\\"))  # a tag ends what stands before it
-    text = BOLD_WORDS.sub(r"\1", text)
+    text = BOLD_WORDS.sub(plain_heading, text)
     *lines, clause = text.split("\n")
     while lines and (GOES_ON.search(lines[-1]) or re.match(r"\s*&?\s*=", clause)):
         clause = f"{lines.pop()} {clause}"
@@ -163,11 +170,17 @@ def clause_before(text):
     return " ".join(clause.split())
 
 
+def plain_heading(bold):
+    """The words of a match of BOLD_WORDS, without the asterisks if they introduce an answer."""
+    is_heading = are_known(bold[1], INTRODUCTION_WORDS | EQUATION_WORDS)
+    return bold[1] if is_heading else bold[0]
+
+
 def without_introduction(clause):
     """Returns a clause without the words before its equation: of "so we get x =" it is x =."""
-    introduction = BEFORE_EQUATION.match(clause)[0]
-    if not NEGATION.search(introduction):
-        clause = clause.removeprefix(introduction)
+    introduction = BEFORE_EQUATION.match(clause)
+    if introduction and not NEGATION.search(clause) and not CHANGE.search(introduction[0]):
+        clause = clause.removeprefix(introduction[0])
     words = clause.split()
     while len(words) > 1 and words[0].strip(",:").lower() in EQUATION_WORDS:
         words.pop(0)

@@ -74,10 +74,18 @@ OPTION_AND_VALUE = re.compile(
 )
 
 
+# A letter in brackets may be another option; a sign or a command of logic is no part of a value.
+NO_VALUE = re.compile(
+    r"(?<![A-Za-z])\([a-z]\)|\\(?:ne|neq|neg|not|lnot|lor|land|vee|cancel)(?![a-z])|✗"
+)
+
+
 def without_value_of_option(answer):
     r"""Returns the letter of an option that stands before its value: of `(B)\ 12` it is (B)."""
     option = OPTION_AND_VALUE.fullmatch(answer)
     if not option or WORD.search(option["value"]) or TEXT_COMMAND.search(option["value"]):
+        return answer
+    if not re.search(r"[0-9]|\\pi", option["value"]) or NO_VALUE.search(option["value"]):
         return answer
     return option["option"]
 
@@ -185,8 +193,6 @@ IDLE_SPACE = re.compile(r"(?<![A-Za-z0-9.]) +| +(?![A-Za-z0-9.])|(?<=[0-9]) +(?=
 # Degrees that are an argument: \sin 30°, but not 30°.
 FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)°")
-# Degrees of a sum that has them at its end too: 180° - 120°.
-DEGREES_OF_A_TERM = re.compile(r"°(?= ?[-+])")
 
 
 @lru_cache(maxsize=10_000)  # each answer is read for its reward and for `solved`
@@ -214,8 +220,8 @@ def tidy(text, question_words, joins_thousands=True):
             text = pattern.sub(sign, text)
     if FUNCTION.search(text):
         text = DEGREES.sub(r"(\1\\frac{\\pi}{180})", text)
-    elif text.endswith("°"):
-        text = DEGREES_OF_A_TERM.sub("", text)
+    elif re.fullmatch("[^-+]+°(?: ?[-+][^-+]+°)+", text):  # of each term
+        text = text.replace("°", "") + "°"
     return IDLE_SPACE.sub("", " ".join(text.split()))
 
 

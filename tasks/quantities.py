@@ -6,7 +6,7 @@ A number may be written in many ways, but only known words may stand beside it (
 import re
 from fractions import Fraction
 
-from tasks.answers import INTRODUCTION, boxed, equation_sides, normalise_signs
+from tasks.answers import boxed, equation_sides, normalise_signs
 from tasks.expressions import FRACTION, arithmetic
 from tasks.words import LEADING_WORDS, UNITS, are_known
 
@@ -60,12 +60,6 @@ def plain_number(text):
     return exact_value(number) if number else None
 
 
-def leads_to_a_number(words, question_words):
-    """Whether words may stand before a number: "about"; with the question's, "the trip takes"."""
-    has_verb = INTRODUCTION.search(words.rstrip()) is not None
-    return are_known(words, LEADING_WORDS, question_words if has_verb else frozenset())
-
-
 def read_number(text, question_words=frozenset()):
     """Returns the one number that a short text states, exactly, as a Fraction, or None.
 
@@ -90,7 +84,7 @@ def read_number(text, question_words=frozenset()):
             number = NUMBER_WITH_WORDS.fullmatch(side.strip())
             if number is None:
                 values.add(arithmetic(side))
-            elif leads_to_a_number(number["leading"], question_words) and are_known(
+            elif are_known(number["leading"], LEADING_WORDS) and are_known(
                 number["unit"] or "", UNITS, question_words
             ):
                 states_a_number = True

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
 
 import train
 from models.inputs import INPUTS, input_checksums
@@ -50,6 +51,6 @@ def write_results(folder, config, log, measured, frontier, nfe):
 
 def make_run_folder(folder, config):
     """The folder of a run that has not begun: its settings and what they were made from."""
-    create_run(folder)
+    create_run(folder, torch.device("cpu"))
     write_json(folder / INPUTS, input_checksums(config))
     write_config(folder, config)

@@ -201,6 +201,8 @@ def test_what_a_rollout_cannot_complete_is_refused():
     empty = torch.tensor([[True, True, True], [False, False, False]])
     with pytest.raises(ValueError, match="is empty"):
         policy.rollout(ids, empty, 4, decoder)
+    with pytest.raises(ValueError, match="is empty"):
+        policy.rollout(ids[:, :0], empty[:, :0], 4, decoder)
     uniform = policy.draw_uniform(2, 3)
     with pytest.raises(ValueError, match=r"uniform is \(2, 4\): it has to be \(2, 5\)"):
         policy.rollout(ids, ids >= 0, 4, decoder, uniform=uniform)

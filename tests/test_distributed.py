@@ -118,7 +118,6 @@ def test_one_step_by_some_processes_the_next_by_others_give_what_one_does(
             name: None if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)
             for name, value in expected.items()
         }
-        assert row["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
         assert [row[name] for name in exact] == [expected[name] for name in exact]
     for row, expected in zip(scores_of(many), scores_of(one), strict=True):
         assert row == {
@@ -283,7 +282,13 @@ def test_processes_on_the_cpu_need_no_gpu_each(monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", "1")
     flags = ["--task", "countdown", "--device", "cpu", "--run_dir", str(tmp_path / "run")]
     assert train.main(flags) == 2
-    assert backends == ["gloo"]
+    # The command to go on with does not name the device: it is in the run's config.json.
+    (tmp_path / "saved").mkdir()
+    make_run_folder(
+        tmp_path / "saved", Config(model="tiny", device="cpu", max_completion_length=10)
+    )
+    assert train.main(["--resume", "--run_dir", str(tmp_path / "saved")]) == 2
+    assert backends == ["gloo", "gloo"]
 
 
 def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch, capsys, tmp_path):

@@ -712,7 +712,7 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
     right = lambda self, problem, text: len(text) % 2 == 0  # noqa: E731 (it solves nothing else)
     monkeypatch.setattr(type(TASKS["countdown"]), "solved", right)
     for name, task in (("other", "countdown"), ("third", "sudoku")):
-        create_run(tmp_path / name)
+        create_run(tmp_path / name, torch.device("cpu"))
         write_json(tmp_path / name / "config.json", asdict(Config(task=task)))
         save_checkpoint(tmp_path / name, policy, [], 1)
     flags = ["--frontier", "--problems", "6"]
@@ -758,7 +758,7 @@ def test_frontiers_of_runs_are_one_picture_and_each_row_has_its_lines_area(
 def test_a_run_written_by_another_version_is_refused_and_not_measured_with_defaults(
     policy, tmp_path, capsys
 ):
-    create_run(tmp_path / "old")
+    create_run(tmp_path / "old", torch.device("cpu"))
     old = asdict(Config()) | {"length": 14}
     del old["max_completion_length"]
     write_json(tmp_path / "old" / "config.json", old)

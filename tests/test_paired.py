@@ -206,6 +206,7 @@ def test_an_edge_near_0_shows_on_which_side_it_is():
     assert paired.edges_in_brackets((-0.0001, 0.0334), scale=100, digits=1) == " (-0.01 to 3.34)"
     assert paired.edges_in_brackets((-0.02, 0.0), scale=100, digits=1) == " (-2.0 to 0.0)"
     assert paired.edges_in_brackets((0.0004, 0.02), scale=1, digits=2) == " (0.0004 to 0.0200)"
+    assert paired.edges_in_brackets((-1e-12, 0.5), scale=1, digits=2) == " (0.00 to 0.50)"
 
 
 def test_the_same_answers_differ_by_nothing():

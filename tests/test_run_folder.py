@@ -34,11 +34,9 @@ def write_run(folder, steps, steps_done):
 
 def test_the_environment_of_a_run_on_the_cpu_names_no_gpu_beside_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
-    assert "\ndevice cpu " in run_folder.describe_environment()
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert "\ndevice a card\n" in run_folder.describe_environment()
+    assert "\ndevice cpu " in run_folder.describe_environment(torch.device("cpu"))
+    assert "\ndevice a card\n" in run_folder.describe_environment(torch.device("cuda"))
 
 
 def test_a_finished_runs_folder_is_called_so(tmp_path, capsys):

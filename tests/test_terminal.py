@@ -71,6 +71,11 @@ def test_ctrl_c_is_not_lost_where_python_can_raise_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "\nstopped\n")
 
 
+def hear_sigint():
+    """A suite that a script starts with & ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 INTERRUPTED_WHERE_EXCEPTIONS_ARE_CLEARED = """
 import os, signal
 from models import terminal
@@ -86,7 +91,7 @@ print("went on")
 def test_ctrl_c_while_importing_is_not_lost_where_a_module_clears_exceptions():
     """torch did that where it imports numpy. The program went on, and failed with a traceback."""
     command = [sys.executable, "-c", INTERRUPTED_WHERE_EXCEPTIONS_ARE_CLEARED]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=hear_sigint)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "\nstopped\n")
 
 
@@ -107,7 +112,7 @@ main()
 
 def test_ctrl_c_in_a_programs_main_is_an_exception_unless_it_is_ignored():
     command = [sys.executable, "-c", INTERRUPTED_IN_MAIN]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=hear_sigint)
     assert (done.returncode, done.stdout, done.stderr) == (0, "tidied up\n", "")
     ignoring = ["bash", "-c", 'trap "" INT; exec "$@"', "-", *command]  # as a script's & does
     done = subprocess.run(ignoring, cwd=ROOT, capture_output=True, text=True)

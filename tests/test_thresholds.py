@@ -186,7 +186,7 @@ def make_run(policy, tmp_path):
     """make_run(setting=value, ...) -> the folder of a run of this policy."""
 
     def make(**settings):
-        create_run(tmp_path / "a")
+        create_run(tmp_path / "a", torch.device("cpu"))
         config = Config(**{"eval_problems": 9} | settings)
         write_json(tmp_path / "a" / "config.json", asdict(config))
         save_checkpoint(tmp_path / "a", policy, [], 1)

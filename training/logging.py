@@ -264,7 +264,7 @@ def tracker_name(run_dir):
     """What wandb and trackio know a run by: the folder's name and a random number.
 
     RUN/tracker.json keeps it, so that a resumed run has it again: the folder may have been moved,
-    and another folder may have the same name.
+    and another folder may have the same name. (Remove it from a copy that is to go its own way.)
     """
     file = run_dir / "tracker.json"
     if not file.exists():

@@ -5,7 +5,7 @@ imported late, so that `python -m training.memory --help` answers at once.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from config import MEMORY_RECIPES, MODEL_RECIPES
@@ -20,13 +20,16 @@ class Gpu:
     name: str
     gib: float  # its memory
     free_gib: float  # the part that no process uses, this one included
+    used_gib: float = field(init=False)
+
+    def __post_init__(self):
+        self.used_gib = self.gib - self.free_gib
 
     def memory_in_use(self):
         """Words on the memory that others use; "" if it is none to speak of."""
-        used_gib = self.gib - self.free_gib
-        if used_gib < 1:  # about half a GiB is this process's own: CUDA's
+        if self.used_gib < 1:  # about half a GiB is this process's own: CUDA's
             return ""
-        return f"; {used_gib:.1f} of the card's {self.gib:.1f} GiB are in use already"
+        return f"; {self.used_gib:.1f} of the card's {self.gib:.1f} GiB are in use already"
 
 
 def find_gpu():

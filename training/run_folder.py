@@ -98,6 +98,13 @@ def resolve_config(flags):
     return config, Path(config.run_dir or default_run_dir(config)), resume, export
 
 
+def device_flag(flags):
+    """The device of a run, before its config is made: the flag, or that of the run to resume."""
+    if flags.get("resume") and "device" not in flags and "run_dir" in flags:
+        return read_run_config(Path(flags["run_dir"])).device
+    return flags.get("device", "auto")
+
+
 def find_gpu(device):
     """The recipe.Gpu whose memory the settings go by, or None if the run is on a CPU.
 
@@ -195,9 +202,9 @@ def prepare(config, run_dir, resume, export):
 
     if distributed.is_main_process():
         if resume:
-            compare_environments(run_dir)
+            compare_environments(run_dir, device)
         else:
-            create_run(run_dir)
+            create_run(run_dir, device)
             files.write_json(run_dir / inputs.INPUTS, inputs.input_checksums(config))
         write_config(run_dir, config)
     if device.type == "cpu" and not policy.compact_prompts:
@@ -376,19 +383,19 @@ def write_config(run_dir, config):
     files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
 
 
-def create_run(run_dir):
+def create_run(run_dir, device):
     """Make a run's folder and note in environment.txt what the run runs on."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "environment.txt").write_text(describe_environment(), encoding="utf-8")
+    (run_dir / "environment.txt").write_text(describe_environment(device), encoding="utf-8")
 
 
-def compare_environments(run_dir):
+def compare_environments(run_dir, device):
     """Warns if a run is resumed in another environment: its last digits may differ."""
     file = run_dir / "environment.txt"
     if not file.is_file():
         return
     before = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    differing = [line for line in describe_environment().splitlines() if line not in before]
+    differing = [line for line in describe_environment(device).splitlines() if line not in before]
     if differing:
         print(
             f"{', '.join(differing)}: {file} differs, so sums may be rounded otherwise than in a "
@@ -397,16 +404,16 @@ def compare_environments(run_dir):
         )
 
 
-def describe_environment():
+def describe_environment(device):
     """The lines of environment.txt: what a seeded result may depend on."""
-    device = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
-    if torch.cuda.is_initialized():  # the model is on it
-        device = torch.cuda.get_device_name()
+    name = f"cpu {platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
     lines = [
         f"python {platform.python_version()}",
         f"torch {torch.__version__}",
         f"transformers {transformers.__version__}",
-        f"device {device}",
+        f"device {name}",
         f"processes {distributed.world_size()}",
     ]
     return "\n".join(lines) + "\n"
