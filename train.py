@@ -439,6 +439,11 @@ def run(config, run_dir, resume, export):
     print(run_dir)
 
 
+def resume_command(config, run_dir):
+    """The command that goes on with this run in as many processes."""
+    return inputs.resume_command(run_dir, config.task, processes=distributed.world_size())
+
+
 def main(arguments=None):
     """The program. Returns its exit status: 0, 1 (out of memory), 2 (bad input), 128 + signal."""
     config = None
@@ -448,17 +453,14 @@ def main(arguments=None):
         distributed.init(run_folder.device_flag(flags))
         with distributed.reraise_lost_peer():
             config, run_dir, resume, export = run_folder.resolve_config(flags)
-        is_main = distributed.is_main_process()
-        lock = files.run_lock(run_dir) if is_main else nullcontext()
-        with lock, distributed.reraise_lost_peer():
-            run(config, run_dir, resume, export)
-            distributed.finish()
+            with files.run_lock(run_dir) if distributed.is_main_process() else nullcontext():
+                run(config, run_dir, resume, export)
+                distributed.finish()
         return 0
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
-            processes = distributed.world_size()
-            hint = f"; go on with: {inputs.resume_command(run_dir, config.task, processes)}"
+            hint = f"; go on with: {resume_command(config, run_dir)}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:
@@ -469,8 +471,7 @@ def main(arguments=None):
         lower = settings_to_lower(config, has_checkpoint)
         message = describe_out_of_memory(error, lower)
         if has_checkpoint:
-            processes = distributed.world_size()
-            message += f"; go on with: {inputs.resume_command(run_dir, config.task, processes)}"
+            message += f"; go on with: {resume_command(config, run_dir)}"
         print(f"train.py: {message}", file=sys.stderr)
         return 1
 
