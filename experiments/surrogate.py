@@ -221,7 +221,7 @@ def reading(rows):
     if high <= NEAR:
         return distance + (
             "near, as on countdown and a block-causal chain, where m = 1 learned as well as m = 2, "
-            "but also as on sudoku (0.15), where m = 2 ended 6 ± 3 points of area above it."
+            "but also as on sudoku (0.15), where m = 2 ended 4 to 6 points of area above it."
         )
     if low >= FAR and kl_of[2] >= FAR_IN_BOTH:
         return distance + (
