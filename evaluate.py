@@ -45,13 +45,9 @@ from evaluation.outputs import verify_replaceable, write_rows
 from evaluation.paired import describe_problems, number_clusters
 from evaluation.progress import Progress
 from evaluation.tables import print_columns, print_differences, print_table
-from models.checkpoints import (
-    find_checkpoint,
-    load_policy,
-    reads_compact_prompts,
-    revision,
-)
+from models.checkpoints import find_checkpoint, load_policy, reads_compact_prompts, revision
 from models.device import describe_out_of_memory, device_name, pick_device
+from models.inputs import bare_name
 from models.loading import DTYPES, dtype_of
 from models.prompting import decode_completions, encode_prompts
 from tasks import mixture, published_prompts, registry
@@ -384,7 +380,7 @@ def run(flags):
         tasks = dict(registry.TASKS)
         for name in flags.get("task", "").split(","):
             if name:
-                tasks[name.rpartition(":")[2]] = registry.load_task(name, compact=False)
+                tasks[bare_name(name)] = registry.load_task(name, compact=False)
         rows = score_file(flags["completions"], tasks)
         print_columns(completions_table(rows))
         for table in completions_differences(rows):

@@ -140,8 +140,8 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     # 3. Verify. Speed multiplies the reward: a wrong answer gains nothing by being fast, and a
     #    partial reward is scaled in the same way. [OUR CHOICE]
     reward, solved = compute_rewards(
-        step_task, problems, texts, G, device=prompt_ids.device
-    )  # (B,)
+        step_task, problems, texts, num_generations=G, device=prompt_ids.device
+    )  # (B,), (B,)
     speed_reward = reward * (1 - config.nfe_penalty * rollout.nfe / L)  # (B,)
 
     # 4. Compare each completion with its group.

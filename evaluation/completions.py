@@ -13,6 +13,7 @@ from statistics import fmean
 from evaluation.metrics import cluster_interval
 from evaluation.paired import describe_problems, difference_table, number_clusters
 from models.errors import as_value_error
+from models.inputs import bare_name
 
 
 def append_completions(path, name, task, problems, texts, nfe):
@@ -33,7 +34,7 @@ def append_completions(path, name, task, problems, texts, nfe):
         rows.append(
             {
                 "name": name,
-                "task": task_name.rpartition(":")[2],
+                "task": bare_name(task_name),
                 "problem": problem,
                 "text": text,
                 "nfe": int(calls),

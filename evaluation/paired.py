@@ -129,7 +129,7 @@ def edges_in_brackets(edges, scale, digits, unit=""):
     if edges is None:
         return ""
     low, high = (0.0 if abs(scale * edge) < 1e-9 else edge for edge in edges)  # what rounding left
-    while digits < 9 and any(0 < abs(scale * edge) < 0.5 / 10**digits for edge in (low, high)):
+    while any(0 < abs(scale * edge) < 0.5 / 10**digits for edge in (low, high)):
         digits += 1
     return f" ({scale * low:z.{digits}f} to {scale * high:z.{digits}f}{unit})"
 

@@ -5,6 +5,7 @@ from textwrap import fill, wrap
 from evaluation.paired import difference_interval, edges_in_brackets, split_each
 from evaluation.tables import WIDTH, count_of, printable, shorten
 from models.checkpoints import check_fields, read_rows
+from models.inputs import bare_name
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # thresholds of a run's frontier, in nats
 
@@ -123,7 +124,7 @@ def results_table(rows):
     for row in rows:
         table.append(table_cells(row["name"], row))
         for task, part in row.get("tasks", {}).items():
-            table.append(table_cells(f"  {shorten(name_of_task(task), 22)}", row | part))
+            table.append(table_cells(f"  {shorten(bare_name(task), 22)}", row | part))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for name, *numbers in table:
         yield "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
@@ -175,7 +176,7 @@ def describe_results(trained, best_base, has_choice):
         base_part = best_base.get("tasks", {}).get(task)
         if base_part is not None:
             changes = f"{gain(part, base_part)}; calls: {change_of_calls(part, base_part)}"
-            lines.append(f"{shorten(name_of_task(task), 22)}: {changes}.")
+            lines.append(f"{shorten(bare_name(task), 22)}: {changes}.")
     return lines
 
 
@@ -211,11 +212,6 @@ def describe_completions(completions, row):
             mark = "✓" if completion["solved"] else "✗"
             line = f"    {completion['name']:7}  {mark} NFE {completion['nfe']}  "
             yield shorten(line + printable(completion["text"]), WIDTH)
-
-
-def name_of_task(task):
-    """Of FILE.py:NAME the NAME."""
-    return task.rpartition(":")[2]
 
 
 def count_problems(row):

@@ -551,7 +551,7 @@ def compare(paths, out, title="", task=""):
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "compare.json", report)
-    task_name = report["task"].rpartition(":")[2]
+    task_name = inputs.bare_name(report["task"])
     plot_comparison(report, groups, title or task_name, folder / "compare.png")
     print_report(report)
     print("written:", folder / "compare.json", folder / "compare.png")

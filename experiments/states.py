@@ -86,7 +86,7 @@ class State:
         self.policy.denoiser.requires_grad_(True)
         prepare_threshold_head(self.policy, self.config, self.device)
         self.step = self.policy.step or 0
-        self.name = self.config.task.rpartition(":")[2]  # of FILE.py:NAME the name
+        self.name = inputs.bare_name(self.config.task)
         if block_length is not None:
             self.name += f" in blocks of {block_length}" if block_length else " in one block"
         self.name += f", after step {self.step}" if self.step else ", base"

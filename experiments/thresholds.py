@@ -76,6 +76,7 @@ from evaluation.summary import GAMMAS
 from evaluation.tables import WIDTH, count_of, print_columns, shorten
 from experiments.intervals import interval, problem_half_width, spread
 from models.checkpoints import find_checkpoint, read_run_config
+from models.inputs import bare_name
 from tasks import mixture
 from tasks.expressions import solutions
 from training import files
@@ -345,11 +346,6 @@ def mean_gains(all_measured):
 # ---- the table -----------------------------------------------------------------------------------
 
 
-def short_name(task):
-    """A task without the path of its file."""
-    return task.rpartition(":")[2]
-
-
 def table(rows):
     """Lists of strings: of each task all its problems, then each difficulty."""
     lines = [["task", "difficulty", "n", "γ", "10 to 90%", "NFE", "solved, %"]]
@@ -359,7 +355,7 @@ def table(rows):
         high = 100 * row["solved_high"]
         lines.append(
             [
-                shorten(short_name(row["task"]), 12) if is_whole_task else "",
+                shorten(bare_name(row["task"]), 12) if is_whole_task else "",
                 "all" if is_whole_task else str(row["difficulty"]),
                 str(row["problems"]),
                 f"{row['gamma']:.3f}",
@@ -449,7 +445,7 @@ def draw_thresholds(axis, rows, kinds):
             places,
             gamma,
             yerr=[np.maximum(0, gamma - gamma_10), np.maximum(0, gamma_90 - gamma)],
-            label=f"{short_name(task)}: {KINDS[kind]}",
+            label=f"{bare_name(task)}: {KINDS[kind]}",
             color=color,
             linestyle=linestyle,
             marker="os^D"[i % 4],

@@ -58,9 +58,14 @@ def absolute_task(task):
     return ",".join(names)
 
 
+def bare_name(name):
+    """The name of one task without the path of its file: of FILE.py:NAME the NAME."""
+    return name.rpartition(":")[2]
+
+
 def bare_names(task):
     """The names of a --task, without the paths of its files."""
-    return [name.rpartition(":")[2] for name in task.split(",")]
+    return [bare_name(name) for name in task.split(",")]
 
 
 # ---- checksums -----------------------------------------------------------------------------------

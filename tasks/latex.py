@@ -64,6 +64,7 @@ def is_words(gold):
 OPTIONS = re.compile(r"\(?[A-Z]\)?(?:(?:, ?| and |, and )\(?[A-Z]\)?)+")
 
 
+# An option's letter, and its value behind it: \textbf{(B)}\ 12.
 OPTION_AND_VALUE = re.compile(
     r"""
     (?P<option> \\(?:text|math)(?:bf|rm)?\{\([A-Z]\)\} )
@@ -72,8 +73,6 @@ OPTION_AND_VALUE = re.compile(
     """,
     re.VERBOSE,
 )
-
-
 # A letter in brackets may be another option; a sign or a command of logic is no part of a value.
 NO_VALUE = re.compile(
     r"(?<![A-Za-z])\([a-z]\)|\\(?:ne|neq|neg|not|lnot|lor|land|vee|cancel)(?![a-z])|✗"

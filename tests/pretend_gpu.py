@@ -223,8 +223,8 @@ class CpuAutocast(torch.autocast):
 
 
 @contextlib.contextmanager
-def pretend_gpu(gib=80):
-    """Inside it torch finds a GPU, of so many GiB. Yields the PretendGpu, which counts syncs."""
+def pretend_gpu():
+    """Inside it torch finds a GPU of 80 GiB. Yields the PretendGpu, which counts syncs."""
     answers = {
         "is_available": True,
         "device_count": 1,
@@ -232,7 +232,7 @@ def pretend_gpu(gib=80):
         "get_device_name": "pretended",
         "is_bf16_supported": True,
         "max_memory_allocated": 0,
-        "mem_get_info": (gib * 2**30, gib * 2**30),  # free, in all
+        "mem_get_info": (80 * 2**30, 80 * 2**30),  # free, in all
         "reset_peak_memory_stats": None,
         "synchronize": None,
     }

@@ -20,7 +20,7 @@ class Gpu:
     name: str
     gib: float  # its memory
     free_gib: float  # the part that no process uses, this one included
-    used_gib: float = field(init=False)
+    used_gib: float = field(init=False)  # of this card, whatever run_folder.find_gpu makes of free
 
     def __post_init__(self):
         self.used_gib = self.gib - self.free_gib

@@ -173,7 +173,7 @@ def resumed_config(settings):
 
 def default_run_dir(config):
     """runs/TASK-TARGET-TIME; of a task FILE.py:NAME its NAME."""
-    task = "-".join(name.rpartition(":")[2] for name in config.task.split(","))
+    task = "-".join(inputs.bare_names(config.task))
     return f"runs/{task}-{config.train_target}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
