@@ -211,7 +211,6 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     """
     B = len(advantage)
     local = distributed.local_rows(B, config.num_generations)
-    distributed.assert_each_row_once(local, B)
     size = config.micro_batch_size
     if size > config.num_generations:  # whole groups: what a group shares is run once
         size -= size % config.num_generations

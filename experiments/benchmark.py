@@ -1,7 +1,7 @@
 """Speed and memory of rollouts and of learning, on random weights.
 
     OMP_NUM_THREADS=1 python -m experiments.benchmark --shape mid     one shape, on one thread
-    python -m experiments.benchmark                                   tiny, mid; on a GPU 0.6b, 8b
+    python -m experiments.benchmark                                   tiny, mid; on a GPU 8b
 
     naive          LLaDA's loop: all rows and positions at every step, all logits in float64
     ours           diffusion_policy.py without a cache: the same tokens by the same random numbers
@@ -75,18 +75,6 @@ SHAPES = {
             lora_rank=16,
         ),
     ),
-    # Qwen3-0.6B's sizes. More prompts would not fit: the naive loop's logits would take over 80 GB.
-    "0.6b": Shape(
-        vocabulary=151936,
-        hidden=1024,
-        mlp=3072,
-        layers=28,
-        heads=16,
-        key_value_heads=8,
-        prompt_tokens=200,
-        tokens_per_step=2,
-        config=replace(Config(**MODEL_RECIPES["small"]), prompts_per_step=8, dtype="bfloat16"),
-    ),
     # LLaDA-8B's sizes, with so few prompts that a GPU has done all five rows in minutes.
     "8b": Shape(
         vocabulary=126464,
@@ -142,7 +130,7 @@ columns:
     parser.add_argument(
         "--shape",
         choices=SHAPES,
-        help="the model's size [all: tiny and mid; with a GPU 0.6b and 8b too]",
+        help="the model's size [all: tiny and mid; with a GPU 8b too]",
     )
     parser.add_argument(
         "--method",

@@ -66,14 +66,11 @@ from textwrap import fill
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 import evaluate
-from evaluation import metrics, plots
+from evaluation import metrics
 from evaluation.options import resolve_options
-from evaluation.summary import GAMMAS
-from evaluation.tables import WIDTH, count_of, print_columns, shorten
+from evaluation.tables import WIDTH, print_columns, shorten
 from experiments.intervals import interval, problem_half_width, spread
 from models.checkpoints import find_checkpoint, read_run_config
 from models.inputs import bare_name
@@ -82,7 +79,6 @@ from tasks.expressions import solutions
 from training import files
 
 FIXED_GAMMAS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # nats
-KINDS = {"blanks": "blank cells", "inverse": "inverse operations", "": "no difficulty"}
 
 
 def difficulty(problem):
@@ -266,16 +262,13 @@ def summarise(measured, task, level, places):
 def report_on(measured):
     """All that is reported of a run, a dict for JSON."""
     rows = []
-    kinds = {}
     for task in dict.fromkeys(measured.tasks):
         places = [i for i, name in enumerate(measured.tasks) if name == task]
         by_level = {}
         for i in places:
             by_level.setdefault(measured.difficulties[i][1], []).append(i)
         rows.append(summarise(measured, task, None, places))
-        kinds[task] = ""
         if None not in by_level:
-            kinds[task] = measured.difficulties[places[0]][0]
             for level in sorted(by_level):
                 rows.append(summarise(measured, task, level, by_level[level]))
     frontier = [
@@ -298,7 +291,6 @@ def report_on(measured):
     return {
         "problems": len(measured.tasks),
         "clusters": len(set(measured.clusters)),
-        "kinds": kinds,
         "rows": rows,
         "frontier": frontier,
         "gain": learned_gain,
@@ -396,117 +388,11 @@ def describe_reward_gains(gains):
         )
 
 
-# ---- the picture ---------------------------------------------------------------------------------
-
-
-def plot(report, path, title):
-    """thresholds.png: gamma by difficulty, and the learned gamma beside fixed ones."""
-    figure = Figure((11, 4.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    draw_thresholds(left, report["rows"], report["kinds"])
-    draw_frontier(right, report["frontier"])
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=9)
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
-    figure.supxlabel(
-        f"n = {count_of(report['problems'], 'held-out problem')} in "
-        f"{count_of(report['clusters'], 'cluster')}, greedy. The "
-        f"learned γ against one fixed γ at equal NFE: {100 * report['gain']:+.1f} points solved "
-        f"(95% interval {100 * report['gain_low']:+.1f} to {100 * report['gain_high']:+.1f}, "
-        "over clusters).",
-        fontsize=8,
-        color="0.3",
-    )
-    plots.save(figure, path)
-
-
-def draw_thresholds(axis, rows, kinds):
-    """Each task's gamma by difficulty: its mean, and a bar from the 10th to the 90th percentile."""
-    next_place = 0
-    labels = {}
-    lows = []
-    highs = []
-    for i, (task, kind) in enumerate(kinds.items()):
-        whole_task, *levels = [row for row in rows if row["task"] == task]
-        points = levels or [whole_task]
-        places = range(next_place, next_place + len(points))
-        next_place += len(points) + 1
-        for place, row in zip(places, points, strict=True):
-            level = "all" if row["difficulty"] is None else row["difficulty"]
-            labels[place] = f"{level}\n({row['problems']})"
-        gamma = np.array([row["gamma"] for row in points])
-        gamma_10 = np.array([row["gamma_10"] for row in points])
-        gamma_90 = np.array([row["gamma_90"] for row in points])
-        lows.append(min(gamma_10.min(), gamma.min()))
-        highs.append(max(gamma_90.max(), gamma.max()))
-        color, linestyle = plots.LINES[i % 4]
-        axis.errorbar(
-            places,
-            gamma,
-            yerr=[np.maximum(0, gamma - gamma_10), np.maximum(0, gamma_90 - gamma)],
-            label=f"{bare_name(task)}: {KINDS[kind]}",
-            color=color,
-            linestyle=linestyle,
-            marker="os^D"[i % 4],
-            mfc="white" if i % 2 else color,
-            mec="black",
-            capsize=3,
-        )
-    axis.set(yscale="log", ylim=(min(lows) / 1.6, max(highs) * 1.6))
-    ticks = [m * 10.0**e for e in range(-4, 2) for m in (1, 2, 3, 5, 7)]
-    axis.yaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.set_xticks(list(labels), labels.values(), fontsize=8)
-    axis.set(xlabel="difficulty (number of problems)", ylabel="learned threshold γ, nats")
-    axis.set_title("γ: mean, and 10th to 90th percentile", loc="left", size=10)
-
-
-def draw_frontier(axis, frontier):
-    """Solved share against calls, all problems together: fixed gammas, and the learned one."""
-    *fixed, learned = frontier
-    line = sorted(fixed, key=lambda point: point["nfe"])
-    axis.plot(
-        [point["nfe"] for point in line],
-        [point["solved"] for point in line],
-        "o--",
-        color="0.4",
-        mfc="white",
-        mec="black",
-        label="one γ for all",
-    )
-    for point in fixed:
-        if point["level"] in (*GAMMAS, FIXED_GAMMAS[0]):
-            axis.annotate(
-                f"{point['level']:g}",
-                (point["nfe"], point["solved"]),
-                xytext=(5, -11),
-                textcoords="offset points",
-                fontsize=8,
-            )
-    axis.plot(
-        learned["nfe"],
-        learned["solved"],
-        label="learned γ, one for each prompt",
-        marker="*",
-        markersize=15,
-        mfc="black",
-        mec="black",
-        linestyle="none",
-        zorder=5,
-        clip_on=False,
-    )
-    axis.set(xlabel="NFE: denoiser calls per completion", ylabel="solved")
-    axis.yaxis.set_major_formatter("{x:.1%}")
-    axis.margins(x=0.1, y=0.15)
-    axis.set_title("all problems together; numbers: the fixed γ", loc="left", size=10)
-
-
 # ---- the program ---------------------------------------------------------------------------------
 
 
 def thresholds(paths, out, task=""):
-    """Prints the tables; writes thresholds.json and thresholds.png. Raises ValueError."""
+    """Prints the tables; writes thresholds.json. Raises ValueError."""
     reports = []
     all_measured = []
     for path in paths:
@@ -524,12 +410,7 @@ def thresholds(paths, out, task=""):
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "thresholds.json", reports)
-    plot(
-        reports[0],
-        folder / "thresholds.png",
-        title=f"{Path(paths[0]).name}: what the learned γ follows, and its worth",
-    )
-    print("written:", folder / "thresholds.png", folder / "thresholds.json")
+    print("written:", folder / "thresholds.json")
 
 
 def main(arguments=None):

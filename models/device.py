@@ -2,6 +2,7 @@
 
 import platform
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -30,15 +31,11 @@ def device_name(device):
 
 
 def peak_memory_gib():
-    """The most memory used so far, of the GPU, else of this process; None if unavailable."""
+    """The most memory used so far, of the GPU, else of this process."""
     if torch.cuda.is_available():
         allocated = torch.cuda.max_memory_allocated()
         if allocated:  # not with --device cpu, though there is a GPU
             return allocated / 2**30
-    if sys.platform == "win32":
-        return None
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
@@ -71,5 +68,4 @@ def describe_out_of_memory(error, lower):
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not is_out_of_memory:
         raise error
     peak = peak_memory_gib()
-    used = f", {peak:.1f} GiB used at most" if peak else ""
-    return f"out of memory{used}: lower {lower} [{message[:160]}]"
+    return f"out of memory, {peak:.1f} GiB used at most: lower {lower} [{message[:160]}]"

@@ -96,7 +96,6 @@ QWEN3_FIELDS = QWEN_FIELDS | {
     "head_dim": "head_dim",
     "intermediate_size": "intermediate_size",
 }
-LLADA_REQUIRED = ("block_type", "activation_type", "layer_norm_type", "rope")
 
 # In the patterns only \1 works as a reference to a group: transformers reverses them on saving.
 LLADA_WEIGHTS = {
@@ -127,21 +126,8 @@ LLADA2_WEIGHTS = {
 FAMILIES = {
     "llada": Family(
         model=LlamaForCausalLM,
-        fields=LLADA_FIELDS
-        | {
-            "include_bias": "mlp_bias",
-            "include_qkv_bias": "attention_bias",
-        },
-        required=LLADA_REQUIRED,
-        weights=LLADA_WEIGHTS,
-        block_length=32,
-    ),
-    # A LLaDA with a bias for q, k and v alone, as Qwen2 has it (see complete_llada).
-    "llada-qkv": Family(
-        model=Qwen2ForCausalLM,
         fields=LLADA_FIELDS,
-        required=LLADA_REQUIRED,
-        constants={"use_sliding_window": False},
+        required=("block_type", "activation_type", "include_bias", "layer_norm_type", "rope"),
         weights=LLADA_WEIGHTS,
         block_length=32,
     ),
@@ -303,7 +289,6 @@ OPTIONAL_FIELDS = {
     "block_size",
     "bos_token_id",
     "head_dim",
-    "include_qkv_bias",
     "mask_token_id",
     "mlp_bias",
     "n_kv_heads",
@@ -325,6 +310,8 @@ ALLOWED_VALUES = {
     "decoder_sparse_step": [1],
     "embedding_dropout": [0.0],
     "hidden_act": ["silu"],
+    "include_bias": [False],
+    "include_qkv_bias": [False, None],
     "input_emb_norm": [False],
     "is_causal": [False],
     "layer_norm_type": ["rms"],
@@ -459,7 +446,7 @@ def read_config(folder, name=""):
             raise ValueError(f"{file}: model_type {family} is not known, only {known}")
         simplify(config)
         if family == "llada":
-            family = complete_llada(config, file)
+            complete_llada(config)
         if family in ("sdar", "sdar_moe"):
             complete_sdar(config, name, file)
         if family == "llada2_moe":
@@ -537,27 +524,13 @@ def simplify(config):
         del config["rope_parameters"]
 
 
-def complete_llada(config, file):
-    """Fills in what a LLaDA's config.json leaves open, and returns its family.
-
-    The family follows from which matrices have a bias: all or none is "llada", and q, k and v alone
-    is "llada-qkv". Raises ValueError for a bias of the output layer, which Llama does not have.
-    """
+def complete_llada(config):
+    """Fills in what a LLaDA's config.json leaves open."""
     if config.get("mlp_hidden_size") is None and config.get("d_model"):
         config["mlp_hidden_size"] = (config.get("mlp_ratio") or 4) * config["d_model"]
     config["embedding_size"] = config.get("embedding_size") or config.get("vocab_size")
     if config.get("tie_word_embeddings") == config.get("weight_tying"):
         config.pop("tie_word_embeddings", None)
-    if config.get("include_bias"):
-        if not config.get("weight_tying"):
-            raise ValueError(f"{file}: include_bias = True is known only with tied embeddings")
-        config["include_qkv_bias"] = True
-        return "llada"
-    if config.get("include_qkv_bias"):
-        config.pop("include_bias", None)
-        del config["include_qkv_bias"]
-        return "llada-qkv"
-    return "llada"
 
 
 def complete_sdar(config, name, file):

@@ -1,13 +1,11 @@
 """What breaks a run from outside, tried one by one: each ends in one line, never a traceback.
 
-    python tests/attack.py              all parts, about 20 minutes
+    python tests/attack.py              all parts, about 15 minutes
     python tests/attack.py models       a model folder's files, each edited by hand
     python tests/attack.py runs         a run folder's, edited; then resumed, measured, compared
-    python tests/attack.py tasks        tasks whose methods fail or return odd values
-    python tests/attack.py data         files of problems: as the field writes them, and broken
     python tests/attack.py terminals    terminals that close, readers that leave, full disks
 
-The first four call the programs' functions, and count an exception that leaves them as a traceback.
+The first two call the programs' functions, and count an exception that leaves them as a traceback.
 The last starts programs. tests/kill.py kills runs; EXPERIMENTS.md has the last results.
 """
 
@@ -42,7 +40,6 @@ import train
 from experiments import compare
 from models.loading import load_denoiser
 from models.tiny import BASE
-from tasks.registry import TASKS
 from training.files import write_checksums
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,150 +285,6 @@ def drop_weight(file):
     save_file(weights, file)
 
 
-# ---- tasks of one's own --------------------------------------------------------------------------
-
-TASK_FILE = """
-import math, sys
-import torch
-from tasks.countdown import Countdown
-
-class Mine:
-    name = "mine"
-    task = Countdown(is_compact=True)
-
-    def __getattr__(self, name):
-        if name == "compact":  # this is it
-            raise AttributeError(name)
-        return getattr(self.task, name)
-
-    def problems(self, *arguments):
-        return self.task.problems(*arguments)
-
-    def prompt(self, *arguments):
-        return self.task.prompt(*arguments)
-
-    def reward(self, *arguments):
-        return self.task.reward(*arguments)
-
-    def solved(self, *arguments):
-        return self.task.solved(*arguments)
-
-    def {method}(self, *arguments):
-        {body}
-"""
-BODIES = (
-    "return math.nan",
-    "return math.inf",
-    "return -5",
-    "return 100",
-    "return 1e30",
-    "return None",
-    "return 'text'",
-    "return []",
-    "return [1]",
-    "return {}",
-    "return torch.tensor(0.5)",
-    "return torch.ones(2)",
-    "return 1j",
-    "sys.exit(0)",
-    "raise ValueError('boom')",
-    "raise StopIteration",
-)
-FAST = ["--frontier", "false"]
-METHODS = ("reward", "solved", "prompt", "problems", "key")
-# A key that is a text, and a prompt that tiny can read, are right.
-NO_MISTAKES = {("key", "return 'text'")}
-
-
-def attack_tasks(work):
-    """Methods that fail or return odd values: status 2, and one line that names the task."""
-    count = Count("tasks")
-    train.draw_pictures = lambda config, run_dir: []
-    for method in METHODS:
-        for number, body in enumerate(BODIES):
-            file = work / f"{method}_{number}.py"
-            file.write_text(TASK_FILE.format(method=method, body=body))
-            flags = ["--task", f"{file}:Mine", "--model", str(BASE), "--steps", "1", *FAST]
-            flags = [*SMALL[4:-4], *flags, "--run_dir", str(work / f"{method}-{number}")]
-
-            def start(flags=flags, is_right=(method, body) in NO_MISTAKES):
-                errors = io.StringIO()
-                with contextlib.redirect_stderr(errors):
-                    status = train.main(flags)
-                message = errors.getvalue()
-                if status != (0 if is_right else 2) and not is_right:
-                    raise AssertionError(f"status {status}")
-                is_named = "task mine: " in message or "no tokens for a text" in message
-                if not is_right and not (is_named and message.count("\n") == 1):
-                    raise AssertionError(message)
-
-            count.attempt(f"{method}: {body}", start)
-    return count.tell()
-
-
-# ---- files of problems ---------------------------------------------------------------------------
-
-ROWS = {
-    "countdown": {"numbers": [3, 4, 5], "target": 35},
-    "sudoku": {"puzzle": "1234341221434321"},
-    "gsm8k": {"question": "What is 3 + 4?", "answer": "7"},
-    "math": {"question": "What is 3 + 4?", "answer": "7"},
-}
-
-
-def broken_files(row):
-    """{what: content} of files that hold no problem, or one that cannot be read."""
-    line = json.dumps(row)
-    return {
-        "empty": "",
-        "blank lines": "\n \n",
-        "no JSON": "What is 3 + 4?\n7\n",
-        "half a line": line + "\n" + line[:-4],
-        "a number": "3",
-        "null": "null",
-        "a list of lists": "[[3], [4]]",
-        "an empty list": "[]",
-        "a list with a hole": f"[{line}, null]",
-        "half a list": f"[{line},",
-        "other fields": json.dumps({"input": 3, "label": 4}),
-        "null fields": json.dumps(dict.fromkeys(row)),
-        "empty fields": json.dumps(dict.fromkeys(row, "")),
-        "lists in fields": json.dumps({key: [[]] for key in row}),
-        "deep": "[" * 100_000,
-        "zeros": "\0" * 100,
-    }
-
-
-def attack_data(work):
-    """Files that are right are read, and the others are refused in a line that names them."""
-    count = Count("data")
-
-    def load(task, path, is_right):
-        try:
-            assert len(task.load(path)) > 0 and is_right, "a broken file was read"
-        except ValueError as error:
-            assert not is_right, "a right file was refused"
-            assert str(path) in str(error), "the file is not named"
-            raise
-
-    for name, row in ROWS.items():
-        right = {
-            "rows.jsonl": "\n".join(2 * [json.dumps(row)]),
-            "rows.json": json.dumps(2 * [row], indent=1),
-            "bom.jsonl": "\ufeff" + json.dumps(row),
-        }
-        files = {what: (what, text, True) for what, text in right.items()}
-        for what, text in broken_files(row).items():
-            files[what] = ("broken.jsonl", text, False)
-        for what, (file, text, is_right) in files.items():
-            path = work / file
-            path.write_text(text, encoding="utf-8")
-            count.attempt(f"{name}: {what}", partial(load, TASKS[name], path, is_right))
-        (work / "folder.jsonl").mkdir(exist_ok=True)
-        count.attempt(f"{name}: a folder", partial(load, TASKS[name], work / "folder.jsonl", False))
-    return count.tell()
-
-
 # ---- terminals -----------------------------------------------------------------------------------
 
 LONG = [*SMALL[:-4], "--frontier", "false", "--steps", "60", "--save_every", "1000"]
@@ -501,8 +354,6 @@ def attack_terminals(work):
 PARTS = {
     "models": attack_models,
     "runs": attack_runs,
-    "tasks": attack_tasks,
-    "data": attack_data,
     "terminals": attack_terminals,
 }
 

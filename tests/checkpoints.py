@@ -3,8 +3,7 @@
 The forward pass is written from the published architectures, under the checkpoints' own weight
 names, and shares nothing with the code under test.
 
-Families of LLaDA's that differ in biases: llada-qkv has one for q, k and v, and llada-bias one for
-every matrix. dream-slow has vocab.json and merges.txt but no tokenizer.json.
+dream-slow has vocab.json and merges.txt but no tokenizer.json.
 """
 
 import json
@@ -32,8 +31,6 @@ FAMILIES = [
     "llada",
     "llada-gqa",
     "llada-tied",
-    "llada-qkv",
-    "llada-bias",
     "llada-moe",
     "dream",
     "dream-slow",
@@ -45,8 +42,8 @@ FAMILIES = [
     "fast_dllm_qwen",
     "llada2_moe",
 ]
-TIED = ("llada-tied", "llada-bias", "a2d-qwen3", "a2d-qwen2", "fast_dllm_qwen")
-QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "fast_dllm_qwen", "llada-qkv", "llada-bias")
+TIED = ("llada-tied", "a2d-qwen3", "a2d-qwen2", "fast_dllm_qwen")
+QKV_BIAS = ("dream", "dream-slow", "a2d-qwen2", "fast_dllm_qwen")
 QK_NORM = ("llada-moe", "a2d-qwen3", "sdar", "sdar_moe", "llada2_moe")
 MOE = ("llada-moe", "sdar_moe", "llada2_moe")
 SHIFTED = ("dream", "dream-slow", "fast_dllm_qwen")
@@ -203,8 +200,8 @@ def llada_config(family):
         "embedding_dropout": 0.0,
         "embedding_size": VOCABULARY,
         "flash_attention": False,
-        "include_bias": family == "llada-bias",
-        "include_qkv_bias": family == "llada-qkv",
+        "include_bias": False,
+        "include_qkv_bias": False,
         "init_cutoff_factor": None,
         "init_device": "meta",
         "init_fn": "mitchell",
@@ -617,9 +614,6 @@ def random_weights(family, kv_heads, head):
             weights[layer + names.gate] = matrix(size, HIDDEN)
             weights[layer + names.up] = matrix(size, HIDDEN)
             weights[layer + names.down] = matrix(HIDDEN, size)
-        if family == "llada-bias":
-            for name in (names.gate, names.up, names.down, names.output):
-                biases[layer + name] = vector(len(weights[layer + name]))
     named_weights = {f"{name}.weight": value for name, value in weights.items()}
     named_biases = {}
     for name, value in biases.items():

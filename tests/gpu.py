@@ -15,7 +15,6 @@
                 the first step, and the accuracy
     compiled    12 rows of LLaDA-8B's shape with an adapter and the dual cache, with and without
                 --compile: seconds of the first rollout, which compiles, and of the second
-    benchmark   experiments/benchmark.py's rows
 
 Each part is a process of its own with a time limit, and is written to gpu.json, with device, commit
 and versions, as soon as it ends. Fifteen minutes in all, and compiling. With 80 GB:
@@ -558,12 +557,6 @@ def main_job(work):
     return results
 
 
-def benchmark_table():
-    command = [sys.executable, "-m", "experiments.benchmark", *([] if GPU else ["--shape", "tiny"])]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    return {line[:16].strip(): line[16:].strip() for line in done.stdout.splitlines()}
-
-
 # ---- the parts, one after the other --------------------------------------------------------------
 
 LIMITS = {  # seconds of each part, in this order
@@ -576,10 +569,9 @@ LIMITS = {  # seconds of each part, in this order
     "split": 120,
     "main job": 240,
     "compiled": 400,
-    "benchmark": 300,
     "run 4bit": 300,
 }
-BY_DEFAULT = [name for name in LIMITS if name not in ("benchmark", "run 4bit")]
+BY_DEFAULT = [name for name in LIMITS if name != "run 4bit"]
 
 
 def measure_part(name, shape, work):
@@ -604,9 +596,7 @@ def measure_part(name, shape, work):
         return random_run([*flags, *IN_4_BITS.split()], work, "4bit")
     if name == "compiled":
         return compiled_rollouts()
-    if name == "main job":
-        return main_job(work)
-    return benchmark_table()
+    return main_job(work)
 
 
 def measure_apart(name, shape, work):

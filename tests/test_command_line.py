@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = sorted(
     path.stem for path in (ROOT / "experiments").glob("*.py") if "def main(" in path.read_text()
 )
+OTHERS = ["train.py", "evaluate.py", "-m models.make_base", "-m models.merge", "-m training.memory"]
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def run_program(tmp_path):
 
     def run(name, *flags):
         return subprocess.run(
-            [sys.executable, "-m", f"experiments.{name}", *flags],
+            [sys.executable, *name.split(), *flags],
             cwd=ROOT,
             env={"PYTHONPATH": str(tmp_path), "PATH": ""},
             capture_output=True,
@@ -51,19 +52,19 @@ def test_the_programs_are_those_of_the_folder():
     ]
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_help_answers_without_torch_in_80_columns(name, run_program):
-    done = run_program(name, "--help")
+@pytest.mark.parametrize("program", [*(f"-m experiments.{name}" for name in PROGRAMS), *OTHERS])
+def test_help_answers_without_torch_in_80_columns(program, run_program):
+    done = run_program(program, "--help")
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 200
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert done.stdout.startswith(f"usage: python -m experiments.{name} ")
+    assert done.stdout.startswith(f"usage: python {program} ")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
     positional = {"benchmark": [], "scaling": [], "grids": ["grid"]}.get(name, ["bases/tiny"])
-    done = run_program(name, *positional, "--nonsense", "1")
+    done = run_program(f"-m experiments.{name}", *positional, "--nonsense", "1")
     assert done.returncode == 2 and not done.stdout
     assert "unknown --nonsense" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -85,7 +86,7 @@ def test_an_unknown_flag_gets_one_line_without_torch(name, run_program):
     ],
 )
 def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
-    done = run_program("gradients", *flags)
+    done = run_program("-m experiments.gradients", *flags)
     assert done.returncode == 2 and not done.stdout
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -93,7 +94,7 @@ def test_bad_flags_get_one_line_without_torch(flags, message, run_program):
 
 @pytest.mark.parametrize("name", ["compare", "dose", "gradients", "surrogate", "thresholds"])
 def test_a_folder_that_does_not_exist_is_named_without_torch(name, run_program):
-    done = run_program(name, "runs/nope")
+    done = run_program(f"-m experiments.{name}", "runs/nope")
     assert done.returncode == 2 and not done.stdout
     assert "RUN: runs/nope does not exist" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -107,7 +108,7 @@ def test_results_of_somebody_else_are_not_replaced(name, run_program, tmp_path):
     for suffix in ("json", "png"):
         file = out / f"{name}.{suffix}"
         file.write_text("somebody else's")
-        done = run_program(name, "bases/tiny", "--out", str(out))
+        done = run_program(f"-m experiments.{name}", "bases/tiny", "--out", str(out))
         assert done.returncode == 2 and not done.stdout
         assert f"{file} is there already, and was not written by this program" in done.stderr
         assert done.stderr.count("\n") == 1

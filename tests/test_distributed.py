@@ -303,18 +303,3 @@ def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch, capsys,
     assert train.main(["--resume", "--run_dir", str(tmp_path / "run")]) == 130
     command = f"torchrun --nproc_per_node 2 train.py --resume --run_dir {tmp_path / 'run'}"
     assert f"stopped; go on with: {command}\n" in capsys.readouterr().out
-
-
-def test_a_row_that_two_processes_score_is_refused(monkeypatch, tmp_path):
-    """Its gradient would be summed twice. Here every process is given the whole batch."""
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda number: 2 * number)  # of two alike
-    flags = ["--prompts_per_step", "2", "--steps", "1", "--run_dir", str(tmp_path / "run")]
-    with pytest.raises(AssertionError):
-        train.main([*SMALL_RUN, *flags])
-
-
-def test_rows_that_two_processes_would_score_are_refused(monkeypatch):
-    distributed.assert_each_row_once(distributed.local_rows(12, 3), 12)
-    monkeypatch.setattr(distributed, "all_reduce_sum", lambda rows: 2 * rows)
-    with pytest.raises(AssertionError, match="24 rows are scored, of 12"):
-        distributed.assert_each_row_once(slice(0, 12), 12)

@@ -311,7 +311,7 @@ def test_a_runs_adapter_on_its_base_is_decoded_as_the_run_was(tmp_path, measured
 
 @pytest.mark.parametrize(
     ("family", "block_length"),
-    [("llada", 32), ("llada-qkv", 32), ("llada-moe", 32), ("dream", 40), ("a2d-qwen3", 40)],
+    [("llada", 32), ("llada-moe", 32), ("dream", 40), ("a2d-qwen3", 40)],
 )
 def test_a_bare_llada_is_decoded_in_blocks_of_32_as_its_own_example_does(
     tmp_path, measured, family, block_length

@@ -2,10 +2,7 @@
 
 import json
 import stat
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -320,17 +317,3 @@ def test_the_last_export_of_a_bfloat16_base_on_a_cpu_is_bfloat16(tmp_path):
     denoiser, tokenizer = load_denoiser(str(source))
     export_model(denoiser, tokenizer, tmp_path / "full")
     assert stored_dtype(tmp_path / "full") == "float32"
-
-
-def test_the_help_of_merge_answers_without_torch_in_80_columns(tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError")
-    done = subprocess.run(
-        [sys.executable, "-m", "models.merge", "--help"],
-        cwd=Path(merge.__file__).parent.parent,
-        env={"PYTHONPATH": str(tmp_path), "PATH": ""},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert done.returncode == 0 and done.stdout.startswith("usage: python -m models.merge ")
-    assert max(map(len, done.stdout.splitlines())) <= 80

@@ -34,14 +34,6 @@ def run_as_a_program(*arguments):
     return process, process.stdout.splitlines()[-1] == "True"
 
 
-def test_help_answers_before_torch_is_imported_and_fits_80_columns():
-    process, is_slow = run_as_a_program("--help")
-    assert process.returncode == 0 and not is_slow and not process.stderr
-    assert max(map(len, process.stdout.splitlines())) <= 80
-    assert "python evaluate.py runs/NAME --trace 3" in process.stdout
-    assert all(f"--{name}" in process.stdout for name in evaluate.DEFAULTS)
-
-
 def test_a_bad_value_is_refused_before_torch_is_imported():
     process, is_slow = run_as_a_program("tiny", "--decoder", "confidence", "--level", "1.5")
     assert process.returncode == 2 and not is_slow

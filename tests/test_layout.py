@@ -247,7 +247,7 @@ MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file
 TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in MODULES.items()}
 
 
-def imports(tree, in_functions=True):
+def imports(tree):
     """The modules that a file imports: of `from a import b`, b too if a.b is one of ours."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
@@ -257,8 +257,8 @@ def imports(tree, in_functions=True):
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
             ours = [name for name in inside if name in MODULES]
             yield from ours or [node.module]
-        elif in_functions or not isinstance(node, ast.FunctionDef):
-            yield from imports(node, in_functions)
+        else:
+            yield from imports(node)
 
 
 def test_the_eight_files_that_are_read_stand_on_top_and_the_others_in_five_folders():
@@ -294,19 +294,6 @@ def test_no_two_modules_import_each_other_in_a_circle():
 
 
 # ---- heavy libraries are imported where they are needed ------------------------------------------
-
-
-def test_nothing_that_train_imports_at_once_imports_a_heavy_library_at_once():
-    graph = {name: {*imports(tree, in_functions=False)} for name, tree in TREES.items()}
-    reached = {"train"}
-    to_visit = ["train"]
-    while to_visit:
-        new = (graph[to_visit.pop()] & MODULES.keys()) - reached
-        reached |= new
-        to_visit += new
-    assert {"evaluate", "training.run_folder", "models.loading"} <= reached
-    packages = {imported.partition(".")[0] for name in reached for imported in graph[name]}
-    assert not packages & HEAVY
 
 
 def test_importing_train_loads_no_heavy_library():

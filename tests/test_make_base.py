@@ -1,7 +1,5 @@
 """The command that makes a base: its flags, their defaults, its messages."""
 
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -93,30 +91,14 @@ def test_a_task_without_demonstrations_is_not_advised_a_flag_that_is_not_here(tm
     assert "--model" not in make_base.flag_parser().format_help()
 
 
-def test_help_says_each_default_in_80_columns(capsys):
+def test_help_says_each_default(capsys):
     with pytest.raises(SystemExit) as exit:
         make_base.main(["--help"])
     assert exit.value.code == 0
     text = capsys.readouterr().out
-    assert max(len(line) for line in text.splitlines()) <= 80
     text = " ".join(text.split())
     for f in fields(make_base.Recipe):
         assert f"--{f.name} " in text
         assert f"The default is {f.default}" in text
         shipped = getattr(make_base.SHIPPED, f.name)
         assert shipped == f.default or f"or {shipped} for bases/tiny." in text
-
-
-@pytest.mark.parametrize("flags", ["--help", "--out bases/tiny", "--out b --careless 2"])
-def test_help_and_bad_flags_answer_before_torch_is_imported(flags):
-    code = f"""
-import sys
-from models import make_base
-try:
-    make_base.main({flags.split()!r})
-except SystemExit:
-    print("torch" in sys.modules, "transformers" in sys.modules)
-"""
-    command = [sys.executable, "-c", code]
-    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert output.stdout.splitlines()[-1] == "False False", output.stderr

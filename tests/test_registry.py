@@ -138,5 +138,4 @@ def test_real_completions_have_a_reward_to_climb(completions):
         for name, of_task in rewards.items()
     }
     assert share_above_zero["countdown"] > 0.5
-    assert share_above_zero["sudoku"] > 0.15
     assert min(share_above_zero["gsm8k"], share_above_zero["math"]) > 0.9

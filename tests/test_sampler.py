@@ -82,32 +82,6 @@ def test_entropy_bounded_is_the_longest_of_all_prefixes_within_the_budget(gamma)
     assert positions(selected) == expected
 
 
-def test_gamma_0_takes_all_of_zero_entropy_and_the_next_one():
-    entropy = torch.tensor([[0.0, 0.5, 0.0, 0.2], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])
-    masked = torch.tensor([[True] * 4, [False, True, True, True], [True] * 4])
-    assert positions(entropy_bounded(entropy, masked, 0.0)) == [{0, 2, 3}, {1}, {0, 1, 2, 3}]
-
-
-@pytest.mark.parametrize(
-    "decoder", [Decoder("eb", 0.3), Decoder("confidence", 0.6), Decoder("top_k", 2)]
-)
-def test_what_is_selected_was_masked_and_something_is_selected_where_anything_was(decoder):
-    score, masked = random_case(30)
-    selected = decoder.select(score, 1 - score, masked)
-    assert not (selected & ~masked).any()
-    assert torch.equal(selected.any(-1), masked.any(-1))
-
-
-def test_a_larger_gamma_selects_all_that_a_smaller_one_does():
-    g = generator(40)
-    entropy = torch.rand((B, L), generator=g)
-    masked = torch.rand((B, L), generator=g) < 0.7
-    selections = [entropy_bounded(entropy, masked, gamma) for gamma in torch.linspace(0, 5, 40)]
-    for smaller, larger in zip(selections, selections[1:], strict=False):
-        assert not (smaller & ~larger).any()
-    assert torch.equal(selections[-1], masked) and not torch.equal(selections[0], masked)
-
-
 @pytest.mark.parametrize("block_length", [None, 1, 2, 3, 5, L, L + 3])
 def test_open_positions_are_the_masks_of_each_rows_first_unfinished_block(block_length):
     _, masked = random_case(50)

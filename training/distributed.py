@@ -131,16 +131,6 @@ def local_rows(B, num_generations=1):
     return slice(first_group * num_generations, end_group * num_generations)
 
 
-def assert_each_row_once(rows, B):
-    """Raises AssertionError unless each of the B rows is of one process alone.
-
-    rows: the slice of this process, from local_rows. A row that two processes scored would count
-    twice in the summed gradients.
-    """
-    rows_of_all = all_reduce_sum(rows.stop - rows.start)
-    assert rows_of_all == B, f"{rows_of_all} rows are scored, of {B}"
-
-
 def all_reduce(tensor, operation=dist.ReduceOp.SUM):
     """The sum of a tensor over all processes, in place. Returns the tensor."""
     global last_work

@@ -6,13 +6,14 @@ keeps the one before it as checkpoint.old, both with checksums, so that a damage
 the run goes on from the one before it.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from models.checkpoints import (
@@ -109,12 +110,11 @@ def sync_to_disk(path):
 
 def fsync(path):
     """os.fsync of a file or a folder."""
-    with suppress(PermissionError):  # Windows opens no folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path, value):
@@ -226,11 +226,7 @@ def run_lock(folder):
         with as_value_error(f"{folder} cannot be written to"):
             handle = open(folder / ".lock", "a")  # noqa: SIM115
         try:
-            import fcntl
-
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows has no fcntl: nothing is locked there
-            break
         except OSError:
             handle.close()
             raise ValueError(f"{folder} is in use by another run") from None
@@ -280,18 +276,15 @@ class GracefulInterrupt:
     nohup ignores it, so that a run outlives its terminal.
     """
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGPIPE")  # Windows has no SIGHUP and no SIGPIPE
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
     def __init__(self):
         self.signal_number = 0
         self.previous_handlers = {}
 
     def __enter__(self):
-        for name in self.SIGNALS:
-            if not hasattr(signal, name):
-                continue
-            number = getattr(signal, name)
-            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+        for number in self.SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self.previous_handlers[number] = signal.signal(number, self.handle)
         if getattr(sys.stdout, "reader_left", False):  # before this block

@@ -15,17 +15,14 @@ from training.flags import add_settings, verify_settings
 from training.recipe import (
     SHAPES,
     fit_to_memory,
-    largest_batches,
     read_model_config,
     recipe_for,
+    settings_of_memory,
 )
 
 
 def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
-    """The parts of a process's memory and, with gpu_gib, what fits or what to lower.
-
-    Raises ValueError if no batch is small enough.
-    """
+    """The parts of a process's memory and, with gpu_gib, whether it fits or what to lower."""
     parts = estimate_gib(model_config, config, prompt_tokens, processes)
     each = f", in each of {processes} processes" if processes > 1 else ""
     print(
@@ -36,20 +33,14 @@ def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
         print(f"{name:24}{gib:8.2f}")
     if gpu_gib is None:
         return
-    best = largest_batches(model_config, config, gpu_gib, prompt_tokens, processes)
+    settings = settings_of_memory(config)
     if parts["peak"] <= gpu_gib:
+        print(f"It fits {gpu_gib:g} GiB, with {settings}")
+    else:
         print(
-            f"It fits {gpu_gib:g} GiB. The largest that fits: "
-            f"--rollout_batch_size {best.rollout_batch_size} "
-            f"--micro_batch_size {best.micro_batch_size}"
+            f"It does not fit {gpu_gib:g} GiB, with {settings}: lower these, --lora_rank or "
+            "--max_completion_length, or take --dtype 4bit, --cache none, a smaller --model"
         )
-        return
-    lower = []
-    if (config.rollout_batch_size or math.inf) > best.rollout_batch_size:  # 0 is all rows
-        lower.append(f"--rollout_batch_size to {best.rollout_batch_size}")
-    if config.micro_batch_size > best.micro_batch_size:
-        lower.append(f"--micro_batch_size to {best.micro_batch_size}")
-    print(f"It does not fit {gpu_gib:g} GiB: lower {' and '.join(lower)}")
 
 
 def run_config(flags, gpu_gib):

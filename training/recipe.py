@@ -117,36 +117,17 @@ def describe_expected(model_config, config, gpu=None, processes=1):
     peak = estimate_gib(model_config, config, processes=processes)["peak"]
     return (
         f"{size}; {peak:.1f} of {gpu.free_gib:.1f} GiB expected (by arithmetic"
-        f"{gpu.memory_in_use()}), with "
+        f"{gpu.memory_in_use()}), with {settings_of_memory(config)}"
+    )
+
+
+def settings_of_memory(config):
+    """The settings that decide a run's memory, as flags."""
+    return (
         f"--rollout_batch_size {config.rollout_batch_size} "
         f"--micro_batch_size {config.micro_batch_size} "
         f"--gradient_checkpointing {str(config.gradient_checkpointing).lower()}"
     )
-
-
-def largest_batches(model_config, config, gpu_gib, prompt_tokens=200, processes=1):
-    """The config with the largest rollout_batch_size and micro_batch_size that fit into gpu_gib.
-
-    Only parts of equal size are tried. Raises ValueError if single rows do not fit.
-    """
-    batch = config.prompts_per_step // processes * config.num_generations
-
-    def fits(candidate):
-        return estimate_gib(model_config, candidate, prompt_tokens, processes)["peak"] <= gpu_gib
-
-    best = replace(config, rollout_batch_size=1, micro_batch_size=1)
-    if not fits(best):
-        raise ValueError(
-            f"{gpu_gib:g} GiB are too few, even for --rollout_batch_size 1 --micro_batch_size 1: "
-            "lower --lora_rank or --max_completion_length, or take --dtype 4bit, "
-            "--gradient_checkpointing true, --cache none, a smaller --model"
-        )
-    for name in ("rollout_batch_size", "micro_batch_size"):
-        for size in range(batch, 0, -1):
-            if batch % size == 0 and fits(replace(best, **{name: size})):
-                best = replace(best, **{name: size})
-                break
-    return best
 
 
 SHAPES = ("LLaDA-8B", "Qwen3-0.6B")
