@@ -296,6 +296,19 @@ def test_scoring_runs_equal_canvases_once_and_so_what_a_group_shares(stages):
     assert len(states) <= 2 + 2 * G * (stages - 1)  # z_0 once a group
 
 
+def test_prompts_that_differ_in_their_padding_alone_are_not_shared():
+    policy = wide_policy()
+    ids = random_prompts(6)[0].expand(2, -1)
+    mask = torch.ones((2, 6), dtype=torch.bool)
+    mask[1, 0] = False  # the same ids: only the mask says that row 1 has a token less
+    rollout = policy.rollout(ids, mask, 4, to_the_end("top_k", 4), generator(2))
+    rollout.completion[1] = rollout.completion[0]
+    mean_field = torch.zeros((2, 0), dtype=torch.long)
+    logp = surrogate_logp(policy, rollout, mean_field)
+    close(logp, surrogate_logp_by_definition(policy, rollout, mean_field))
+    assert (logp[0] - logp[1]).abs().max() > 1e-3
+
+
 def test_scoring_pads_no_further_than_the_rows_at_hand_need():
     policy = wide_policy()
     rollout = policy.rollout(*random_prompts(30, 6, 6), 12, to_the_end("top_k", 2), generator(2))
