@@ -1,12 +1,12 @@
 """One denoiser call, and how to handle a large vocabulary in little memory.
 
 A denoiser reads a prompt and a partly masked completion, in both directions, and predicts every
-position. One call is `hidden`: ids (b, S) -> states (b, S, D). What is computed from a state (its
-entropy, a drawn token, a token's log-prob) needs V logits, and V is 126,464 for LLaDA: half a
-megabyte per position. So logits are computed only where they are needed, for a chunk of positions
-or a slice of the vocabulary at a time, and are never kept.
+position. `hidden` makes one call: ids (b, S) -> states (b, S, D). What is computed from a state
+(the entropy of its distribution, a drawn token, a token's log-prob) needs V logits, and V is
+126,464 for LLaDA: half a megabyte per position. So logits are computed only where they are needed,
+for a chunk of positions or a slice of the vocabulary at a time, and are never kept.
 
-What your model must offer. The first way: a transformers model without the causal mask, with
+What your model must offer: it can be a transformers model without the causal mask, with
 
     get_decoder()            callable with input_ids, attention_mask, position_ids, use_cache and
                              past_key_values (None without a block cache); its result has
@@ -14,22 +14,22 @@ What your model must offer. The first way: a transformers model without the caus
     get_output_embeddings()  the last layer, with .weight (V, D) and .bias, (V,) or None; the logits
                              are weight @ state + bias, and nothing else is done to them
     device                   where its weights are
-    config.shift_logits      optional, True: the state at i - 1 predicts position i (Dream)
-    disable_adapter()        only under a LoRA adapter (peft has it)
+    config.shift_logits      optional; True: the state at i - 1 predicts position i (Dream)
+    disable_adapter()        only under a LoRA adapter (peft provides it)
 
-The second way, also for a model whose last layer does more than that (BERT's, Gemma's): any
-`model(ids, attention_mask=mask) -> logits (b, S, V)`, as LogitsModel(model). attention_mask is
-(b, S) bool, False on padding, or None where nothing is padded.
+Or, also if its last layer does more than that (BERT's, Gemma's), it can be any
+`model(ids, attention_mask=mask) -> logits (b, S, V)`, wrapped as LogitsModel(model). attention_mask
+is (b, S) bool, False on padding, or None if nothing is padded.
 
-Put it in eval mode, or dropout makes the recorded log-probs those of a random network. Nothing here
-checks that attention is bidirectional (models/loading.py does): if the last token changes, the
-first one's state has to change.
+Put the model in eval mode; otherwise dropout makes the recorded log-probs those of a random
+network. This file does not check that attention is bidirectional (models/loading.py does): if the
+last token changes, the first token's state has to change.
 
 This file needs torch alone. `python denoiser.py` shows a call and what is computed from it.
 
-Shapes: b rows of a call, S columns of its canvas (padding, prompt and completion), w columns that
-it runs; N positions of any rows; D hidden size, V vocabulary size. A column counts from the
-canvas's left edge, a position from the first real token.
+Shapes: b rows of a call; S columns of its canvas (left padding, prompt and completion), of which it
+runs w; N positions of any rows; D hidden size, V vocabulary size. Columns are counted from the
+canvas's left edge, positions from the first real token.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -39,23 +39,28 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# How many float32 logits may be in memory at once where whole distributions are needed. For LLaDA's
+# The number of float32 logits in memory at once where whole distributions are needed. With LLaDA's
 # vocabulary that is 1,061 positions (0.5 GiB) on a GPU, 132 on a CPU.
 CHUNK = {"cuda": 2**27, "cpu": 2**24}
 # The same where the vocabulary is processed in slices; on a CPU a slice should fit into its cache.
 SLICE = {"cuda": 2**27, "cpu": 2**19}
-# The logit of [MASK], the only token that is never drawn nor scored; finite, or 0 * inf is nan.
+# The logit of [MASK], the one token that is never drawn or scored. It is finite because 0 * inf
+# would be nan.
 BLOCKED = -1e30
 
 
 class DenoiserCalls:
     """A denoiser's call, and what is computed from its output.
 
-    With `adapter` False the LoRA adapter is disabled. `rows_run` counts the rows of all calls so
-    far: the work that was done.
+    denoiser  see above for what it must offer
+    mask_id   the id of [MASK]
+    adapter   False: the LoRA adapter is disabled
+
+    `rows_run` counts the rows of all calls so far, as a measure of the work done. Raises ValueError
+    for a block-causal denoiser.
     """
 
-    block_size = 0  # each position attends to all others; not so in models/block_causal.py
+    block_size = 0  # each position attends to all others; models/block_causal.py overrides this
 
     def __init__(self, denoiser, mask_id, adapter=True):
         self.denoiser = denoiser
@@ -72,14 +77,14 @@ class DenoiserCalls:
             )
 
     def hidden(self, ids, attention_mask=None, cache=None, start=0, stop=None) -> torch.Tensor:
-        """One call without its last layer: ids (b, S) -> each column's state, (b, S, D).
+        """One call without the model's last layer: ids (b, S) -> each column's state, (b, S, D).
 
-        It is the state that predicts the column, also if the model is shifted.
+        A column's state is the one that predicts it, even if the model is shifted.
 
-        attention_mask  (b, S) bool, False on padding, or None where nothing is padded: attention
-                        then keeps its fastest kernel. Padding on the left changes nothing.
-        cache           a BlockCache, or None. Once it is filled, only the columns `start` to `stop`
-                        are run, and the result is (b, stop - start, D).
+        attention_mask  (b, S) bool, False on padding, or None if nothing is padded: attention then
+                        keeps its fastest kernel. Padding on the left does not change the result.
+        cache           a BlockCache, or None. Once it is filled, only the columns from `start` to
+                        `stop` are run, and the result is (b, stop - start, D).
         """
         first = start
         if self.is_shifted:  # the state that predicts the first column is one to the left
@@ -90,7 +95,7 @@ class DenoiserCalls:
             position = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:stop]
         if cache is not None:
             cache.start = first
-        # Without padding and cache the model's own count of positions is right.
+        # Without padding or cache the model counts the positions correctly by itself.
         needs_positions = attention_mask is not None or cache is not None
         hidden = self.run_decoder(
             ids[:, first:stop],
@@ -103,9 +108,9 @@ class DenoiserCalls:
         return hidden[:, start - first :]
 
     def run_decoder(self, ids, attention_mask, position_ids, cache) -> torch.Tensor:
-        """The decoder's last hidden states (b, w, D), from its inputs as they are."""
+        """Runs the decoder on exactly these inputs. Returns its last hidden states, (b, w, D)."""
         self.rows_run += len(ids)
-        # A bfloat16 base may carry a float32 adapter: autocast makes its products bfloat16 as well.
+        # A bfloat16 base may have a float32 adapter: autocast makes its products bfloat16 as well.
         head = self.denoiser.get_output_embeddings()
         is_half = head is not None and head.weight.dtype == torch.bfloat16
         adapter = nullcontext() if self.adapter else self.denoiser.disable_adapter()
@@ -123,14 +128,14 @@ class DenoiserCalls:
         return output.last_hidden_state
 
     def logits(self, hidden, part=slice(0, None)) -> torch.Tensor:
-        """hidden (N, D) -> float32 logits (N, v) of all tokens or a slice. [MASK] is BLOCKED."""
+        """hidden (N, D) -> float32 logits (N, v), all or a slice; [MASK]'s is BLOCKED."""
         head = self.denoiser.get_output_embeddings()
         if head is None:
             logits = hidden[:, part].float().clone()
         elif head.weight.dtype == torch.bfloat16:
             logits = Float32Product.apply(head.weight[part], hidden.to(torch.bfloat16)).T
         else:
-            # This way round a CPU is up to twice as fast.
+            # In this order the product is up to twice as fast on a CPU.
             logits = (head.weight[part] @ hidden.T).T.float()
         if head is not None and head.bias is not None:
             logits = logits + head.bias[part]
@@ -139,14 +144,16 @@ class DenoiserCalls:
         return logits
 
     def entropy_and_confidence(self, hidden, rule="eb") -> tuple[torch.Tensor, torch.Tensor]:
-        """The entropy in nats and the confidence of N untempered distributions: (N,), (N,).
+        """The entropy in nats and the confidence at N positions, at temperature 1: (N,), (N,).
 
-        Confidence is the most likely token's probability, not the drawn one's: it must not depend
-        on the draw. [OUR CHOICE] (At temperature 0 the two are the same.) The entropy is computed
-        only for the rule "eb"; for the others it is meaningless.
+        hidden (N, D). Confidence is the most likely token's probability, not the drawn token's: it
+        must not depend on the draw. [OUR CHOICE] (At temperature 0 the two are the same.) The
+        entropy is computed only for the rule "eb"; for other rules the value returned is
+        meaningless.
 
-        The vocabulary is processed once, slice by slice. With m the highest logit so far, only the
-        sums of e^(l - m) and of (l - m) e^(l - m) are kept. Both are easily corrected when m rises.
+        One pass goes over the vocabulary, slice by slice. With m the highest logit so far, it keeps
+        only the sums of e^(l - m) and of (l - m) e^(l - m), which are easily corrected when m
+        rises.
         """
         N = len(hidden)
         device = hidden.device
@@ -170,10 +177,12 @@ class DenoiserCalls:
     def sample_tokens(self, hidden, temperature, uniform) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw a token at each of N positions. Returns the tokens and their log-probs: (N,), (N,).
 
-        Tokens are drawn by inversion: the first token whose cumulative probability exceeds
-        `uniform`, a uniform number for each position, (N,) float64 in [0, 1). (Gumbel noise would
-        need V numbers per position.) The sum is float64, or it would round away a large
-        vocabulary's tail. At temperature 0 it is the most likely token, with the log-prob 0.
+        hidden (N, D); uniform (N,) float64, a uniform number in [0, 1) for each position.
+
+        Tokens are drawn by inversion: we take the first token whose cumulative probability exceeds
+        `uniform`. (Gumbel noise would need V numbers per position.) The cumulative sum is float64;
+        float32 would round away the tail of a large vocabulary. At temperature 0 we take the most
+        likely token, with log-prob 0.
         """
 
         def sample(states, uniform):  # a function, so that its tensors are freed after each chunk
@@ -206,9 +215,9 @@ class DenoiserCalls:
                      state's logits are computed once, however many tokens it scores. None: M = N,
                      and each token has a state of its own.
 
-        No (M, V) is kept for the backward pass. If the last layer is frozen, as under LoRA, the
-        gradient is computed along with the log-probs (FrozenLayerLogp). If it is trained, each
-        chunk's logits are computed again in the backward pass.
+        No (M, V) tensor is kept for the backward pass. If the last layer is frozen, as under LoRA,
+        the gradient is computed along with the log-probs (FrozenLayerLogp). If it is trained, each
+        chunk's logits are recomputed in the backward pass.
         """
         if state_index is None:
             state_index = torch.arange(len(tokens), device=tokens.device)
@@ -243,16 +252,16 @@ class DenoiserCalls:
         return hidden.shape[-1] if head is None else len(head.weight)
 
     def positions_at_once(self, hidden) -> int:
-        """For how many positions at once logits are computed."""
+        """The number of positions whose logits are computed at once."""
         chunk = CHUNK.get(hidden.device.type, CHUNK["cpu"])
         return max(1, chunk // self.vocabulary_size(hidden))
 
     # ---- savings: the same results with less work ------------------------------------------------
 
     def hidden_of_distinct(self, ids, attention_mask=None, cache=None) -> torch.Tensor:
-        """As `hidden`, but identical canvases run once, and remembered ones not at all.
+        """Like `hidden`, but equal canvases are run once, and remembered ones not at all.
 
-        All rows of a group are equal at first, and greedy or nearly certain ones stay equal. An
+        All rows of a group are equal at first, and greedy or nearly certain rows stay equal. An
         empty `cache` is filled for every row.
         """
         S = ids.shape[1]
@@ -276,7 +285,7 @@ class DenoiserCalls:
 
     @contextmanager
     def remembering_states(self):
-        """Context manager: hidden_of_distinct runs no canvas twice, whichever decoder asks for it.
+        """Context manager inside which hidden_of_distinct runs no canvas twice, for any decoder.
 
         The weights must not change inside it. Calls with a block cache are not remembered.
         """
@@ -287,40 +296,41 @@ class DenoiserCalls:
             self.memory = None
 
     def casting_once(self):
-        """Context manager: autocast converts the trainable float32 adapter to bfloat16 once, not in
-        every call.
+        """Context manager inside which autocast converts the trainable float32 adapter to bfloat16
+        once, not in every call.
 
         autocast keeps such copies until its outermost context ends. The weights must not change
-        inside it.
+        inside this one.
         """
         return torch.autocast(self.denoiser.device.type, enabled=False)
 
     def compile_cached_calls(self):
-        """Run calls with a filled cache under torch.compile. It does not work with split weights.
+        """Run calls with a filled cache under torch.compile. Split weights are not supported.
 
-        They are many small kernels whose launch time dominates. Shapes stay dynamic, because rows
-        finish at different times, and padding to one shape would nearly double the work.
+        Such calls consist of many small kernels whose launch time dominates. Shapes stay dynamic,
+        because rows finish at different times, and padding to one shape would nearly double the
+        work.
         """
         self.compiled_decoder = torch.compile(self.denoiser.get_decoder(), dynamic=True)
 
 
 def shifted_states(hidden, column, position, previous) -> torch.Tensor:
-    """The states that predict a call's columns, where the state at i - 1 predicts position i.
+    """The states that predict a call's columns, if the state at i - 1 predicts position i.
 
-    hidden    (b, w, D), the decoder's states of the w adjacent columns that the call ran
+    hidden    (b, w, D), the decoder's states at the w adjacent columns that the call ran
     column    (b, w) or (1, w), which columns of the canvas these are
-    position  likewise, the position of each column: 0 for padding and the first real token
-    previous  likewise, the column of the position before
+    position  same shape, the position of each column: 0 for padding and the first real token
+    previous  same shape, the column of the preceding position
 
-    The first real token has no predecessor, only padding: it uses its own state. With two columns
-    of padding:
+    Returns (b, w, D). The first real token has no predecessor, only padding, so it uses its own
+    state. With two columns of padding:
 
         column              0  1  2  3  4
         position            0  0  0  1  2
         uses the state of   0  1  2  2  3
 
-    The same happens to the first column that was run, so callers run one column more than
-    they read.
+    The first column that was run also uses its own state, so callers run one column more than they
+    read.
     """
     source = torch.where(position == 0, column, previous)
     index = (source - column[:, :1]).clamp(min=0)  # among the columns that were run
@@ -337,9 +347,9 @@ class FrozenLayerLogp(torch.autograd.Function):
 
         d log p(o) / dh = (W[o] - sum_v p(v) W[v]) / temperature
 
-    has only D numbers. We compute the sum in the forward pass, while p exists; backward only scales
-    it per token. So backward needs neither p nor the logits, as in fused cross-entropies (Liger
-    Kernel, arXiv 2410.10989).
+    has only D numbers. The forward pass computes the sum, while p exists, and the backward pass
+    only scales it for each token. So backward needs neither p nor the logits, as in fused
+    cross-entropies (Liger Kernel, arXiv 2410.10989).
     """
 
     @staticmethod
@@ -349,13 +359,13 @@ class FrozenLayerLogp(torch.autograd.Function):
         highest, best = logits.max(dim=-1)  # (M,)
         logits.sub_(highest.unsqueeze(-1)).div_(temperature)
         token_logit = logits[state_index, tokens]  # (N,)
-        # Relative to the most likely token's e^0 = 1, `others` is the weight of all other tokens.
+        # `others` is the weight of all other tokens, relative to the most likely one's e^0 = 1.
         p = logits.exp_()
         row = torch.arange(len(hidden), device=hidden.device)
         p[row, best] = 0
         others = p.sum(dim=-1)  # (M,)
         if ctx.needs_input_grad[0]:
-            # W[best] is added separately: a p(best) near 1 would be rounded to 1 in bfloat16.
+            # W[best] is added separately, since bfloat16 would round a p(best) near 1 to 1.
             p[row, best] = -others
             rest = (p.to(weight.dtype) @ weight) / (1 + others.unsqueeze(-1))  # (M, D)
             ctx.save_for_backward(weight[best] + rest, weight, tokens, state_index)
@@ -374,7 +384,7 @@ class FrozenLayerLogp(torch.autograd.Function):
 
 
 class Float32Product(torch.autograd.Function):
-    """weight (v, D) @ hidden (N, D)^T -> (v, N): the factors are bfloat16, the result is float32.
+    """weight (v, D) @ hidden (N, D)^T -> (v, N), with bfloat16 factors and a float32 result.
 
     A GPU accumulates such products in float32 anyway. Rounding a logit of 15 back to bfloat16 moves
     it by up to 0.03 nats, an error larger than many weights' deviation from 1.
@@ -399,11 +409,11 @@ class Float32Product(torch.autograd.Function):
 
 
 class LogitsModel(nn.Module):
-    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser: a plain module, LLaDA's code.
+    """Any `model(ids, attention_mask=mask) -> logits` as a denoiser, such as LLaDA's own code.
 
     The logits stand in for the hidden states, so D = V, and all of a call's logits exist at once.
     Left padding is moved behind the text, so absolute positions start at the text. If the model is
-    shifted, set `config = SimpleNamespace(shift_logits=True)` on this one.
+    shifted, set `config = SimpleNamespace(shift_logits=True)` on the LogitsModel.
     """
 
     def __init__(self, model):
@@ -422,7 +432,7 @@ class LogitsModel(nn.Module):
 
     def forward(self, input_ids, attention_mask=None, past_key_values=None, **_):
         if past_key_values is not None:
-            raise ValueError("a LogitsModel has no keys and values to keep: take the cache none")
+            raise ValueError("a LogitsModel has no keys and values to keep: use the cache none")
         S = input_ids.shape[1]
         index = torch.arange(S, device=input_ids.device).expand_as(input_ids)  # (b, S)
         mask = attention_mask
@@ -442,15 +452,15 @@ class LogitsModel(nn.Module):
 class BlockCache:
     """Keys and values of a whole canvas; a call on a part of it overwrites that part.
 
-    Block-wise decoding fills it by one call on everything when a block opens. Until that block is
-    full, calls run only the block and all behind it (cache "prefix") or the block alone ("dual"),
-    and read the others' keys and values from here (Fast-dLLM's caches, arXiv 2505.22618). That is
-    approximate: attention is bidirectional, so each unmasked token changes all keys and values; the
-    cached ones are stale. Rollouts record the log-probs under which tokens were really drawn, so
-    the importance weights see the difference and correct for it. [OUR CHOICE]
+    When a block opens, one call on the whole canvas fills the cache. Until the block is full, calls
+    run only the block and everything after it (cache "prefix") or the block alone ("dual"), and
+    read the keys and values of the other columns from here (Fast-dLLM's caches, arXiv 2505.22618).
+    This is approximate: attention is bidirectional, so each unmasked token changes all keys and
+    values, and the cached ones are stale. Rollouts record the log-probs with which tokens were
+    really drawn, so the importance weights correct for the difference. [OUR CHOICE]
 
-    Tensors are (b, heads, S, head size), one per layer. The three get_ methods and is_compileable
-    are what transformers asks of a cache.
+    Tensors are (b, heads, S, head size), one per layer. transformers requires the three get_
+    methods and is_compileable of a cache.
     """
 
     is_compileable = False
@@ -458,11 +468,11 @@ class BlockCache:
     def __init__(self):
         self.keys = []
         self.values = []
-        self.start = 0  # the first column of the call under way
+        self.start = 0  # the first column of the current call
 
     def update(self, keys, values, layer, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's new keys and values, from column `start` on -> those of the whole canvas."""
-        if layer == len(self.keys):  # the call that fills it
+        """Store a layer's new keys and values, from column `start` on. Returns the canvas's."""
+        if layer == len(self.keys):  # this call fills the cache
             self.keys.append(keys)
             self.values.append(values)
         else:
@@ -472,16 +482,16 @@ class BlockCache:
         return self.keys[layer], self.values[layer]
 
     def repeat(self, rows) -> None:
-        """Row i becomes what row rows[i] was. One tensor at a time: two copies may not fit."""
+        """Replace row i by row rows[i], one tensor at a time: two copies of all may not fit."""
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
                 tensors[i] = tensor[rows]
 
     def keep(self, is_kept) -> torch.Tensor:
-        """Drop all rows but those of is_kept, (b,) bool on the host, b' of them true.
+        """Keep only the b' rows where is_kept, (b,) bool on the host, is True.
 
-        The last rows move into the gaps, so that only as many are copied as are dropped. Returns
-        the old index of each row that is left, (b',).
+        The last rows move into the gaps, so no more rows are copied than are dropped. Returns the
+        old index of each row that is left, (b',).
         """
         b = len(is_kept)
         n = int(is_kept.sum())
@@ -507,9 +517,9 @@ class BlockCache:
 
 
 class StateMemory:
-    """The last hidden states of canvases that were run, S x D numbers each, on the host.
+    """The last hidden states of canvases that have been run, S x D numbers each, kept on the host.
 
-    Once they fill `max_bytes`, no more are remembered, and other canvases are run again.
+    Once they fill `max_bytes`, no more are stored: new canvases are then run each time.
     """
 
     def __init__(self, max_bytes=2**30):
@@ -518,7 +528,7 @@ class StateMemory:
         self.state_of = {}  # a canvas, as a tuple -> its states (S, D)
 
     def states(self, canvases, compute) -> torch.Tensor:
-        """canvases (U, ...) long -> (U, S, D). `compute` is called with those that are unknown."""
+        """canvases (U, ...) long -> states (U, S, D). `compute` runs those not yet stored."""
         keys = [tuple(canvas) for canvas in canvases.tolist()]
         unknown = [i for i, key in enumerate(keys) if key not in self.state_of]
         new_state_of = {}
@@ -536,7 +546,7 @@ class StateMemory:
 
 
 class MyModel(nn.Embedding):
-    """A plain model: a position's logits come from its own token and from the mean of all."""
+    """A plain model: a position's logits come from its own token and the mean over all tokens."""
 
     def forward(self, ids, attention_mask):
         logits = super().forward(ids)  # (b, S, V)

@@ -1,62 +1,63 @@
 """The objective of DiFFPO, as pure functions of tensors.
 
 We optimise a *surrogate* policy (likelihood.py), but the samples come from the *true* one
-(diffusion_policy.py). So learning is off-policy even at the first update, and every token carries a
+(diffusion_policy.py). So learning is off-policy even at the first update, and every token gets a
 truncated importance weight.
 
     w_t   = min(C, pi_old^S(o_t) / pi_old^true(o_t))    no gradient; capped on one side     [PAPER]
     rho_t = pi_theta^S(o_t) / pi_old^S(o_t)             new over old, the same boundaries   [PAPER]
     J     = mean_i 1/n_i sum_t w_t min(rho_t A_i, clip(rho_t, 1-eps, 1+eps) A_i) [RECONSTRUCTED]
 
-Mean-field learning is J with m = 1 stage and w = 1. d1's diffu-GRPO is that up to two things: it
-divides by the number of all tokens in a micro-batch, and scores at temperature 1, whatever
-temperature it sampled at.
+Mean-field learning is J with m = 1 stage and w = 1. d1's diffu-GRPO differs from that in two ways:
+it divides by the number of all tokens in a micro-batch, and it scores at temperature 1, whatever
+the sampling temperature.
 
-The setting `normalise_by` says what n_i is:
+The setting `normalise_by` decides n_i:
     "canvas"  n_i = L for every row: Dr. GRPO's division by a constant. With the exact likelihood,
-              w = 1 and advantages that are not divided by the group's standard deviation, this is
-              the policy gradient up to a factor, unless a token behind [EOS] was drawn before one
-              of the text: its influence on the text is then missing.                [OUR CHOICE]
+              w = 1 and advantages not divided by the group's standard deviation, this gives the
+              policy gradient up to a factor, except where a token after [EOS] was drawn before a
+              token of the text: its influence on the text is missing.               [OUR CHOICE]
     "text"    n_i = |o_i|, the row's own tokens up to [EOS]: GRPO's mean per sequence. A token of a
               short text then counts more than one of a long text, so this is not the policy
               gradient.                                                           [RECONSTRUCTED]
 
-Several updates on one batch of rollouts: draw the boundaries of each, score logp_old for each of
-them before the first optimiser step, then score logp_new and step, update by update (train.py).
+To make several updates on one batch of rollouts, draw boundaries for each update and score all
+their logp_old before the first optimiser step; then, update by update, score logp_new and take a
+step (train.py).
 
-The reward that train.py compares is r (1 - lambda T / L): the verifier's r in [0, 1], reduced by
-the number of calls. Where wrong answers earn something too, a large lambda teaches to hurry
-(config.py). [OUR CHOICE]
+The reward from which train.py computes advantages is r (1 - lambda T / L): the verifier's r in
+[0, 1], reduced by the number of calls. If wrong answers earn something too, a large lambda teaches
+the model to hurry (config.py). [OUR CHOICE]
 
-The loss's value is no signal. At the first update every ratio is 1 and the advantages of a group
-sum to 0. What is left is the weights' deviation from 1 and, under "canvas", the covariance of
-advantage and length. The gradient is not 0: look at reward, ratio and gradient norm.
+The value of the loss says nothing. At the first update every ratio is 1, and the advantages of a
+group sum to 0. What remains is due to the weights' deviation from 1 and, under "canvas", to the
+covariance of advantage and length. The gradient is not 0: watch reward, ratio and gradient norm.
 
 This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 
-Shapes: B = prompts x G completions, a prompt's G rows adjacent; L completion tokens. An update is
-an optimiser step; a batch of rollouts may serve for several.
+Shapes: B = prompts x G completions, with the G rows of a prompt adjacent; L completion tokens. An
+update is an optimiser step; one batch of rollouts may serve for several updates.
 """
 
 import torch
 
 
 def group_advantages(reward, num_generations, scale_rewards, std_floor=0.1) -> torch.Tensor:
-    """Reward minus the mean of the prompt's own group; with `scale_rewards` divided by its std.
+    """Reward minus its group's mean; with `scale_rewards`, divided by the group's std.
 
-    d1 does not divide [OUR CHOICE: a setting]. In a group whose rewards differ in speed alone the
-    std is tiny; without the floor such small differences would become huge advantages.
+    d1 does not divide [OUR CHOICE: a setting]. If the rewards of a group differ only in speed,
+    their std is tiny; without `std_floor` such small differences would become huge advantages.
 
-    reward (B,) float, a prompt's rows adjacent -> (B,). Raises ValueError for a group of one: it
-    has nothing to compare with.
+    reward (B,) float, with the rows of a prompt adjacent -> (B,). Raises ValueError for groups of
+    fewer than 2, which have nothing to compare, or if B is not a multiple of num_generations.
     """
     if num_generations < 2 or len(reward) % num_generations:
         raise ValueError(
             f"{len(reward)} rewards in groups of {num_generations}: a group has at least 2"
         )
     groups = reward.view(-1, num_generations)  # (prompts, G)
-    # Relative to the first: if all are equal the advantages are exactly 0, whatever a mean rounds
-    # to. Adam would make a full step of what rounding leaves.
+    # Relative to the group's first reward, equal rewards give advantages of exactly 0, however the
+    # mean is rounded. Adam would turn what rounding leaves into a full step.
     groups = groups - groups[:, :1]
     advantage = groups - groups.mean(dim=1, keepdim=True)
     if scale_rewards:
@@ -69,7 +70,7 @@ def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
 
     logp_surrogate_old  (B, L) likelihood.surrogate_logp of the old policy
     logp_true_old       (B, L) Rollout.behaviour_logp
-    cap                 C; inf: no cap; 0: no weights, every one is 1
+    cap                 C; inf: no cap; 0: no weighting, all weights are 1
 
     Returns (B, L). Raises ValueError for a negative cap.
     """
@@ -83,13 +84,13 @@ def importance_weights(logp_surrogate_old, logp_true_old, cap) -> torch.Tensor:
 def clipped(ratio, advantage, epsilon) -> torch.Tensor:
     """PPO's clipped objective: moving a ratio further than epsilon from 1 earns nothing more.
 
-    ratio, advantage of any shapes that broadcast -> their common shape
+    ratio, advantage: any shapes that broadcast -> their common shape
     """
     return torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
 
 
 def is_clipped(ratio, advantage, epsilon) -> torch.Tensor:
-    """Where the clip sets the gradient to 0. Shapes as in `clipped` -> bool"""
+    """Where clipping sets the gradient to 0. Shapes as in `clipped` -> bool"""
     too_high = (ratio > 1 + epsilon) & (advantage > 0)
     too_low = (ratio < 1 - epsilon) & (advantage < 0)
     return too_high | too_low
@@ -98,7 +99,8 @@ def is_clipped(ratio, advantage, epsilon) -> torch.Tensor:
 def row_mean(x, token_mask, normalise_by) -> torch.Tensor:
     """Each row's sum over its tokens, divided by L ("canvas") or by their number ("text").
 
-    x (B, L), token_mask (B, L) bool -> (B,), 0 for a row without a token
+    x (B, L), token_mask (B, L) bool -> (B,), 0 for a row without tokens. Raises ValueError for an
+    unknown normalise_by.
     """
     if normalise_by not in ("canvas", "text"):
         raise ValueError(f"unknown normalise_by {normalise_by!r}: choose canvas or text")
@@ -115,12 +117,12 @@ def diffpo_loss(
 
     logp_new, logp_old  (B, L) surrogate log-probs of the new and the old policy, same boundaries
     advantage           (B,)
-    weights             (B, L) importance weights; ones for none
+    weights             (B, L) importance weights; all ones for no weighting
     token_mask          (B, L) bool, the tokens that count
     epsilon             PPO's clip range of the ratio
     normalise_by        "canvas" or "text", see above
 
-    No row's term depends on the other rows. So the loss of a batch is exactly the mean of its
+    No row's term depends on other rows. So the loss of a batch is exactly the mean of its
     micro-batches' losses, weighted by their numbers of rows.
     """
     advantage = advantage.unsqueeze(-1)  # (B, 1)
@@ -141,9 +143,9 @@ def diffpo_loss(
 def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Tensor:
     """KL(new || reference) by Schulman's k3 estimate, which is never negative.
 
-    Its value is unbiased if the tokens come from the new policy and the likelihood is exact; for a
-    surrogate it inherits the surrogate's error. Its gradient is then, in expectation, that of
-    KL(reference || new). d1 adds it to the loss, times beta = 0.04; here beta is 0 by default.
+    Its value is unbiased if the tokens come from the new policy and the likelihood is exact; its
+    gradient is then, in expectation, that of KL(reference || new). With a surrogate it inherits the
+    surrogate's error. d1 adds it to the loss, times beta = 0.04; here beta is 0 by default.
     [OUR CHOICE]
 
     logp_new, logp_reference, token_mask (B, L) -> scalar
@@ -155,8 +157,8 @@ def reference_kl(logp_new, logp_reference, token_mask, normalise_by) -> torch.Te
 def threshold_loss(logp_new, logp_old, advantage, epsilon) -> tuple[torch.Tensor, dict]:
     """The threshold head's loss: PPO's clipped objective, negated, with gamma as the only action.
 
-    There is no importance weight, since gamma was drawn from the head's own distribution, not from
-    a surrogate's. [OUR CHOICE]
+    It needs no importance weight, since gamma was drawn from the head's own distribution, not
+    scored by a surrogate. [OUR CHOICE]
 
     logp_new, logp_old (B,) log-probs of gamma, advantage (B,) -> (loss, metrics)
     """
@@ -174,7 +176,7 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, has_unit_
     """How large the importance weights are, how many are capped, and how noisy they make the loss.
 
     logp_surrogate_old, logp_true_old  (B, L)
-    cap                                C; 0: no weights
+    cap                                C; 0: no weighting
     token_mask                         (B, L) bool, the tokens that count
     has_unit_weight                    (B, L) bool, see likelihood.unit_weight_tokens
 
@@ -182,12 +184,12 @@ def weight_metrics(logp_surrogate_old, logp_true_old, cap, token_mask, has_unit_
 
     importance_weight_mean  mean of the capped weights
     importance_weight_max   the largest weight before the cap
-    capped_weight_fraction  share of weights that the cap lowers by more than rounding
+    capped_weight_fraction  fraction of weights that the cap lowers by more than rounding
     ess_fraction            effective sample size of the capped weights, (sum w)^2 / sum w^2,
                             divided by the number of tokens: 1 when all weights are equal
     surrogate_kl            KL(true || surrogate) per token in nats, estimated on these tokens
-    unit_weight_error       root mean square of log w over the tokens whose weight is 1 up to
-                            rounding: the numerical error, and a block cache's
+    unit_weight_error       root mean square of log w over the tokens whose weight should be 1: the
+                            numerical error, plus a block cache's
     """
     log_weight = (logp_surrogate_old - logp_true_old).double()  # (B, L)
     unit_log_weight = log_weight[token_mask & has_unit_weight]

@@ -1,21 +1,21 @@
 """The reverse process of a masked-diffusion language model, as a policy.
 
-A completion starts as L [MASK] tokens. Until no mask is left, or with `stop_at_eos` none before the
-first end token, each denoising step makes one denoiser call on prompt and completion; a rule
-selects positions (sampler.py); and their tokens are drawn from the denoiser's distribution at each
-of them. The true policy is
+A completion starts as L [MASK] tokens. Each denoising step makes one denoiser call on prompt and
+completion; a rule selects positions (sampler.py); and a token is drawn at each of them from the
+denoiser's distribution there. This ends when no mask is left or, with `stop_at_eos`, none before
+the first end token. The true policy is
 
     pi(o | c) = product over tokens of  pi(o_t | c, z_{t-1})                                [PAPER]
 
 where z_{t-1} is the partly unmasked completion before the step t that unmasked token o_t. (Given
 gamma the rule is deterministic, so o fixes the order in which it was unmasked.) Every factor is
-known while sampling, so we record it then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
+known while sampling, so it is recorded then, as `behaviour_logp`, at no extra call. [OUR CHOICE]
 
-`denoise_by_definition` is that loop for one completion. `DiffusionPolicy.denoise` computes the same
-for many at once and with block caches, and is what training uses.
+`denoise_by_definition` is this loop for one completion. `DiffusionPolicy.denoise` does the same for
+many completions at once, optionally with block caches; training uses it.
 
-With sampler.py and denoiser.py beside it this file needs torch alone. `python diffusion_policy.py`
-unmasks one completion step by step.
+Besides torch, this file needs only sampler.py and denoiser.py. `python diffusion_policy.py` unmasks
+one completion step by step.
 
 Shapes: B rows, P prompt tokens (left-padded), L completion tokens, S = P + L columns of a canvas, D
 hidden size; b rows of a call, N positions that a rule may select. Step t of a row is the t-th
@@ -33,7 +33,7 @@ from sampler import Decoder
 
 
 class NotFinite(ValueError):
-    """A quantity is NaN or infinite. `rollout` is the batch it was computed from, or None."""
+    """Raised if a quantity is NaN or infinite. `rollout`: the batch it came from, or None."""
 
     def __init__(self, message, rollout=None):
         super().__init__(message)
@@ -44,8 +44,8 @@ class NotFinite(ValueError):
 class Rollout:
     """B completions, with everything that the likelihood, the loss and the log need.
 
-    A position that was never drawn, because its row stopped at an end token, holds [EOS] and has
-    unmask_step nfe + 1: it was [MASK] in every state that the denoiser saw.
+    A position where no token was drawn, because its row had stopped at an end token, holds [EOS]
+    and has unmask_step nfe + 1: it was [MASK] in every state that the denoiser saw.
     """
 
     prompt_ids: torch.Tensor  #     (B, P) long, left-padded
@@ -53,12 +53,13 @@ class Rollout:
     completion: torch.Tensor  #     (B, L) long, o
     unmask_step: torch.Tensor  #    (B, L) long, the step t, from 1, in which a token was drawn
     behaviour_logp: torch.Tensor  # (B, L) float, log pi_old^true(o_t | c, z_{t-1})
-    token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to and with the first end token
+    token_mask: torch.Tensor  #     (B, L) bool, the text: tokens up to and including the first end
+    #                               token
     nfe: torch.Tensor  #            (B,)   long, T, the row's number of denoiser calls
     threshold: torch.Tensor  #      (B,)   float, gamma in nats (nan where the rule has none)
-    threshold_logp: torch.Tensor  # (B,)   float, its log-prob under the head (0 if it is fixed)
+    threshold_logp: torch.Tensor  # (B,)   float, gamma's log-prob under the head (0 if fixed)
     prompt_state: torch.Tensor  #   (B, D) float, what the threshold head reads
-    temperature: float  #           that the tokens were drawn with
+    temperature: float  #           at which the tokens were drawn
 
     def rows(self, index) -> "Rollout":
         """The rollout of some rows only; index is a slice, or a long or bool tensor."""
@@ -71,8 +72,9 @@ class Rollout:
 
 @torch.no_grad()
 def denoise_by_definition(policy, prompt_ids, uniform, decoder):
-    """The reverse process of one completion: in each step one denoiser call on everything.
+    """The reverse process of one completion: each step makes one denoiser call on the whole canvas.
 
+    policy      a DiffusionPolicy
     prompt_ids  (1, P) long, without padding
     uniform     (1, L + 1) uniform numbers in [0, 1): one per position, and the last one for gamma
     decoder     sampler.Decoder; its block cache is not used
@@ -86,9 +88,9 @@ def denoise_by_definition(policy, prompt_ids, uniform, decoder):
     behaviour_logp = torch.zeros((1, L), device=prompt_ids.device)
     T = 0
     while True:
-        is_masked = completion == policy.mask_id  # (1, L); a drawn token never is [MASK]
+        is_masked = completion == policy.mask_id  # (1, L); a drawn token is never [MASK]
         is_missing = is_masked
-        if decoder.stop_at_eos:  # nothing behind the first end token is needed
+        if decoder.stop_at_eos:  # nothing after the first end token is needed
             is_missing = is_masked & policy.text_mask(completion)
         if not is_missing.any():
             break
@@ -108,13 +110,13 @@ def denoise_by_definition(policy, prompt_ids, uniform, decoder):
             entropy.unsqueeze(0), confidence.unsqueeze(0), is_open, gamma=threshold
         )  # (1, L)
 
-        # A token is drawn at each of these, and how likely it was is recorded.
+        # Draw a token at each of these, and record how likely it was.
         completion[is_selected], behaviour_logp[is_selected] = policy.sample_tokens(
             states[is_selected[0]], decoder.temperature, uniform=uniform[:, :L][is_selected]
         )
         unmask_step[is_selected] = T
 
-    # Positions that were never drawn become [EOS], as if unmasked one step after the last.
+    # Positions where no token was drawn become [EOS], as if unmasked one step after the last.
     unmask_step[is_masked] = T + 1
     completion[is_masked] = policy.eos_id
     return completion, unmask_step, behaviour_logp, threshold, T
@@ -133,12 +135,12 @@ class DiffusionPolicy(DenoiserCalls):
     tokenizer        anything with mask_token_id and eos_token_id
     threshold_head   sampler.ThresholdHead, or None if no threshold is learned
     adapter          False: the LoRA adapter is disabled, so this is the base model
-    end_ids          tokens that end a completion; None: [EOS] alone. A chat model has more
-                     (models/prompting.py)
-    prefill          text that every completion is made to begin with: models/prompting.py adds it
+    end_ids          ids of the tokens that end a completion; None: [EOS] alone. A chat model has
+                     more (models/prompting.py)
+    prefill          text with which every completion begins; models/prompting.py adds it
 
-    A rollout completes at most `rollout_batch_size` rows at once; 0: all. A group of equal prompts
-    may be split.
+    The attribute `rollout_batch_size` limits how many rows a rollout completes at once; 0: no
+    limit. The rows of one prompt may then be completed in different batches.
     """
 
     def __init__(
@@ -163,12 +165,13 @@ class DiffusionPolicy(DenoiserCalls):
         """Complete B prompts with `length` tokens each.
 
         prompt_ids    (B, P) long, left-padded; prompt_mask (B, P) bool, False on padding
-        length        L, tokens of a completion
-        decoder       sampler.Decoder: the rule, its level, temperature, blocks. Temperature 0 is
-                      greedy, and its log-probs are 0.
+        length        L, tokens in a completion
+        decoder       sampler.Decoder: the rule, its level, temperature, blocks, ... At temperature
+                      0 (greedy) the recorded log-probs are 0.
         generator     a torch.Generator to draw with, or None
         uniform       (B, L + 1) uniform numbers to draw with instead (see draw_uniform), or None. A
-                      row's completion depends on its own numbers alone, whatever the batch.
+                      row's completion depends only on its own numbers, not on the rest of the
+                      batch.
 
         Raises ValueError if the decoder needs a learned threshold and this policy has none, if a
         prompt is empty or padded on the right, or if `uniform` has another shape.
@@ -185,7 +188,7 @@ class DiffusionPolicy(DenoiserCalls):
             raise ValueError(
                 f"uniform is {tuple(uniform.shape)}: it has to be {(len(prompt_ids), length + 1)}"
             )
-        # Rows with prompts of similar length are completed together, so that little is padding.
+        # Rows with prompts of similar length are completed together, to keep padding small.
         lengths = prompt_mask.sum(dim=1).tolist()
         batches = batches_by_length(lengths, room=length, max_rows=self.rollout_batch_size)
         parts = []
@@ -224,14 +227,15 @@ class DiffusionPolicy(DenoiserCalls):
     def denoise(self, prompt_ids, prompt_mask, uniform, decoder) -> Rollout:
         """The reverse process: from all [MASK] to text, for rows with prompts of similar length.
 
-        prompt_ids, prompt_mask (B, P), uniform (B, L + 1), decoder as in `rollout`
+        prompt_ids, prompt_mask (B, P), uniform (B, L + 1) and decoder as in `rollout`
 
-        Without a block cache each row's result is that of denoise_by_definition. Finished rows
-        leave the batch, equal canvases are run once, and only open positions are read.
+        Without a block cache each row's result equals that of denoise_by_definition, with less
+        work: finished rows leave the batch, equal canvases are run once, and only open positions
+        are read. Raises NotFinite if the denoiser's output is not finite.
 
         What the loop branches on (masks, ends, steps) is kept on the host. Each step synchronises
-        with the GPU to read the selection, to read the tokens under `stop_at_eos`, and to find
-        equal canvases unless a cache is filled.
+        with the GPU to read the selection; with `stop_at_eos`, to read the tokens; and, unless a
+        cache is filled, to find equal canvases.
         """
         B, P = prompt_ids.shape
         L = uniform.shape[1] - 1
@@ -252,8 +256,8 @@ class DiffusionPolicy(DenoiserCalls):
 
         while True:
             # 1. A row is unfinished as long as a mask precedes its first end token. `rows` are the
-            #    b rows, of the B, that run now: without a block cache all unfinished ones.
-            #    `is_open` marks the positions that the rule may select (decoder.open_positions).
+            #    b of the B rows that run now: without a block cache, all unfinished ones. `is_open`
+            #    marks the positions that the rule may select (decoder.open_positions).
             is_unfinished = (is_masked & (is_end.cumsum(dim=1) == 0)).any(dim=1)
             rows = is_unfinished.nonzero().squeeze(1)
             if len(rows) == 0:
@@ -264,7 +268,7 @@ class DiffusionPolicy(DenoiserCalls):
             # 2. One denoiser call on prompt and completion, or on the window's columns of them.
             ids = canvas[rows_on_device]
             mask = None if attention_mask is None else attention_mask[rows_on_device]
-            if window.is_cache_filled:  # each row needs its own keys and values: all are run
+            if window.is_cache_filled:  # each row has its own keys and values, so all are run
                 hidden = self.hidden(ids, mask, window.cache, window.start, window.stop)
             else:
                 hidden = self.hidden_of_distinct(ids, mask, window.cache)  # (b, S, D)
@@ -277,7 +281,7 @@ class DiffusionPolicy(DenoiserCalls):
                 )
 
             # 4. The rule reads the distributions at the N open positions and selects some of them.
-            open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each, of the b rows
+            open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each; among the b rows
             open_row = open_row.to(device)
             open_position = open_position.to(device)
             states = hidden[open_row, window.output_index(open_row, open_position)]  # (N, D)
@@ -293,8 +297,8 @@ class DiffusionPolicy(DenoiserCalls):
                 raise NotFinite("the denoiser's output is not finite: no position can be selected")
 
             # 5. Draw a token at each selected position, and record how likely it was.
-            selected = is_selected[is_open].nonzero().squeeze(1).to(device)  # of the N positions
-            drawn_row = rows_on_device[open_row[selected]]  # of the B rows
+            selected = is_selected[is_open].nonzero().squeeze(1).to(device)  # among the N positions
+            drawn_row = rows_on_device[open_row[selected]]  # among the B rows
             drawn_position = open_position[selected]
             tokens, logp = self.sample_tokens(
                 states[selected], decoder.temperature, uniform=uniform[drawn_row, drawn_position]
@@ -304,14 +308,14 @@ class DiffusionPolicy(DenoiserCalls):
 
             # 6. Record the step, on the host.
             host_row, host_position = is_selected.nonzero(as_tuple=True)
-            host_row = rows[host_row]  # of the B rows
+            host_row = rows[host_row]  # among the B rows
             nfe[rows] += 1
             unmask_step[host_row, host_position] = nfe[host_row]
             is_masked[host_row, host_position] = False
             if decoder.stop_at_eos:
                 is_end[host_row, host_position] = self.is_end_token(tokens).cpu()
 
-        # Positions that were never drawn become [EOS], as if unmasked one step after the last.
+        # Positions where no token was drawn become [EOS], as if unmasked one step after the last.
         is_masked = is_masked.to(device)
         nfe = nfe.to(device)
         completion = canvas[:, P:].masked_fill(is_masked, self.eos_id)
@@ -333,7 +337,8 @@ class DiffusionPolicy(DenoiserCalls):
     def choose_threshold(self, prompt_state, decoder, uniform) -> tuple[torch.Tensor, torch.Tensor]:
         """Each row's gamma and its log-prob: (B,), (B,).
 
-        A fixed gamma has the log-prob 0. Where the rule has no gamma they are nan and 0.
+        prompt_state (B, D), uniform (B,) in [0, 1). A fixed gamma has log-prob 0. If the rule has
+        no gamma, gamma is nan and its log-prob 0.
         """
         threshold_logp = torch.zeros(len(prompt_state), device=prompt_state.device)
         if decoder.rule != "eb":
@@ -348,9 +353,9 @@ class DiffusionPolicy(DenoiserCalls):
         return threshold, distribution.log_prob(threshold)
 
     def make_window(self, decoder, prompt_mask, length) -> "BlockWindow":
-        """A BlockWindow: it decides which rows and columns each call of a rollout runs.
+        """A BlockWindow, which decides which rows and columns each call of a rollout runs.
 
-        A method, since block-causal models have another one (models/block_causal.py).
+        It is a method because block-causal models override it (models/block_causal.py).
         """
         return BlockWindow(decoder, prompt_length=prompt_mask.shape[1], completion_length=length)
 
@@ -364,7 +369,7 @@ class DiffusionPolicy(DenoiserCalls):
         )
 
     def without_adapter(self) -> "DiffusionPolicy":
-        """The base model under a LoRA adapter: a reference model that shares its weights."""
+        """The base model under the LoRA adapter: a reference model that shares its weights."""
         return type(self)(
             self.denoiser,
             self.tokenizer,
@@ -389,10 +394,11 @@ class DiffusionPolicy(DenoiserCalls):
 class BlockWindow:
     """Which rows and which columns of their canvases a denoiser call runs.
 
-    Without a block cache it runs all unfinished rows, and whole canvases. With one
+    Without a block cache each call runs all unfinished rows and their whole canvases. With one
     (denoiser.BlockCache) all rows decode the same block, and rows that have finished it wait. The
-    first call of a block runs everything and fills the cache. Later calls run only the columns from
-    `start` to `stop`: the block and everything behind it ("prefix"), or the block alone ("dual").
+    first call for a block runs everything and fills the cache. Later calls run only the columns
+    from `start` to `stop`: the block and everything after it ("prefix"), or the block alone
+    ("dual").
     """
 
     def __init__(self, decoder, prompt_length, completion_length):
@@ -407,24 +413,24 @@ class BlockWindow:
         self.cached_rows = None  # (b,) which rows the cache holds, in its order
 
     def output_index(self, row, position) -> torch.Tensor:
-        """Sequence index in a call's output of each completion position.
+        """Where in a call's output each position of the completion is found.
 
-        row (N,) long, of the call's rows, position (N,) long, of the completion -> (N,) long
+        row (N,) long, among the call's rows; position (N,) long, in the completion -> (N,) long
         """
         return self.prompt_length + position - self.start
 
     def open_positions(self, rows, is_masked) -> torch.Tensor:
         """The positions that may be unmasked. is_masked (b, L) -> (b, L) bool
 
-        rows  (b,) long: only the window of block-causal models needs them
+        rows  (b,) long; only a block-causal model's window needs them
         """
         return self.decoder.open_positions(is_masked)
 
     def advance(self, rows, is_masked) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of all unfinished rows, those that run now, and their open positions.
+        """Move to the next call. Returns the rows that it runs and their open positions.
 
-        rows (b,) long, ascending, is_masked (b, L) bool -> rows (b',), b' <= b, in any order, and
-        is_open (b', L) bool
+        rows (b,) long, all unfinished rows, ascending; is_masked (b, L) bool -> rows (b',), b' <=
+        b, in any order, and is_open (b', L) bool
         """
         is_open = self.open_positions(rows, is_masked)
         if self.decoder.cache == "none":
@@ -449,7 +455,7 @@ class BlockWindow:
         return self.in_cache_order(rows, is_open)
 
     def in_cache_order(self, rows, is_open) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows and their open positions in the cache's order. Other rows leave the cache."""
+        """Rows and open positions in the cache's order. Other rows are dropped from the cache."""
         if len(rows) < len(self.cached_rows):
             order = self.cache.keep(torch.isin(self.cached_rows, rows))
             self.cached_rows = self.cached_rows[order]
@@ -466,12 +472,12 @@ def mean_prompt_state(hidden, prompt_mask) -> torch.Tensor:
 def batches_by_length(lengths, room, max_rows=0) -> list:
     """Which rows are completed together: lists of their indices, the longest prompts first.
 
-    lengths   of the prompts, in tokens
-    room      L, tokens of a completion
-    max_rows  of a list; 0: no limit
+    lengths   number of tokens in each prompt
+    room      L, tokens in a completion
+    max_rows  the most rows in a batch; 0: no limit
 
-    At most an eighth of a canvas of prompt and completion is padding. (Batches of equal lengths
-    alone would be too small for a GPU.)
+    At most an eighth of each canvas (prompt and completion) is padding. If all prompts of a batch
+    had to have the same length, batches would be too small for a GPU.
     """
     batches = []
     for row in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
@@ -487,8 +493,8 @@ def batches_by_length(lengths, room, max_rows=0) -> list:
 
 
 class Toy(nn.Embedding):
-    """Toy denoiser: row i of the weight is position i's preferred token; logits grow with its
-    unmasked neighbours.
+    """A toy denoiser: row i of its weight gives position i's preferred token, and the logits grow
+    with the number of unmasked neighbours.
     """
 
     def forward(self, ids, attention_mask):

@@ -2,15 +2,16 @@
 
     python evaluate.py runs/NAME                                   the learned threshold, greedy
     python evaluate.py runs/NAME --decoder top_k --level 1 2 4     LLaDA's rule
-    python evaluate.py runs/A runs/B --frontier                    all rules and levels, a picture
+    python evaluate.py runs/A runs/B --frontier                    all rules and levels, with a plot
     python evaluate.py runs/NAME --trace 3                         completions, call by call
-    python evaluate.py runs/NAME --json rows.jsonl                 rows and completions as they come
+    python evaluate.py runs/NAME --json rows.jsonl                 rows and completions, to a file
     python evaluate.py --help                                      the other flags
 
 NFE is the number of denoiser calls that a completion took. By default a run is measured on held-out
-problems with its own task, length, blocks and cache, greedily, at each prompt's median gamma. Held
-out: no multiset of numbers or solution grid is in both training and test, though a grid with
-relabelled digits may be. evaluation/options.py has what flags change.
+problems with its own task, length, blocks and cache, greedily, at each prompt's median gamma.
+"Held-out" means that no multiset of numbers and no solution grid is in both training and test,
+though a grid with relabelled digits may be. evaluation/options.py combines the flags with these
+defaults.
 
 Shapes: n problems, L completion tokens.
 """
@@ -76,18 +77,18 @@ def evaluate(
     """Complete the problems and score them. Returns one row of results, a dict for JSON.
 
     policy      a DiffusionPolicy
-    task        of tasks/, or several as one
-    problems    n dicts of the task
+    task        a task (tasks/task.py) or a TaskMixture
+    problems    n of its problems, dicts
     decoder     sampler.Decoder
-    length      L; of several tasks with a length each, that of the longest
+    length      L; for a mixture whose tasks have their own lengths, the longest
     batch_size  problems completed at once
     seed        of the draws, if the decoder's temperature is above 0
     rollout     the function that completes a batch; training/distributed.py has one for several
                 processes
-    on_batch    called after each batch, with the indices of its problems and the Outcomes so far
+    on_batch    called after each batch with the indices of its problems and the Outcomes so far
 
-    The row holds all settings and scores; with several tasks, also each task's.
-    Raises ValueError for problems that do not fit the model.
+    The row holds all settings and scores and, for a mixture, each task's scores. Raises ValueError
+    for problems that do not fit the model.
     """
     began = time.perf_counter()
     outcomes = generate(
@@ -150,8 +151,8 @@ class Outcomes:
 
     texts: list  #              (n,) str
     nfe: torch.Tensor  #        (n,) double, denoiser calls
-    tokens: torch.Tensor  #     (n,) double, tokens of the text
-    threshold: torch.Tensor  #  (n,) double, gamma in nats, nan if the rule has none
+    tokens: torch.Tensor  #     (n,) double, number of tokens in the text
+    threshold: torch.Tensor  #  (n,) double, gamma in nats; nan if the rule has none
 
 
 def generate(
@@ -189,7 +190,7 @@ def generate(
 
 
 def summarise(indices, decoder, solved, clusters, outcomes):
-    """The scores of the problems with these indices: of all of them, or of one task's."""
+    """The scores of the problems with these indices: all problems, or those of one task."""
     indices = list(indices)
     is_solved = [solved[i] for i in indices]
     nfe = outcomes.nfe[indices]
@@ -213,7 +214,7 @@ def summarise(indices, decoder, solved, clusters, outcomes):
 
 
 def decoders_for(options, length, has_head):
-    """The decoders to measure. Raises ValueError if there is no learned threshold."""
+    """The decoders to measure. Raises ValueError if a learned threshold is missing."""
     if not options.frontier:
         if options.decoder == "eb" and None in options.level and not has_head:
             raise ValueError(f"{options.path} has no learned threshold: give --level a number")
@@ -229,14 +230,14 @@ def decoders_for(options, length, has_head):
 
 
 def load(options):
-    """(policy, task, problems, lengths): what the options ask to measure. Raises ValueError.
+    """(policy, task, problems, lengths) to measure, from the options. Raises ValueError.
 
-    Fills in options.block_length if no flag says it: the checkpoint's own.
+    If no flag gave a block length, sets options.block_length to the checkpoint's own.
     """
     compact = reads_compact_prompts(options.path)
     task = registry.load_task(options.task, compact, options.data, options.max_completion_length[0])
     if compact and options.prompt:
-        raise ValueError(f"{options.path} reads short prompts alone: leave out --prompt")
+        raise ValueError(f"{options.path} reads only short prompts: leave out --prompt")
     task = published_prompts.with_published_prompts(task, options.prompt, options.shots)
     problems = task.problems(options.split, options.trace or options.problems, options.seed)
     if options.is_new_file and find_checkpoint(options.path) != options.path:
@@ -263,9 +264,9 @@ def load(options):
 
 
 def measure(options, name, rows):
-    """Appends the rows of one checkpoint to `rows`: one for each length and decoder.
+    """Measures one checkpoint and appends its rows to `rows`: one for each length and decoder.
 
-    With --json each row is in the file once it is measured, and each completion once its batch is.
+    With --json, each row is written as soon as it is measured, and completions after each batch.
     """
     policy, task, problems, lengths = load(options)
     samples = options.samples
@@ -340,7 +341,7 @@ def measure(options, name, rows):
 
 
 def show_traces(options):
-    """--trace: the first completions, printed, as a page and as an animation."""
+    """--trace: shows the first completions in the terminal, as a web page and as an animation."""
     from evaluation import trace_page  # matplotlib and pillow take a while to import
 
     trace_page.verify_folder(options.folder)
@@ -354,7 +355,7 @@ def show_traces(options):
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for trace in recorded:
         print(traces.describe_trace(trace, colour))
-    # The two-stages picture is of the problem that took the most calls.
+    # The two-stages picture shows the problem that took the most calls.
     i = max(range(len(recorded)), key=lambda i: recorded[i].nfe)
     stages = traces.two_stages(
         policy,
@@ -373,7 +374,7 @@ def show_traces(options):
 
 
 def run(flags):
-    """Do what the flags ask for. Raises ValueError for what does not fit."""
+    """Does what the flags ask for. Raises ValueError for flags that do not go together."""
     flags = dict(flags)
     paths = flags.pop("paths")
     if "completions" in flags:
@@ -408,7 +409,7 @@ def run(flags):
         )
 
     names = [options.path.name for options in all_options]
-    if len(set(names)) < len(names):  # of runs in different folders
+    if len(set(names)) < len(names):  # runs in different folders may have the same name
         names = paths
     rows = []
     try:
@@ -418,7 +419,7 @@ def run(flags):
         if rows and not first.frontier:
             print_table(rows)
         if first.json and completions_file(first.json).exists():
-            print(f"completions until here: {completions_file(first.json)}", file=sys.stderr)
+            print(f"completions so far: {completions_file(first.json)}", file=sys.stderr)
         raise
     if first.frontier:
         show_frontiers(rows, first.folder)

@@ -2,30 +2,31 @@
 
 The true likelihood conditions each token on z_{t-1}, the state that the sampler saw when it drew
 it. Computing it takes a denoiser call for each of the T states, too expensive for training. A
-*surrogate* scores from fewer states. Sorted boundaries tau_1 < ... < tau_{m-1} cut the rollout into
-m stages, and a token unmasked at step t is scored from the last boundary before it:
+*surrogate* scores tokens from fewer states. Boundaries tau_1 < ... < tau_{m-1} cut the rollout into
+m stages, and a token unmasked at step t is scored from the state at the last boundary before it:
 
     log pi^S(o_t | c) = log pi(o_t | c, z_tau),   tau = the largest of 0, tau_1, ... that is < t
 
     m = 1                  mean-field: every token given z_0, all [MASK] (d1). One call.   [PAPER]
-    m = 2                  two-times mean-field, "2-MF": tokens after tau are given z_tau, a state
-                           that this rollout really visited (DiFFPO). Two calls.           [PAPER]
+    m = 2                  two-times mean-field, "2-MF": tokens after tau given z_tau, a state that
+                           this rollout really visited (DiFFPO). Two calls.                [PAPER]
     a boundary every step  the exact likelihood. T calls.                             [OUR CHOICE]
 
-Only the text is scored: the tokens up to and including the first end token. What a rollout drew
-behind it is ignored.
+Only the text is scored: the tokens up to and including the first end token. Whatever a rollout drew
+after it is ignored.
 
-`surrogate_logp_by_definition` is that formula as a loop over stages. `surrogate_logp` computes the
-same with less work, and is what training uses.
+`surrogate_logp_by_definition` is this formula as a loop over stages. `surrogate_logp` computes the
+same with less work; training uses it.
 
-This file needs torch alone. What it needs of a policy and of a rollout:
+This file needs torch alone. It requires of a policy and of a rollout:
 
     policy.mask_id         the id of [MASK]
     policy.hidden          hidden(ids, mask) -> (b, S, D), one denoiser call; mask None: no padding
     policy.token_logp      token_logp(hidden, tokens, temperature, state_index) -> (N,), log-probs
-                           of N tokens given M hidden states (M, D): of token n given
-                           hidden[state_index[n]], or hidden[n] without state_index
-    policy.hidden_of_state optional, in place of this file's: models/block_causal.py has one
+                           of N tokens given M hidden states (M, D): token n is scored from
+                           hidden[state_index[n]] or, without state_index, from hidden[n]
+    policy.hidden_of_state optional: replaces this file's hidden_of_state, as in
+                           models/block_causal.py
     rollout                any dataclass with the fields prompt_ids, prompt_mask, completion,
                            unmask_step, behaviour_logp, token_mask, nfe and temperature
                            (diffusion_policy.Rollout explains them)
@@ -34,8 +35,8 @@ This file needs torch alone. What it needs of a policy and of a rollout:
 
 Shapes: B rows, P prompt tokens, L completion tokens, S = P + L, m stages, D hidden size; R pairs
 (row, stage) that contain a token, U distinct canvases among them, N tokens, M distinct hidden
-states that these are scored from. A state z is a partly masked completion. A step is a denoising
-step: step t of a row is its t-th denoiser call.
+states from which these are scored. A state z is a partly masked completion. Step t of a row is its
+t-th denoiser call.
 """
 
 from dataclasses import make_dataclass, replace
@@ -48,7 +49,7 @@ from torch.nn.functional import pad
 
 
 def latent_at(completion, unmask_step, step, mask_id) -> torch.Tensor:
-    """The state z_step after `step` denoising steps: what was unmasked later is still [MASK].
+    """The state z_step after `step` denoising steps, where tokens unmasked later are still [MASK].
 
     completion, unmask_step (B, L), step scalar or (B,) -> (B, L)
     """
@@ -62,7 +63,7 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
     boundaries (B, m-1) long, sorted -> (B, L), 0 where there is no token
     """
     B, L = rollout.completion.shape
-    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ..., the step that each stage starts after
+    starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...; a stage starts after this step
     logp = torch.zeros_like(rollout.behaviour_logp)
     for k in range(starts.shape[1]):
         latent = latent_at(rollout.completion, rollout.unmask_step, starts[:, k], policy.mask_id)
@@ -72,7 +73,7 @@ def surrogate_logp_by_definition(policy, rollout, boundaries) -> torch.Tensor:
         scored = policy.token_logp(
             hidden.flatten(0, 1), rollout.completion.flatten(), rollout.temperature
         ).view(B, L)
-        # A later stage overwrites the tokens behind its own boundary.
+        # A later stage overwrites the scores of the tokens after its own boundary.
         is_later = rollout.token_mask & (rollout.unmask_step > starts[:, k : k + 1])
         logp = torch.where(is_later, scored, logp)
     return logp
@@ -83,8 +84,8 @@ def hidden_of_state(policy, prompt_ids, prompt_mask, latent, completion) -> torc
 
     prompt_ids, prompt_mask (R, P), latent (R, L) -> (R, L, D)
 
-    completion  (R, L): only a policy with a `hidden_of_state` of its own reads it. A block-causal
-                denoiser's does, since each block attends to the finished blocks before it.
+    completion  (R, L); read only if the policy has its own `hidden_of_state`. A block-causal
+                denoiser's needs it, since each block attends to the finished blocks before it.
     """
     if hasattr(policy, "hidden_of_state"):
         return policy.hidden_of_state(prompt_ids, prompt_mask, latent, completion)
@@ -100,12 +101,13 @@ def hidden_of_state(policy, prompt_ids, prompt_mask, latent, completion) -> torc
 def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
     """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1.
 
-    One set for each completion, drawn afresh for each update (optimiser step), the same for the old
-    and the new policy. [PAPER] Uniform over the rollout's own steps [RECONSTRUCTED], without step
-    0, which would give mean-field [OUR CHOICE]. A row with at most m-1 inner steps uses every one
-    as a boundary, which is exact. Unused boundaries are set to T and score no token.
+    Each completion has its own set, drawn afresh for each update (optimiser step) and shared by the
+    old and the new policy. [PAPER] They are uniform over the rollout's own steps [RECONSTRUCTED],
+    without step 0, which would give mean-field [OUR CHOICE]. If a row has at most m-1 such steps,
+    all become boundaries, which makes its likelihood exact; boundaries left over are set to T,
+    after which no token is scored.
 
-    nfe (B,) long. Raises ValueError for less than one stage.
+    nfe (B,) long, T of each row. Raises ValueError for less than one stage.
     """
     if num_stages < 1:
         raise ValueError(f"num_stages = {num_stages}: a likelihood has at least 1 stage")
@@ -118,11 +120,13 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
 
 
 def draw_masked_prompt(prompt_mask, num_generations, probability, generator=None) -> torch.Tensor:
-    """Prompt tokens to replace by [MASK] while scoring, each with this probability, as d1 does.
+    """Choose prompt tokens to mask while scoring, each with this probability, as d1 does.
 
-    One draw for each prompt and each update; the same for the old and the new policy, or their
-    ratio would be noise. A group shares it, so that its z_0 is run once; d1 draws for each row.
-    [OUR CHOICE] prompt_mask (B, P) bool -> (B, P) bool
+    There is one draw for each prompt and update, shared by the old and the new policy; otherwise
+    their ratio would be noise. A group shares the draw, so that its z_0 is run once; d1 draws for
+    each row. [OUR CHOICE]
+
+    prompt_mask (B, P) bool -> (B, P) bool
     """
     prompts = len(prompt_mask) // num_generations
     draw = torch.rand(
@@ -135,8 +139,10 @@ def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
     """Tokens scored from the state they were drawn from: those unmasked in the first call after a
     boundary (step 1 or tau + 1).
 
-    Their importance weight is 1 in exact arithmetic, unless a block cache was used: what was drawn
-    from then is a stale state. (B, L), (B, m-1) -> (B, L) bool
+    In exact arithmetic their importance weight is 1, unless a block cache was used: then they were
+    drawn from a stale state.
+
+    unmask_step (B, L), boundaries (B, m-1) -> (B, L) bool
     """
     starts = pad(boundaries, (1, 0))  # (B, m): 0, tau_1, ...
     return (unmask_step.unsqueeze(-1) - 1 == starts.unsqueeze(1)).any(dim=-1)
@@ -148,9 +154,9 @@ def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
 def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Tensor:
     """log pi^S of every token under `policy`, at the rollout's temperature.
 
-    [MASK] has the probability 0, as in a rollout. Three savings over the definition: a stage runs
-    only the rows that have a token in it; equal canvases are run once; and logits are computed only
-    where a token is scored, once per hidden state.
+    [MASK] has probability 0, as in a rollout. This saves work over the definition in three ways: a
+    stage runs only the rows that have a token in it; equal canvases are run once; and logits are
+    computed only where a token is scored, once per hidden state.
 
     boundaries     (B, m-1) long, sorted; no columns: mean-field
     masked_prompt  (B, P) bool, prompt tokens to replace by [MASK], or None
@@ -168,7 +174,7 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     row, k = is_scored.any(dim=-1).nonzero(as_tuple=True)  # (R,) each: the pairs to be run
     is_scored = is_scored[row, k]  # (R, L)
 
-    # Each pair's prompt, with no more left padding than these rows need, and its state z_tau.
+    # Each pair's prompt, without the left padding that no row needs, and its state z_tau.
     P = int(rollout.prompt_mask.sum(dim=1).max())
     prompt_ids = rollout.prompt_ids[row, -P:]  # (R, P)
     prompt_mask = rollout.prompt_mask[row, -P:]
@@ -180,10 +186,10 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
     # Equal canvases are run once. z_0 is the same for a whole group, so two stages of G completions
     # run G + 1 canvases, not 2 G. No more can be shared, since attention is bidirectional.
     canvas = torch.cat([prompt_ids, latent, prompt_mask], dim=1)
-    if hasattr(policy, "hidden_of_state"):  # which reads the completion too
+    if hasattr(policy, "hidden_of_state"):  # it reads the completion too
         canvas = torch.cat([canvas, completion], dim=1)
     distinct, canvas_of_pair = torch.unique(canvas, dim=0, return_inverse=True)  # (U, ...), (R,)
-    # Of the pairs that share a canvas, any one may stand for all.
+    # Any one of the pairs that share a canvas may stand for all of them.
     pair_of_canvas = torch.zeros(len(distinct), dtype=torch.long, device=row.device)
     pair_of_canvas[canvas_of_pair] = torch.arange(len(row), device=row.device)
     hidden = hidden_of_state(
@@ -211,9 +217,9 @@ def surrogate_logp(policy, rollout, boundaries, masked_prompt=None) -> torch.Ten
 
 @torch.no_grad()
 def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
-    """The exact log-probs of a rollout's tokens: a boundary at every step. -> (B, L)
+    """The exact log-probs of a rollout's tokens, (B, L): there is a boundary at every step.
 
-    Each row is run from T states; one denoiser call runs up to `states_at_once` of every row's.
+    Each row is run from T states; one denoiser call runs up to `states_at_once` states of each row.
     """
     T = int(rollout.nfe.max())
     step = rollout.unmask_step
@@ -228,16 +234,16 @@ def exact_logp(policy, rollout, states_at_once=64) -> torch.Tensor:
 
 @torch.no_grad()
 def cache_kl(policy, rollout, num_states=16, generator=None) -> float:
-    """KL(what was drawn from || the exact policy) per token in nats: what a block cache costs.
+    """KL(sampling distribution || exact policy) per token in nats: the error of a block cache.
 
-    Estimated from the rollout's own tokens; without a cache it is 0 up to rounding. Scoring all
-    states costs T denoiser calls a row, so we score the tokens of `num_states` states drawn at
-    random over all rows; the estimate is unbiased.
+    It is estimated from the rollout's own tokens; without a cache it is 0 up to rounding. Scoring
+    all states would take T denoiser calls per row, so only the tokens of `num_states` states, drawn
+    at random from all rows, are scored; the estimate is unbiased.
     """
     T = int(rollout.nfe.max())
     step = rollout.unmask_step
     row = torch.arange(len(step), device=step.device).unsqueeze(1)  # (B, 1)
-    state_key = row * T + step - 1  # (B, L): a number for each row and step
+    state_key = row * T + step - 1  # (B, L): one number for each pair of row and step
     all_keys = state_key[rollout.token_mask].unique()
     order = torch.rand(len(all_keys), generator=generator, device=step.device).argsort()
     drawn_keys = all_keys[order[:num_states]]
@@ -258,7 +264,7 @@ def example():
     completion = torch.tensor([[6, 5, 7]])
     unmask_step = torch.tensor([[2, 1, 3]])
     p_drawn = (3 + unmask_step) / 10
-    # A toy policy: the probability of any token is a tenth of the number of tokens in sight.
+    # A toy policy: the probability of any token is a tenth of the number of unmasked tokens.
     policy = SimpleNamespace(mask_id=0)
     policy.hidden = lambda ids, mask: (ids > 0).sum(1).view(-1, 1, 1).expand(*ids.shape, 1)
     policy.token_logp = lambda hidden, tokens, temperature, index: (hidden[index, 0] / 10).log()

@@ -2,13 +2,14 @@
 
 At every denoising step the denoiser gives each masked position a distribution over tokens. A rule
 reads these distributions and selects the positions to unmask. It never sees the tokens that are
-then drawn, so the probability of a rollout is a product of token probabilities, which we record.
+then drawn, so the probability of a rollout is a product of token probabilities, which a rollout
+records.
 
     top_k                 the k most confident positions        LLaDA's rule; k sets the number of
                                                                 denoiser calls
     confidence_threshold  all with a confidence above tau       Fast-dLLM's rule
-    entropy_bounded       as many as fit into a budget of       EB-Sampler (arXiv 2505.24857); gamma
-                          entropy, gamma nats                   is what DiFFPO learns     [PAPER]
+    entropy_bounded       as many as fit into an entropy        EB-Sampler (arXiv 2505.24857); gamma
+                          budget of gamma nats                  is what DiFFPO learns     [PAPER]
 
 Confidence is the probability of a position's most likely token.
 
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-CACHES = ("none", "prefix", "dual")  # block caches of keys and values: denoiser.BlockCache
+CACHES = ("none", "prefix", "dual")  # block caches of keys and values (denoiser.BlockCache)
 
 
 def top_k(confidence, masked, k) -> torch.Tensor:
@@ -40,8 +41,8 @@ def top_k(confidence, masked, k) -> torch.Tensor:
 def confidence_threshold(confidence, masked, tau) -> torch.Tensor:
     """Every masked position with confidence above tau, and always the most confident one.
 
-    Without the latter a low-confidence row would never finish. (This tau is Fast-dLLM's, a
-    probability. The tau of likelihood.py is another: a step.)
+    Without the most confident one, a low-confidence row would never finish. (This tau is
+    Fast-dLLM's, a probability. The tau of likelihood.py is something else: a step.)
 
     confidence (B, L), masked (B, L) bool, tau scalar or (B,) -> selected (B, L) bool
     """
@@ -50,16 +51,17 @@ def confidence_threshold(confidence, masked, tau) -> torch.Tensor:
 
 
 def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
-    """The longest prefix U of the masked positions, by ascending entropy H, for which
+    """The longest prefix U of the masked positions, sorted by ascending entropy H, for which
     sum_U H - max_U H <= gamma.
 
     Sort the masked positions by entropy, lowest first, and select each as long as the entropies
     *before* it sum to at most gamma. None come before the first, so one is always selected.
 
     Why this sum: tokens drawn at once, each from its own distribution, are treated as independent.
-    The error of that, the KL from their joint distribution to the product of the marginals, is at
-    most sum_U H - max_U H, and gamma bounds it. (For the entropies that are given: the policy's are
-    those at temperature 1. If it draws at another, this is a heuristic.)
+    The error this makes, the KL from their joint distribution to the product of the marginals, is
+    at most sum_U H - max_U H, so gamma bounds it. (The bound holds for the distributions whose
+    entropies are given. The policy's are those at temperature 1; if it draws at another
+    temperature, the rule is a heuristic.)
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool
     """
@@ -74,13 +76,15 @@ class Decoder:
     """How completions are decoded: a rule, its level, blocks, cache and temperature.
 
     rule              "eb" (entropy_bounded), "confidence" or "top_k"
-    level             gamma in nats, tau in [0, 1], or k; None with "eb": the head's gamma(c)
-    block_length      tokens of a block: as in LLaDA, a block opens when the one before it is full;
+    level             gamma in nats, tau in [0, 1], or k; None with "eb": the threshold head's
+                      gamma(c)
+    block_length      tokens in a block: as in LLaDA, a block opens when the one before it is full;
                       None: one block, so any masked position may come next
-    temperature       at which tokens are drawn; 0 is greedy
+    temperature       the sampling temperature; 0 is greedy
     cache             block cache of keys and values: none (exact), prefix or dual
     stop_at_eos       end a row once everything up to an end token is unmasked; the rest is padding
-    sample_threshold  draw gamma(c) from the head's distribution (training); False: its median
+    sample_threshold  True: draw gamma(c) from the head's distribution, as training does; False: use
+                      the distribution's median
     """
 
     rule: str = "eb"
@@ -117,7 +121,7 @@ class Decoder:
         """The masked positions of each row's first unfinished block. (B, L) bool -> (B, L) bool
 
         offset  (B,) long, how many prompt tokens share the block in which the completion begins;
-                None: 0. (A block-causal denoiser's blocks count from the prompt's first token.)
+                None: 0. (A block-causal denoiser counts blocks from the prompt's first token.)
         """
         if self.block_length is None:
             return masked
@@ -133,7 +137,7 @@ class Decoder:
         """The masked positions to unmask, by the rule.
 
         entropy, confidence (B, L) float, masked (B, L) bool -> (B, L) bool
-        gamma (B,): each row's own threshold with "eb"; None: all rows use `level`
+        gamma (B,): with "eb", each row's own threshold; None: all rows use `level`
         """
         if self.rule == "eb":
             return entropy_bounded(entropy, masked, self.level if gamma is None else gamma)
@@ -149,14 +153,16 @@ class ThresholdHead(nn.Module):
     call, so gamma costs no extra call. Its weights start at zero, so at first every prompt has the
     same distribution of thresholds. [OUR CHOICE]
 
-    DiffusionPolicy(..., threshold_head=head) and Decoder(level=None) use it. It is trained by
-    diffpo_loss.threshold_loss, with rollout.threshold_logp as the old log-prob and
-    head(rollout.prompt_state).log_prob(rollout.threshold) as the new one.
+    A DiffusionPolicy(..., threshold_head=head) uses it whenever it decodes with
+    Decoder(level=None). It is trained by diffpo_loss.threshold_loss, with rollout.threshold_logp as
+    the old log-prob and head(rollout.prompt_state).log_prob(rollout.threshold) as the new one.
 
-    hidden_size        D of the denoiser; V if that is a denoiser.LogitsModel
+    hidden_size        D of the denoiser; V, the vocabulary size, for a denoiser.LogitsModel
     initial_threshold  gamma_0 in nats
-    sigma              standard deviation of log gamma: exploration
+    sigma              standard deviation of log gamma: the amount of exploration
     floor, ceiling     bounds of gamma in nats
+
+    Raises ValueError if initial_threshold is outside these bounds.
     """
 
     def __init__(self, hidden_size, initial_threshold=0.1, sigma=0.5, floor=1e-3, ceiling=10.0):
@@ -178,8 +184,8 @@ class ThresholdHead(nn.Module):
 
         Adam's first update moves each weight by the learning rate, and so log gamma by the learning
         rate times the sum of the inputs' magnitudes. For a standardised state that sum is about
-        0.8 D; scaled by 10 / D it is 8, whatever the hidden size: a rate of 0.01 moves log gamma by
-        0.08.
+        0.8 D; scaled by 10 / D it is 8 at any hidden size, so a learning rate of 0.01 moves log
+        gamma by 0.08.
         """
         state = self.standardise(prompt_state.detach().float()) * (10 / prompt_state.shape[-1])
         mean = self.linear(state).squeeze(-1)
@@ -202,17 +208,17 @@ class ClampedLogNormal:
 
     @torch.no_grad()  # a draw is data: no gradient may pass through it into its log_prob
     def sample(self, uniform) -> torch.Tensor:
-        """gamma (B,) by inversion, from uniform numbers (B,) in [0, 1)."""
+        """Draw gamma (B,) by inversion, from uniform numbers (B,) in [0, 1)."""
         noise = torch.special.ndtri(uniform).to(self.mean.dtype)
         return (self.mean + self.sigma * noise).exp().clamp(self.floor, self.ceiling)
 
     @property
     def median(self) -> torch.Tensor:
-        """gamma (B,)"""
+        """The median gamma, (B,)."""
         return self.mean.exp().clamp(self.floor, self.ceiling)
 
     def log_prob(self, gamma) -> torch.Tensor:
-        """gamma (B,) -> (B,)"""
+        """The log-probability of each row's gamma. (B,) -> (B,)"""
         z = (gamma.log() - self.mean) / self.sigma
         at_floor = torch.special.log_ndtr(z)
         at_ceiling = torch.special.log_ndtr(-z)
@@ -222,7 +228,7 @@ class ClampedLogNormal:
 
 
 def example():
-    """The three rules on four masked positions and one that is unmasked already."""
+    """The three rules on four masked positions and one that is already unmasked."""
     confidence = torch.tensor([0.99, 0.6, 0.9, 0.7, 1.0])  # of the more likely of two tokens
     entropy = torch.special.entr(confidence) + torch.special.entr(1 - confidence)
     masked = torch.tensor([True, True, True, True, False])

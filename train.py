@@ -1,23 +1,22 @@
 """Train a masked-diffusion language model to reason better and faster.
 
-    python train.py --task countdown --model tiny     a laptop, no GPU, no download
-    python train.py --task countdown,sudoku           both, by one model (tasks/mixture.py)
+    python train.py --task countdown --model tiny     on a laptop: no GPU, no download
+    python train.py --task countdown,sudoku           both tasks with one model (tasks/mixture.py)
     python train.py --task my_task.py:MyTask          your own task (tasks/task.py)
     python train.py --resume --run_dir runs/NAME      resume after Ctrl-C, a kill or a power cut
-    python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct        a GPU of 24 GB or more
-    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a     four processes
+    python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct     on a GPU of 24 GB or more
+    torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a     in four processes
 
 DiFFPO is GRPO with four changes:
     1. the policy is a diffusion process: each step unmasks several tokens      diffusion_policy.py
     2. its likelihood is a surrogate, scored from two states instead of all     likelihood.py
-    3. so learning is off-policy, and tokens carry importance weights           diffpo_loss.py
-    4. how much to unmask at once is learned too, by the same rewards           sampler.py
+    3. so learning is off-policy, and tokens get importance weights             diffpo_loss.py
+    4. how much to unmask at once is learned too, from the same rewards         sampler.py
 
-The algorithm is the first half of this file, the loop and the program the second. Supporting code
-(run folder, checkpoints, several processes, logs, what is measured before and after) is in
-training/; each call says what it does.
+The first half of this file is the algorithm, the second the loop and the program. Supporting code
+(run folder, checkpoints, several processes, logs, evaluation before and after) is in training/.
 
-Shapes: P prompts a step, G completions each, B = P * G rows, L completion tokens, m stages.
+Shapes: P prompts per step, G completions each, B = P * G rows, L completion tokens, m stages.
 """
 
 import random
@@ -70,7 +69,7 @@ from training.measure import draw_pictures, measure_base, measure_trained
 
 @dataclass
 class InnerUpdate:
-    """The random draws of one inner update; the same for new, old and reference policy."""
+    """The random draws of one of a step's mu updates, shared by new, old and reference policy."""
 
     boundaries: torch.Tensor  #            (B, m-1), the steps between stages
     masked_prompt: torch.Tensor | None  #  (B, P) bool, prompt tokens to mask while scoring
@@ -79,11 +78,11 @@ class InnerUpdate:
 
 @dataclass
 class FixedScores:
-    """Log-probs, (B, L) each, that do not change during one inner update.
+    """The log-probs, (B, L) each, that do not change during one inner update.
 
-    old         the old policy's. None at the first update: the new policy still is the old one
-    for_weight  the importance weight's numerator. None if `old` is the numerator; with C = 0 there
-                are no weights, and it is not used
+    old         the old policy's. None at the first update, when the new policy is still the old one
+    for_weight  the importance weight's numerator. None if `old` is the numerator, or if C = 0: then
+                there are no weights
     reference   the base model's. None if beta = 0
     """
 
@@ -92,9 +91,9 @@ class FixedScores:
     reference: torch.Tensor | None
 
     def for_rows(self, rows, logp_new):
-        """The scores of some rows, in which `old` and `for_weight` are never None.
+        """The scores of some rows, with `old` and `for_weight` filled in if they are None.
 
-        logp_new (b, L): the new policy's, which stands in for an `old` that was not scored.
+        logp_new (b, L): the new policy's log-probs, used as `old` at the first update.
         """
         old = logp_new.detach() if self.old is None else self.old[rows]
         return FixedScores(
@@ -105,7 +104,7 @@ class FixedScores:
 
 
 def diffpo_step(config, task, policy, reference, optimizers, step):
-    """One step of DiFFPO: the README's list, with its numbers.
+    """One step of DiFFPO, numbered like the algorithm in the README.
 
     Returns the step's metrics and a few sampled completions, as dicts for JSON.
     """
@@ -123,8 +122,8 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     prompts = [step_task.prompt(problem) for problem in problems]
     prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=L)  # (B, P), (B, P)
 
-    # 2. Complete them with the true policy. The threshold gamma says how much to unmask in each
-    #    step; the probability of what is drawn is recorded.
+    # 2. Complete them with the true policy. The threshold gamma decides how much each call unmasks;
+    #    the probability of what is drawn is recorded.
     rollout = distributed.rollout(
         policy,
         prompt_ids,
@@ -137,8 +136,8 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     texts = decode_completions(policy, rollout)
     cost.end_rollout()
 
-    # 3. Verify. Speed multiplies the reward: a wrong answer gains nothing by being fast, and a
-    #    partial reward is scaled in the same way. [OUR CHOICE]
+    # 3. Score the answers. Speed multiplies the reward: a wrong answer gains nothing from being
+    #    fast, and a partial reward is scaled in the same way. [OUR CHOICE]
     reward, solved = compute_rewards(
         step_task, problems, texts, num_generations=G, device=prompt_ids.device
     )  # (B,), (B,)
@@ -147,8 +146,8 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
     # 4. Compare each completion with its group.
     advantage = group_advantages(speed_reward, G, config.scale_rewards)  # (B,)
 
-    # 5. Draw fresh stage boundaries for each of the mu inner updates and, as d1 does, prompt tokens
-    #    to mask.
+    # 5. For each of the mu inner updates draw fresh stage boundaries and, if p_mask_prompt is above
+    #    0, prompt tokens to mask, as d1 does.
     updates = []
     for i in range(config.num_iterations):
         boundaries = likelihood.draw_boundaries(rollout.nfe, config.num_stages, generator)
@@ -159,10 +158,10 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
             )
         updates.append(InnerUpdate(boundaries, masked_prompt, dropout_seed=step_seed + i))
 
-    # 6. Score, and ascend the corrected, clipped objective: the model by its tokens, the sampler by
-    #    its gamma. We take the positions that were selected as given. That neglects a term: since
-    #    gamma is drawn from a density, the probability that just these are selected depends on
-    #    theta too. (With a fixed gamma there is no such term.) [OUR CHOICE]
+    # 6. Score, and ascend the corrected, clipped objective: the model through its tokens, the
+    #    sampler through its gamma. We treat the selected positions as given, which neglects a term:
+    #    since gamma is drawn from a density, the probability that exactly these positions are
+    #    selected depends on theta too. (With a fixed gamma there is no such term.) [OUR CHOICE]
     metrics = {
         "reward_mean": reward.mean().item(),
         "speed_reward_mean": speed_reward.mean().item(),
@@ -183,7 +182,7 @@ def diffpo_step(config, task, policy, reference, optimizers, step):
 
 
 def rollout_decoder(config):
-    """The entropy-bounded rule, at the learned gamma or, if only the policy learns, a fixed one."""
+    """The entropy-bounded rule; its gamma is learned or, if only the policy learns, fixed."""
     return Decoder(
         rule="eb",
         level=config.initial_threshold if config.train_target == "policy" else None,
@@ -195,7 +194,7 @@ def rollout_decoder(config):
 
 
 def compute_rewards(task, problems, texts, num_generations, device):
-    """What each completion earns, and 1 where it solves its problem: (B,), (B,)."""
+    """Each completion's reward in [0, 1], and 1.0 or 0.0 for solved or not: (B,), (B,)."""
     rows = distributed.local_rows(len(texts), num_generations)
     scores = mixture.score_completions(task, problems[rows], texts[rows])
     scores = torch.tensor(scores, dtype=torch.float32, device=device)  # (b, 2)
@@ -204,15 +203,15 @@ def compute_rewards(task, problems, texts, num_generations, device):
 
 
 def update_denoiser(config, policy, reference, optimizer, rollout, advantage, updates):
-    """mu optimisation steps on one batch of rollouts. Returns the mean of their metrics.
+    """Makes mu updates (optimiser steps) on one batch of rollouts. Returns their mean metrics.
 
-    First everything that does not change is scored, before the weights move; then each update
-    scores the new policy, micro-batch by micro-batch, and takes a step.
+    Scores that stay fixed are computed first, before the weights change. Then each update scores
+    the new policy, micro-batch by micro-batch, and takes a step.
     """
     B = len(advantage)
     local = distributed.local_rows(B, config.num_generations)
     size = config.micro_batch_size
-    if size > config.num_generations:  # whole groups: what a group shares is run once
+    if size > config.num_generations:  # whole groups, whose common canvases are run only once
         size -= size % config.num_generations
     micro_batches = [
         slice(start, min(start + size, local.stop))
@@ -220,11 +219,11 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
     ]
 
     def score(scorer, update, rows, mask_prompt=True):
-        """The surrogate's log-probs of some rows, (b, L)."""
+        """The surrogate log-probs of some rows under the policy `scorer`, (b, L)."""
         masked_prompt = None
         if mask_prompt and update.masked_prompt is not None:
             masked_prompt = update.masked_prompt[rows]
-        # One dropout mask for old, new and weight, or their ratios would be noise.
+        # The same dropout mask for old, new and weight: otherwise their ratios would be noise.
         gpus = [advantage.device] if advantage.is_cuda else []
         with torch.random.fork_rng(gpus):
             torch.manual_seed(update.dropout_seed + rows.start)
@@ -234,7 +233,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 
     @torch.no_grad()
     def score_all(scorer, update, mask_prompt=True):
-        """The same for the whole batch, without gradient, (B, L)."""
+        """The same for the whole batch, without gradient: (B, L)."""
         logp = torch.cat([score(scorer, update, rows, mask_prompt) for rows in micro_batches])
         return distributed.all_gather_rows(logp, local, B)
 
@@ -248,8 +247,8 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
         if i > 0:  # before the first update the new policy is the old one
             fixed.old = score_all(policy, update)
         # The importance weight is relative to the sampling policy, which saw the whole prompt, so
-        # its numerator is scored without prompt masking. With C = 0 no weight is used, and we skip
-        # that pass.
+        # its numerator is scored without prompt masking. With C = 0 there are no weights, so this
+        # pass is skipped.
         if update.masked_prompt is not None and config.importance_weight_cap > 0:
             fixed.for_weight = score_all(policy, update, mask_prompt=False)
         if reference is not None:
@@ -273,7 +272,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
             logps.append(logp.detach())
         distributed.all_reduce_gradients(policy.denoiser)
 
-        # Without gradient, for the log only: loss and metrics of the whole batch.
+        # For the log only, without gradient: the loss and metrics of the whole batch.
         logp_new = distributed.all_gather_rows(torch.cat(logps), local, B)  # (B, L)
         scores = fixed.for_rows(slice(0, B), logp_new)
         loss, metrics = objective(config, rollout, advantage, logp_new, scores)
@@ -283,7 +282,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
         optimizer.step()
 
         numerator_saw_whole_prompt = update.masked_prompt is None or fixed.for_weight is not None
-        if numerator_saw_whole_prompt:  # otherwise the weights would show the prompt's masking
+        if numerator_saw_whole_prompt:  # otherwise the weights would reflect the prompt masking
             metrics |= weight_metrics(
                 scores.for_weight,
                 rollout.behaviour_logp,
@@ -302,7 +301,7 @@ def update_denoiser(config, policy, reference, optimizer, rollout, advantage, up
 def objective(config, rollout, advantage, logp_new, scores):
     """The loss of some rows: diffpo_loss and, if beta is above 0, the KL to the base model.
 
-    advantage (b,), logp_new (b, L), scores: FixedScores of the same rows, complete. Returns
+    advantage (b,), logp_new (b, L), scores: the same rows' FixedScores, from for_rows. Returns
     (loss, metrics).
     """
     loss, metrics = diffpo_loss(
@@ -324,7 +323,7 @@ def objective(config, rollout, advantage, logp_new, scores):
 
 
 def update_threshold(config, policy, optimizer, rollout, advantage):
-    """mu clipped steps of the threshold head, by the same advantages. Returns the last metrics."""
+    """Makes mu clipped updates of the threshold head. Returns the metrics of the last one."""
     for _ in range(config.num_iterations):
         distribution = policy.threshold_head(rollout.prompt_state)
         loss, metrics = threshold_loss(
@@ -344,9 +343,10 @@ def update_threshold(config, policy, optimizer, rollout, advantage):
 
 
 def training_loop(config, task, run_dir, policy, interrupt):
-    """Trains from the first step, or the last checkpoint, to the last. Changes `policy` in place.
+    """Trains from the first step, or the last checkpoint, to the last step, in place.
 
-    Raises KeyboardInterrupt, once the step is saved, if `interrupt` was asked to stop.
+    If `interrupt`, a files.GracefulInterrupt, has received a signal, saves the current step and
+    raises KeyboardInterrupt.
     """
     reference = None
     if config.beta > 0:
@@ -359,7 +359,8 @@ def training_loop(config, task, run_dir, policy, interrupt):
             lr=config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
-            # One weight at a time if some are split over processes and some are not.
+            # With --shard, some weights are split over processes and some are not: AdamW then has
+            # to update one at a time.
             foreach=False if config.shard else None,
         ),
         torch.optim.Adam(policy.threshold_head.parameters(), lr=config.threshold_learning_rate),
@@ -415,7 +416,8 @@ def run(config, run_dir, resume, export):
     with files.GracefulInterrupt() as interrupt:
         training_loop(config, task, run_dir, policy, interrupt)
     is_main = distributed.is_main_process()
-    # Not after its last step: it is a new run, or a finished one that was resumed with more steps.
+    # Unless the model is already measured after its last step. (A finished run may have been
+    # resumed with more steps.)
     measured_step = read_results(run_dir, "eval")[-1]["step"] if is_main else 0
     if distributed.all_reduce_max(measured_step) != config.steps:
         measure_trained(config, policy, task, problems, run_dir)
@@ -432,14 +434,14 @@ def run(config, run_dir, resume, export):
         with files.atomic_write(Path(export)) as folder:
             export_model(policy.denoiser, policy.tokenizer, folder)
         print(f"exported to {export}")
-    print("pictures:", *draw_pictures(config, run_dir))  # last: nothing is lost if one fails
+    print("plots:", *draw_pictures(config, run_dir))  # last, so that nothing is lost if one fails
     command = f"python evaluate.py {shlex.quote(str(run_dir))}{inputs.task_flag(config.task)}"
     print(f"to view completions: {command} --trace 2")
     print(run_dir)
 
 
 def resume_command(config, run_dir):
-    """The command that goes on with this run in as many processes."""
+    """The command that resumes this run with the same number of processes."""
     return inputs.resume_command(run_dir, config.task, processes=distributed.world_size())
 
 
@@ -459,7 +461,7 @@ def main(arguments=None):
     except KeyboardInterrupt as interrupt:
         hint = " before the first step: nothing was saved"
         if run_dir and (run_dir / "config.json").exists():
-            hint = f"; go on with: {resume_command(config, run_dir)}"
+            hint = f"; resume with: {resume_command(config, run_dir)}"
         print(f"\nstopped{hint}")
         return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
     except (ValueError, OSError) as error:
@@ -470,7 +472,7 @@ def main(arguments=None):
         lower = settings_to_lower(config, has_checkpoint)
         message = describe_out_of_memory(error, lower)
         if has_checkpoint:
-            message += f"; go on with: {resume_command(config, run_dir)}"
+            message += f"; resume with: {resume_command(config, run_dir)}"
         print(f"train.py: {message}", file=sys.stderr)
         return 1
 

@@ -2,8 +2,9 @@
 
     python evaluate.py --completions FILE.jsonl
 
-Each line of the file is JSON: {"task": "gsm8k", "problem": {...}, "text": "..."}. A "name" says
-what wrote it; completions of one name and task are scored together. Other fields are left alone.
+Each line of the file is JSON: {"task": "gsm8k", "problem": {...}, "text": "..."}. An optional
+"name" says what wrote it; completions with the same name and task are scored together. Other fields
+are ignored.
 """
 
 import json
@@ -20,10 +21,10 @@ def append_completions(path, name, task, problems, texts, nfe):
     """Appends completions to a file that score_file reads.
 
     name                  says what wrote them
-    task                  as --task names it; the problems of several name their own
-    problems, texts, nfe  lists with an item for each completion
+    task                  as --task names it; if it names several, each problem names its own
+    problems, texts, nfe  lists with one item per completion
 
-    Raises ValueError, in one line, if the file cannot be written.
+    Raises a one-line ValueError if the file cannot be written.
     """
     rows = []
     for problem, text, calls in zip(problems, texts, nfe, strict=True):
@@ -45,10 +46,10 @@ def append_completions(path, name, task, problems, texts, nfe):
 
 
 def score_file(path, tasks):
-    """What the completions in a file are worth: a dict for each name and task, in its order.
+    """The scores of the completions in a file: a dict for each name and task, in the file's order.
 
-    path   of the file, JSON lines
-    tasks  {name: task}, those that a line may name
+    path   the file's path
+    tasks  {name: task}, the tasks that a line may name
 
     Raises ValueError for a file that cannot be read or is empty, and, naming the line, for
     anything that is not a completion.
@@ -63,9 +64,9 @@ def score_file(path, tasks):
             continue
         try:
             name, task_name, score = score_line(line, tasks)
-        except OSError:  # no fault of the line: what compares formulas cannot run here
+        except OSError:  # not the line's fault: formulas cannot be compared on this machine
             raise
-        except Exception as error:  # whatever a hand-written line can do to a task
+        except Exception as error:  # a hand-written line can make a task raise anything
             expected = f'{path}, line {number}: expected {{"task", "problem", "text"}}'
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
             raise ValueError(f"{expected} ({reason})") from None
@@ -80,7 +81,7 @@ def score_file(path, tasks):
 
 
 def score_line(line, tasks):
-    """Returns (name, task name, the scores of the completion in this line of JSON, a dict)."""
+    """Returns (name, task name, scores) for the completion in a line of JSON; scores is a dict."""
     row = json.loads(line)
     name = row.get("name", "")
     task_name = row["task"]
@@ -89,10 +90,10 @@ def score_line(line, tasks):
     if task_name not in tasks:
         raise ValueError(f"unknown task {task_name!r}: choose one of {', '.join(tasks)}")
     if not isinstance(text, str) or not isinstance(name, str):
-        raise ValueError("text, and name if there is one, have to be strings")
+        raise ValueError("text (and name, if given) has to be a string")
     task = tasks[task_name]
     if hasattr(task, "problem_from_row"):
-        problem = task.problem_from_row(problem)  # raises for one that --data would refuse
+        problem = task.problem_from_row(problem)  # raises for a problem that --data would refuse
     cluster_of = getattr(task, "key", task.prompt)
     score = {
         "cluster": cluster_of(problem),
@@ -105,7 +106,7 @@ def score_line(line, tasks):
 
 
 def summarise(name, task_name, scores, number_of_cluster):
-    """The row of one name and task: means over completions, the interval of the accuracy.
+    """The row of one name and task: means over completions, with the accuracy's interval.
 
     number_of_cluster: {cluster: its number}, the same for all rows, so that rows with the same
     "cluster_each" have the same problems.
@@ -148,7 +149,7 @@ def completions_table(rows):
 
 
 def completions_differences(rows):
-    """A table for each task of the rows of score_file: each name against the task's first one."""
+    """Yields a table for each task in score_file's rows: each name against the first one."""
     for task in dict.fromkeys(row["task"] for row in rows):
         rows_of_task = [row for row in rows if row["task"] == task]
         labels = [f"{row['name']} {row['task']}".strip() for row in rows_of_task]

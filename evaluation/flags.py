@@ -1,7 +1,7 @@
 """The flags of evaluate.py.
 
-Only the standard library is imported here: --help answers, and values are checked, before torch is
-loaded, which takes seconds.
+Only the standard library is imported here, so that --help answers and values are checked before
+torch is loaded, which takes seconds.
 """
 
 import argparse
@@ -18,14 +18,14 @@ Accuracy against NFE (denoiser calls per completion), for any checkpoint and
 any decoder. A run is measured as it was trained, on problems held out from it.
 
   python evaluate.py runs/NAME                        the learned gamma, greedy
-  python evaluate.py runs/NAME --level learned 0.1    beside a fixed one
+  python evaluate.py runs/NAME --level learned 0.1    and at a fixed gamma
   python evaluate.py runs/NAME --decoder top_k --level 1 2 4
   python evaluate.py runs/A runs/B --frontier         accuracy against calls
   python evaluate.py runs/NAME --trace 3              completions, call by call
   python evaluate.py runs/NAME --data FILE.jsonl      your own problems
   python evaluate.py FOLDER_OR_HUB_NAME --task gsm8k --level 0.1
   python evaluate.py MODEL --adapter FOLDER --task gsm8k
-  python evaluate.py --completions FILE.jsonl         written elsewhere
+  python evaluate.py --completions FILE.jsonl         completions from elsewhere
 
 In brackets: the default.
 """
@@ -57,12 +57,12 @@ DEFAULTS = {
     "completions": "",
 }
 
-# If such a flag is not given, a run's own setting of the same name comes before DEFAULTS.
+# If one of these flags is not given, the run's own setting of the same name replaces the default.
 FROM_RUN = ("task", "data", "block_length", "cache", "prefill", "dtype")
-# And of these before DEFAULTS, if not the run but its checkpoint or adapter is measured.
+# The same, if only the run's checkpoint or adapter is measured.
 DECODING_FROM_RUN = ("block_length", "cache", "prefill")
 
-# Lowest and highest level of each rule, as in sampler.Decoder, which cannot be imported here.
+# Lowest and highest level of each rule. (sampler.Decoder has the same, but would import torch.)
 LEVELS_ALLOWED = {"eb": (0, 1e9), "confidence": (0, 1), "top_k": (1, 1e9)}
 
 
@@ -79,7 +79,7 @@ def number_or_learned(text):
 def parse_flags(arguments=None):
     """{name: value} of the flags that were given, and "paths", the runs to measure.
 
-    Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    Values are checked here, before torch is imported: a bad one ends the program with status 2.
     """
     parser = FlagParser(
         usage="python evaluate.py RUN ... [--FLAG VALUE] ...",
@@ -96,7 +96,7 @@ def parse_flags(arguments=None):
     problems = parser.add_argument_group("problems")
     problems.add_argument(
         "--task",
-        help="countdown, sudoku, chain, gsm8k, math, FILE.py:NAME; several: A,B [the run's]",
+        help="countdown, sudoku, chain, gsm8k, math, FILE.py:NAME; several as A,B [the run's]",
     )
     problems.add_argument(
         "--data",
@@ -106,36 +106,36 @@ def parse_flags(arguments=None):
     problems.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
-        help="all: of a file [test; of a file that the run did not have: all]",
+        help="all: every problem of a file [test; for a file new to the run: all]",
     )
     problems.add_argument(
         "--problems",
         type=at_least(1),
         metavar="N",
-        help="how many; of split all its first N, or the whole file [1000]",
+        help="number of problems; of split all the first N, or the whole file [1000]",
     )
     problems.add_argument(
         "--samples",
         type=at_least(1),
         metavar="N",
-        help="completions of each problem, for pass@k; needs a temperature [1]",
+        help="completions per problem, for pass@k; needs a temperature above 0 [1]",
     )
     problems.add_argument(
         "--seed",
         type=at_least(0, maximum=MAX_SEED),
         metavar="N",
-        help="of the problems, and of the draws if the temperature is above 0 [0]",
+        help="seed of the problems and, at a temperature above 0, of the draws [0]",
     )
     problems.add_argument(
         "--prompt",
         choices=("d1",),
-        help="d1: the prompts have d1's form [our form]",
+        help="d1: prompts in d1's form [our own]",
     )
     problems.add_argument(
         "--shots",
         type=at_least(0),
         metavar="N",
-        help="solved examples in d1's prompt of sudoku; SPG has 3 [0]",
+        help="solved examples in d1's sudoku prompt; SPG has 3 [0]",
     )
 
     decoding = parser.add_argument_group("decoding")
@@ -149,7 +149,7 @@ def parse_flags(arguments=None):
         type=number_or_learned,
         nargs="+",
         metavar="X",
-        help="learned, or the rule's gamma (nats), tau or k; a row for each [learned]",
+        help="learned, or the rule's gamma (nats), tau or k; one row each [learned]",
     )
     decoding.add_argument(
         "--temperature",
@@ -162,37 +162,37 @@ def parse_flags(arguments=None):
         type=at_least(0),
         nargs="+",
         metavar="N",
-        help="tokens of a completion; rows for each [the run's, the task's or 256]",
+        help="tokens per completion; rows for each [the run's, the task's or 256]",
     )
     decoding.add_argument(
         "--block_length",
         type=at_least(0),
         metavar="N",
-        help="decode left to right in blocks of N tokens; 0: one block [the run's; a LLaDA's 32, "
-        "a block-causal model's own, another model's 0]",
+        help="decode left to right in blocks of N tokens; 0: one block [the run's; for a LLaDA 32, "
+        "for a block-causal model its own, for others 0]",
     )
     decoding.add_argument(
         "--cache",
         choices=("none", "prefix", "dual"),
-        help="block cache of keys and values; only none is exact, except that all are for "
+        help="block cache of keys and values; approximate unless none, but always exact for "
         "block-causal models [the run's, or none]",
     )
     decoding.add_argument(
         "--prefill",
         metavar="TEXT",
-        help="how every completion is made to begin [the run's, or empty]",
+        help="text with which every completion begins [the run's, or empty]",
     )
 
     model = parser.add_argument_group("model")
     model.add_argument(
         "--adapter",
         metavar="FOLDER",
-        help="a LoRA adapter to put onto the model: a folder or a hub name",
+        help="a LoRA adapter to add to the model: a folder or a hub name",
     )
     model.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "4bit"),
-        help="of the weights [the run's, or auto]",
+        help="type of the weights [the run's, or auto]",
     )
     model.add_argument(
         "--device",
@@ -203,7 +203,7 @@ def parse_flags(arguments=None):
         "--batch_size",
         type=at_least(1),
         metavar="N",
-        help="problems completed at once; fewer need less memory [64]",
+        help="problems completed at once; a smaller batch needs less memory [64]",
     )
 
     output = parser.add_argument_group("output")
@@ -221,14 +221,14 @@ def parse_flags(arguments=None):
     output.add_argument(
         "--json",
         metavar="FILE",
-        help="also write the rows to this file, as JSON lines, each once it is measured; and "
-        "beside it, in a new FILE.completions.jsonl, every completion once its batch is done",
+        help="also write the rows to this file, as JSON lines, each when it is measured; all "
+        "completions go to a new FILE.completions.jsonl beside it, batch by batch",
     )
     output.add_argument(
         "--completions",
         metavar="FILE",
-        help="score the completions of this file, without a model; name the task if it is your "
-        "own (FILE.py:NAME)",
+        help="score the completions in this file, without a model; if the task is your own, also "
+        "name it (FILE.py:NAME)",
     )
 
     flags = vars(parser.parse_args(arguments))
@@ -240,12 +240,12 @@ def parse_flags(arguments=None):
 
 
 def find_problem(flags):
-    """What is wrong with flags that are right one by one, in a line. None: nothing."""
+    """A line that says what is wrong with a combination of flags, or None."""
     if bool(flags["paths"]) == ("completions" in flags):
         return "name a RUN to measure, or give --completions FILE alone"
     if "completions" in flags:
         for name in sorted(flags.keys() - {"paths", "completions", "task", "json"}):
-            return f"--completions is scored without a model: leave out --{name}"
+            return f"--completions needs no model: leave out --{name}"
     if "trace" in flags and len(flags.get("level", [])) > 1:
         return "--trace shows one --level at a time"
     if "trace" in flags and flags.get("samples", 1) > 1:
@@ -268,18 +268,18 @@ def find_problem(flags):
         for name in ("data", "completions"):
             if flags.get(name) and file.exists() and file.samefile(flags[name]):
                 return f"--json {flags['json']} would replace the file of --{name}"
-        # A run's metrics.jsonl, say, which nothing could make again. (Its eval.json has no row
-        # that is one line.)
+        # Protects a run's metrics.jsonl, say, which could not be restored. (A run's eval.json never
+        # has a whole row on one line.)
         if file.exists() and file.stat().st_size and not has_content(file, ', "solved_low": '):
             return (
-                f"--json {flags['json']} is there already, and was not written by this program: "
+                f"--json {flags['json']} already exists and was not written by this program: "
                 "move it away, or give another --json"
             )
         completions = completions_file(flags["json"])
         if "completions" not in flags and completions.exists():
             return (
-                f"--json {flags['json']}: its completions would go to {completions}, which is "
-                "there already: move it away, or give another --json"
+                f"--json {flags['json']}: its completions would go to {completions}, which "
+                "already exists: move it away, or give another --json"
             )
         if "trace" in flags:
             return "--trace writes trace.html: leave out --json"
@@ -294,7 +294,7 @@ def find_problem(flags):
         return "greedy samples are all the same: --samples needs a --temperature above 0"
     for name in ("decoder", "level", "temperature", "trace"):
         if "frontier" in flags and name in flags:
-            return f"--frontier is greedy, with levels of its own: leave out --{name}"
+            return f"--frontier is greedy and uses its own levels: leave out --{name}"
 
     rule = flags.get("decoder", DEFAULTS["decoder"])
     lowest, highest = LEVELS_ALLOWED[rule]
@@ -309,5 +309,5 @@ def find_problem(flags):
 
 
 def completions_file(json_file):
-    """Where the completions behind the rows of --json go."""
+    """The file for the completions behind the rows of --json."""
     return Path(f"{json_file.removesuffix('.jsonl')}.completions.jsonl")

@@ -1,4 +1,4 @@
-"""evaluate.py --frontier: accuracy against calls of several models, as a picture and a table."""
+"""evaluate.py --frontier: accuracy against calls for several models, as a plot and a table."""
 
 from textwrap import fill
 
@@ -22,7 +22,7 @@ def show_frontiers(rows, folder):
     """Draws the frontiers, adds area and AUP to the rows, and prints a table."""
     largest_nfe = max(row["nfe"] for row in rows)
     best = max(row["solved"] for row in rows)
-    frontiers = []  # of more than one point
+    frontiers = []  # curves with more than one point
     labels = []
     table = [["", "decoder", "points", "area", "AUP", "best", "its NFE"]]
     for (name, rule), curve in curves_of(rows).items():
@@ -48,7 +48,7 @@ def show_frontiers(rows, folder):
         )
     picture = folder / "frontiers.png"
     rows_file = folder / "frontiers.jsonl"
-    write_rows(rows, rows_file)  # first: they are what took hours
+    write_rows(rows, rows_file)  # first, since measuring them may have taken hours
     plots.plot_frontier(rows, picture, title=f"{rows[0]['task']}: accuracy against calls")
     print(fill(conditions(rows), WIDTH))
     print_columns(table)

@@ -8,7 +8,7 @@ import torch
 
 
 def bootstrap_weights(n, draws=2000):
-    """How often each of n things is drawn, when n of them are drawn with replacement.
+    """How often each of n items is drawn when n are drawn with replacement.
 
     Returns (draws, n) double, one row for each draw. The draws are the same in every call.
     """
@@ -35,18 +35,19 @@ def cluster_interval(solved, clusters):
     clusters  n keys. Problems of one cluster (a multiset of numbers, a solution grid) are solved
               or missed together, so K clusters are what was drawn.
 
-    It is Student's, with K - 1 degrees, of the accuracy's log-odds, since an accuracy p near 0 or 1
-    is skewed. With the standard error s of cluster_standard_error,
+    It is Student's t interval, with K - 1 degrees of freedom, for the accuracy's log-odds, because
+    the distribution of an accuracy p near 0 or 1 is skewed. With s from cluster_standard_error,
 
         logit p ± t_{K-1} s / (p (1 - p))
 
-    A bootstrap over clusters is too narrow where they are few or nearly all problems are solved. In
-    simulation (EXPERIMENTS.md) it covers the true accuracy in 85 to 91% of samples of 12 clusters,
-    and of 51 with 97% solved; this one in 94 to 98% of them. Where hardly any cluster but a few is
-    ever missed (97%, correlation 0.4 within 51 clusters) it covers 89%, the bootstrap 85%.
+    A bootstrap over clusters is too narrow if clusters are few or nearly all problems are solved.
+    In simulation (EXPERIMENTS.md) it covers the true accuracy in 85 to 91% of samples of 12
+    clusters, or of 51 clusters with 97% solved; this interval does in 94 to 98%. If only a few
+    clusters are ever missed (97%, correlation 0.4 within 51 clusters) it covers 89%, the bootstrap
+    85%.
 
-    Returns (low, high, K), the bounds in [0, 1]. Where clusters do not differ (none or all are
-    solved, or there is one) the interval is Wilson's, as if each cluster were one problem.
+    Returns (low, high, K), with bounds in [0, 1]. If clusters do not differ (none or all are
+    solved, or there is only one) the interval is Wilson's, as if each cluster were one problem.
     """
     accuracy = sum(solved) / len(solved)
     K = len(set(clusters))
@@ -61,11 +62,11 @@ def cluster_interval(solved, clusters):
 def mean_interval(values, clusters):
     """The 95% interval of a mean whose problems come in clusters, (low, high).
 
-    values    n numbers, for example what a problem scored with one model less that with another
+    values    n numbers, for example the difference between two models' scores on each problem
     clusters  n keys, as for cluster_interval
 
-    It is Student's, mean ± t_{K-1} times the standard error. None where clusters do not differ, or
-    there is one: the spread is not known.
+    It is Student's t interval, mean ± t_{K-1} times the standard error. Returns None if clusters do
+    not differ, or there is only one, since the spread is then unknown.
     """
     standard_error = cluster_standard_error(values, clusters)
     if standard_error == 0:
@@ -76,7 +77,7 @@ def mean_interval(values, clusters):
 
 
 def cluster_standard_error(values, clusters):
-    """The standard error of the mean of n values in K clusters; 0 where clusters do not differ.
+    """The standard error of the mean of n values in K clusters; 0 if clusters do not differ.
 
     With v_k the sum of the n_k values in cluster k and m = sum v / n, its square is
 
@@ -109,15 +110,15 @@ def area(rows, largest):
     rows     of evaluate.evaluate; "nfe" and "solved" are read
     largest  the largest NFE of all rows that are compared
 
-    A budget b reaches the best accuracy of the rows with nfe <= b, and 0 where b is below all
-    of them. The area is the mean of that over b from 1 to `largest`. The integral of a step
-    function is exact: nothing is sampled.
+    A budget b reaches the best accuracy of the rows with nfe <= b, or 0 if there is none. The area
+    is the mean of this over b from 1 to `largest`. It is the integral of a step function, computed
+    exactly.
     """
     return sum(share * row["solved"] for row, share in best_within_budgets(rows, largest))
 
 
 def best_within_budgets(rows, largest):
-    """Yields the best row that a budget reaches, with the share of the budgets for which it is.
+    """Yields each row that is the best within some budgets, with the share of these budgets.
 
     Arguments as for `area`. The shares sum to less than 1 if the smallest budgets reach no row.
     """
@@ -141,14 +142,14 @@ def best_within_budgets(rows, largest):
 
 
 def aup(rows, best):
-    """Accuracy under parallelism, AUP: the score of d3LLM (Qian et al. 2026), written anew.
+    """Accuracy under parallelism, AUP: the score of d3LLM (Qian et al. 2026), reimplemented.
 
     rows  of evaluate.evaluate; "tokens_per_call" and "solved" are read
     best  the best accuracy of all rows that are compared, in [0, 1]
 
     The points (rho, y) are sorted by rho, the tokens per call; y is the accuracy in percent.
-    Points with y < y_1 - 5 are dropped, where y_1 is that of the smallest rho. W punishes what
-    falls behind the best accuracy. Unlike `area`, AUP has no upper bound: it grows with rho.
+    Points with y < y_1 - 5 are dropped, where y_1 is that of the smallest rho. W penalises points
+    below the best accuracy. Unlike `area`, AUP has no upper bound: it grows with rho.
 
         AUP = rho_1 y_1 + sum over i > 1 of (rho_i - rho_{i-1}) (y_i W_i + y_{i-1} W_{i-1}) / 2
         W_i = min(exp(-3 (1 - y_i / y_max)), 1)
@@ -163,7 +164,7 @@ def aup(rows, best):
 
 
 def pass_at_k(right, n, k):
-    """The chance that one of k completions is right, if k of a problem's n completions are drawn.
+    """The chance that at least one of k completions, drawn from a problem's n, is right.
 
     right: how many of the n are right. Returns a number in [0, 1]. Unbiased for n > k, unlike
     1 - (1 - right / n) ** k (Chen et al. 2021, Codex).

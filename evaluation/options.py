@@ -1,11 +1,11 @@
-"""How evaluate.py measures a path: by its flags, and where they say nothing as its run did.
+"""How evaluate.py measures a path: as the flags say and, where they do not, as its run did.
 
     a run                         is decoded as it was trained, on its own task and data
-    a run's checkpoint or adapter is decoded as the run was; task and problems are the flags'
-    any other model               has the defaults of evaluation/flags.py
+    a run's checkpoint or adapter is decoded as the run was; the flags give task and problems
+    any other model               uses the defaults of evaluation/flags.py
 
-A run's folder may come from anywhere. So its task's file is run only if --task names it, and a run
-whose data or base has changed is refused.
+A run's folder may come from anywhere. So its task file is executed only if --task names it, and a
+run whose data or base has changed is refused.
 """
 
 from pathlib import Path
@@ -25,14 +25,14 @@ from sampler import Decoder
 
 
 def resolve_options(path, flags):
-    """The options for one path: the flags, then the run's own settings, then defaults.
+    """The options for one path: from the flags, then the run's own settings, then the defaults.
 
     flags: a dict from parse_flags. Returns a namespace with a field per flag, and:
-        path                of the run, checkpoint or model
-        folder              where pictures go: the run's, or the current one
-        is_threshold_fixed  the run trained the policy alone: its threshold head has learned nothing
-        run_data            the file that the run was trained from; "": problems of its task
-        is_new_file         --data is a file that the run was not trained from
+        path                the path of the run, checkpoint or model
+        folder              where plots go: the run's folder, or the current one
+        is_threshold_fixed  the run trained only the policy: its threshold head has learned nothing
+        run_data            the file that the run was trained on; "": problems of its task
+        is_new_file         --data is a file that the run was not trained on
     Raises ValueError for flags that do not fit, and for a run whose data or base has changed.
     """
     path = Path(path)
@@ -52,13 +52,13 @@ def resolve_options(path, flags):
     options.folder = path if is_run else Path()
     options.is_threshold_fixed = config is not None and config.train_target == "policy"
     if not options.task:
-        raise ValueError(f"{path} is not a run, which would know its task: give a --task")
+        raise ValueError(f"{path} is not a run, so its task is unknown: give a --task")
     if len(options.max_completion_length) > 1 and (options.frontier or options.trace):
         raise ValueError("--frontier and --trace take one --max_completion_length at a time")
 
     options.run_data = config.data if is_run else ""
     options.is_new_file = bool(options.data) and options.data != options.run_data
-    if options.is_new_file and saved_inputs:  # the run's own file may have another name by now
+    if options.is_new_file and saved_inputs:  # the run's own file may have been renamed
         options.is_new_file = inputs.data_checksum(options.data) != saved_inputs["data"]
     if not options.split:
         trained_on_all = is_run and config.eval_split == "all"
@@ -75,10 +75,10 @@ def resolve_options(path, flags):
 
 
 def settings_from_run(config, flags, is_run, is_compact):
-    """What a run's Config says in place of defaults: {flag: value}.
+    """The settings of a run's Config that replace defaults: {flag: value}.
 
     is_run      the run itself is measured, not its checkpoint or adapter under another path
-    is_compact  it is a tiny model, whose length is its task's: of another task it has another one
+    is_compact  it is a tiny model, whose completion length depends on the task
     """
     settings = {name: getattr(config, name) for name in (FROM_RUN if is_run else DECODING_FROM_RUN)}
     is_same_task = flags.get("task", config.task) == config.task
@@ -92,7 +92,7 @@ def settings_from_run(config, flags, is_run, is_compact):
 def verify_inputs(run_dir, flags, config, saved_inputs):
     """Raises ValueError unless a run's task, data and base are those that it was trained with.
 
-    A task's file is run only if --task names it. --data may name another file.
+    A task file is executed only if --task names it. --data may name another file.
     """
     if "task" in flags:
         inputs.verify_task(run_dir, flags["task"], config.task, saved_inputs)
@@ -101,14 +101,14 @@ def verify_inputs(run_dir, flags, config, saved_inputs):
     if "data" not in flags:
         inputs.verify_data(run_dir, config.data, saved_inputs)
     base = adapter_base(find_checkpoint(run_dir))
-    if base and is_loadable(base):  # if it is not, load_policy says so
+    if base and is_loadable(base):  # otherwise load_policy raises
         inputs.verify_model(run_dir, base, saved_inputs)
 
 
 def verify_adapter(adapter, base):
     """Raises ValueError if the adapter's run was trained on another base.
 
-    Of an adapter that lies in no run's folder nothing is known.
+    Nothing is known about an adapter outside a run's folder, so it is accepted.
     """
     folder = find_checkpoint(adapter)
     run_dir = folder.parent

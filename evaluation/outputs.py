@@ -1,6 +1,6 @@
-"""Writing results: a program replaces what it wrote itself, and nothing else of the same name.
+"""Writing results: a program replaces files that it wrote itself, but no others of the same name.
 
-Only the standard library is imported here: folders are checked before torch is loaded.
+Only the standard library is imported here, so that folders are checked before torch is loaded.
 """
 
 import json
@@ -12,18 +12,19 @@ from models.errors import as_value_error
 
 
 def verify_replaceable(record, pictures, content):
-    """Raises ValueError if one of the files to write is there already, and is somebody else's, or
-    if it cannot be written: a program that measures for hours asks before it begins.
+    """Raises ValueError if a file to write exists but is not this program's, or cannot be written.
 
-    record    the path of the file to write that is text
-    pictures  the paths of those that go with it
-    content   a text that every record of this program has
+    A program that measures for hours calls this before it begins.
+
+    record    the path of the text file to write
+    pictures  the paths of the plots that go with it
+    content   a text that every record of this program contains
     """
     record = Path(record)
     for file in (record, *map(Path, pictures)):
         if file.exists() and not has_content(record, content):
             raise ValueError(
-                f"{file} is there already, and was not written by this program: move it away, or "
+                f"{file} already exists and was not written by this program: move it away, or "
                 "write to another folder"
             )
         place = read_only_place(file)
@@ -32,13 +33,13 @@ def verify_replaceable(record, pictures, content):
 
 
 def read_only_place(file):
-    """What keeps a file from being written: itself, or the folder that it is in or will be in.
+    """The read-only path that keeps a file from being written: the file or its folder; else None.
 
-    None: nothing does. Writing replaces a file by one that is made beside it; what is no file,
-    /dev/stdout say, is written to as it is.
+    Writing replaces a file by one that is created beside it, so the folder has to be writable too,
+    unless the path is not a regular file (/dev/stdout, say), which is written to directly.
     """
     folder = file.parent
-    while not folder.exists():  # it is going to be made
+    while not folder.exists():  # it will be created
         folder = folder.parent
     is_replaced = file.is_file() or not file.exists()
     places = [folder, file] if is_replaced else [file]
@@ -49,14 +50,14 @@ def read_only_place(file):
 
 
 def has_content(record, content):
-    """Whether a file is there and holds a text."""
+    """Whether a file exists and contains a text."""
     return record.is_file() and content in record.read_text(encoding="utf-8", errors="replace")
 
 
 def write_rows(rows, path):
-    """Rows as JSON lines. On a full disk the rows that were there before stay there."""
+    """Writes rows as JSON lines. If the disk is full, an existing file stays as it was."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    path = Path(path).resolve()  # what a link points to is replaced, and not the link
+    path = Path(path).resolve()  # replaces the target of a link, not the link
     with as_value_error(f"{path} cannot be written"):
         if path.exists() and not path.is_file():  # /dev/stdout, say
             path.write_text(text, encoding="utf-8")

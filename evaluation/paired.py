@@ -1,23 +1,24 @@
-"""Two rows of evaluate.evaluate on the same problems: their difference, with its interval.
+"""The difference between two rows of evaluate.evaluate on the same problems, with its interval.
 
-Whether two intervals overlap is no test of the difference. A problem that is hard for one model is
-often hard for the other as well; compared problem by problem, that part cancels. In simulation
-(EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples, and detects
-a difference of 5 points at least three times as often as the rule that the two must not overlap.
+Whether two intervals overlap does not test their difference. A problem that is hard for one model
+is often hard for the other too; in a comparison problem by problem, this part cancels. In
+simulation (EXPERIMENTS.md) the paired interval covers the true difference in 93 to 97% of samples,
+and detects a difference of 5 points at least three times as often as the rule that intervals must
+not overlap.
 
-A row says of each problem, in order: "solved_each", a 0 or 1; "nfe_each", its calls; and
-"cluster_each", the number of its cluster. The last two have spaces between the numbers.
+A row has, for each problem in order: in "solved_each" a 0 or 1; in "nfe_each" its calls; and in
+"cluster_each" the number of its cluster. In the last two, spaces separate the numbers.
 """
 
 from math import inf
 
 from evaluation.metrics import area, best_within_budgets, mean_interval
 
-# Rows that agree in these, as far as they have them, and in the clusters have the same problems.
+# Rows have the same problems if they agree in these entries, if present, and in the clusters.
 SETTINGS_OF_PROBLEMS = ("task", "data", "split", "seed", "samples")
 
 
-# ---- what a row says of each problem -------------------------------------------------------------
+# ---- a row's entries on each problem -------------------------------------------------------------
 
 
 def number_clusters(clusters):
@@ -26,10 +27,10 @@ def number_clusters(clusters):
 
 
 def describe_problems(solved, clusters, number_of_cluster, nfe=None):
-    """A row's entries on each of its n problems: {name: text}.
+    """A row's entries on its n problems: {name: text}.
 
     solved, clusters   n bools, n keys
-    number_of_cluster  of number_clusters
+    number_of_cluster  from number_clusters
     nfe                n numbers of calls, or None if they are not known
     """
     entries = {"solved_each": "".join("1" if is_solved else "0" for is_solved in solved)}
@@ -40,17 +41,17 @@ def describe_problems(solved, clusters, number_of_cluster, nfe=None):
 
 
 def split_each(row, name):
-    """The entry `name` of a row, taken apart: a text for each problem."""
+    """The entry `name` of a row, split into one text per problem."""
     return list(row[name]) if name == "solved_each" else row[name].split()
 
 
 def score_each(row, score):
-    """What each problem scored, "solved" or "nfe": a list of ints."""
+    """Each problem's score, a list of ints. score: "solved" or "nfe"."""
     return [int(value) for value in split_each(row, f"{score}_each")]
 
 
 def have_same_problems(rows, score):
-    """Whether rows have the same problems, and say of each what it scored."""
+    """Whether rows have the same problems and an entry with each problem's score."""
     first = rows[0]
     return all(
         f"{score}_each" in row
@@ -64,10 +65,10 @@ def have_same_problems(rows, score):
 
 
 def difference_interval(row, other, score):
-    """The 95% interval of a row's mean score less the other's, paired by problem: (low, high).
+    """The 95% interval of a row's mean score minus the other's, paired by problem: (low, high).
 
-    score: "solved" or "nfe". None if the rows do not have the same problems or do not say what each
-    one scored (an older version's do not), or if nothing is known of the spread.
+    score: "solved" or "nfe". Returns None if the rows have different problems or lack the scores of
+    each problem (as an older version's do), or if the spread is unknown.
     """
     if not have_same_problems([row, other], score):
         return None
@@ -80,9 +81,9 @@ def difference_interval(row, other, score):
 
 
 def area_difference_interval(curve, other, largest):
-    """The same of metrics.area, for two frontiers.
+    """The same for the difference of two frontiers' metrics.area.
 
-    Each row's NFE stays as it is, and so does which row is the best within a budget.
+    Each row's NFE is taken as fixed, and so is which row is the best within a budget.
 
     curve, other: lists of rows. largest: the largest NFE of all rows that are compared.
     """
@@ -109,10 +110,10 @@ def interval_of_differences(scores, other_scores, clusters, largest):
 
 
 def area_each(rows, largest):
-    """What each problem adds to the area; the mean is metrics.area.
+    """Each problem's contribution to the area; their mean is metrics.area.
 
-    It is the problem's score in the row that is the best within a budget for all problems together,
-    averaged over budgets.
+    It is the problem's score in the row that is best, over all problems, within a budget, averaged
+    over budgets.
     """
     areas = [0.0] * len(rows[0]["solved_each"])
     for row, share in best_within_budgets(rows, largest):
@@ -122,13 +123,14 @@ def area_each(rows, largest):
 
 
 def edges_in_brackets(edges, scale, digits, unit=""):
-    """An interval in print, " (25.6 to 32.0)"; nothing if there is none.
+    """An interval as text, such as " (25.6 to 32.0)"; "" for None.
 
-    It has more digits where an edge would else be printed as 0: whether 0 is inside matters most.
+    More digits are used if an edge would otherwise be printed as 0, since it matters most whether 0
+    is inside.
     """
     if edges is None:
         return ""
-    low, high = (0.0 if abs(scale * edge) < 1e-9 else edge for edge in edges)  # what rounding left
+    low, high = (0.0 if abs(scale * edge) < 1e-9 else edge for edge in edges)  # -0.0 and rounding
     while any(0 < abs(scale * edge) < 0.5 / 10**digits for edge in (low, high)):
         digits += 1
     return f" ({scale * low:z.{digits}f} to {scale * high:z.{digits}f}{unit})"
@@ -138,10 +140,10 @@ def edges_in_brackets(edges, scale, digits, unit=""):
 
 
 def difference_table(rows, labels):
-    """By how much each row differs from the first, as lists of strings, the header first.
+    """By how much each row differs from the first: a list of lists of strings, the header first.
 
-    labels: n names of the rows. Rows that do not have the first one's problems are left out. NFE
-    has a column if all rows have it.
+    labels: the rows' names. Rows with other problems than the first are left out. There is a column
+    for NFE if all rows have it.
     """
     first = rows[0]
     has_calls = all("nfe" in row for row in rows)

@@ -1,7 +1,7 @@
-"""Pictures: of a run, of accuracy against NFE, and of the two stages of a completion.
+"""Plots of a run, of accuracy against NFE, and of the two stages of a completion.
 
 All are legible without colour: lines differ in style, and points in shape. Names of runs, tasks and
-tokens are drawn as they are: matplotlib would take a $ for mathematics.
+tokens are drawn literally: matplotlib would read a $ as the start of a formula.
 """
 
 import warnings
@@ -21,8 +21,8 @@ LINES = (  # colour and style
     ("#3c8d5a", ":"),
     ("#8a5a9e", "-."),
 )
-INK = {"mec": "black", "linestyle": "none", "zorder": 5, "clip_on": False}  # of single marks
-MARKS = {  # of the rows of eval.json, by name; any other row has a diamond
+INK = {"mec": "black", "linestyle": "none", "zorder": 5, "clip_on": False}  # for single marks
+MARKS = {  # for the rows of eval.json, by name; other rows get a diamond
     "base": {"marker": "s", "mfc": "white"},
     "trained": {"marker": "*", "mfc": "black", "markersize": 15},
 }
@@ -30,7 +30,7 @@ MARKS = {  # of the rows of eval.json, by name; any other row has a diamond
 
 @contextmanager
 def no_missing_glyphs():
-    """A token may be in any script. What the font lacks becomes a box, and no warning helps."""
+    """Suppresses warnings about missing glyphs: a token may be in any script, or become a box."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield
@@ -42,7 +42,7 @@ def save(figure, path):
 
 
 def set_labels(legend, labels):
-    """Give a legend its labels as they are. A $ is no mathematics here, a leading _ hides none."""
+    """Set a legend's labels literally: a $ starts no formula, and a leading _ hides no entry."""
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)
         text.set_text(label)
@@ -50,7 +50,7 @@ def set_labels(legend, labels):
 
 # ---- a run ---------------------------------------------------------------------------------------
 
-PANELS = {  # of metrics.jsonl: the panel's title, and the same quantity's name in eval.json
+PANELS = {  # {metric in metrics.jsonl: (the panel's title, the quantity's name in eval.json)}
     "reward_mean": ("reward (sampled, training)", None),
     "solved_mean": ("solved", "solved"),
     "nfe_mean": ("NFE per completion", "nfe"),
@@ -63,9 +63,10 @@ PANELS = {  # of metrics.jsonl: the panel's title, and the same quantity's name 
 def plot_curves(rows, measured, title, path):
     """curves.png: six metrics of a run, step by step and as a running mean.
 
-    rows      of metrics.jsonl
-    measured  of eval.json, possibly none: marks at the first and last step
+    rows      the rows of metrics.jsonl
+    measured  the rows of eval.json, possibly none: marks at the first and last step
     title     e.g. the run's name
+    path      where to write the plot
     """
     figure = Figure((12, 6.8), layout="constrained")
     last_step = rows[-1]["step"]
@@ -101,7 +102,7 @@ def plot_curves(rows, measured, title, path):
         explanation = "Each step."
     if measured:
         explanation += " Marks: greedy, on held-out problems, before and after training."
-        marks = figure.axes[1].lines[2:]  # of "solved"; the first two are its curves
+        marks = figure.axes[1].lines[2:]  # of "solved"; its first two lines are the curves
         legend = figure.legend(
             marks,
             ["-"] * len(marks),
@@ -131,8 +132,8 @@ FILLS = {"eb": None, "top_k": "white", "confidence": "0.8"}  # None: the line's 
 def plot_frontier(rows, path, title):
     """frontier.png: accuracy against NFE, a line for each name and rule.
 
-    rows   of evaluate.evaluate, each with a "name": of any names and decoders
-    title  what the picture shows, or the run's name
+    rows   rows of evaluate.evaluate, each with a "name", for any names and decoders
+    title  what the plot shows, or the run's name
 
     Bars are the 95% intervals. A star is a learned threshold.
     """
@@ -187,7 +188,7 @@ def plot_frontier(rows, path, title):
         )
     set_labels(legend, labels)
 
-    # The caption stands between title and axes.
+    # The caption is between title and axes.
     caption = fill(conditions(rows), 95) + "\nBars: 95% intervals, over clusters of problems"
     axis.annotate(
         caption,
@@ -213,7 +214,7 @@ def plot_frontier(rows, path, title):
 
 
 def curve_label(name, rule, names, rules):
-    """What tells a curve from the others: its name, its rule, or both."""
+    """What distinguishes a curve from the others: its name, its rule, or both."""
     parts = []
     if len(names) > 1:
         parts.append(shorten_name(name, 24 if len(rules) > 2 else 40))
@@ -226,7 +227,7 @@ def curve_label(name, rule, names, rules):
 
 
 def shade(t, T):
-    """(background, ink) of call t of T, as RGB in [0, 1]: dark to light, so in grey too."""
+    """(background, ink) for call t of T, as RGB in [0, 1]: dark to light, even in greyscale."""
     red, green, blue = colormaps["viridis"](0.12 + 0.78 * (t - 1) / max(T - 1, 1))[:3]
     is_dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
     ink = (1, 1, 1) if is_dark else (0, 0, 0)
@@ -234,10 +235,10 @@ def shade(t, T):
 
 
 def draw_token(axis, x, y, width, token, step, t, T):
-    """A position after call t of T: its token with its call in a corner, or a mask.
+    """Draw a position after call t of T: its token with its call in a corner, or a mask.
 
-    step: the call that took the token; if that is call t, it is framed. x, y, width: in pixels,
-    the upper left corner; the box is 46 high.
+    step: the call that unmasked the token; if it is call t, the box is framed. x, y: the upper left
+    corner in pixels; width: in pixels. The box is 46 pixels high.
     """
     is_mask = step > t
     if is_mask:
@@ -280,12 +281,12 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     """two_stages.png: from which of two states each token of a completion is scored.
 
     stages  traces.TwoStages
-    cap     C, of the importance weights
-    most    tokens to show, from the first on
+    cap     C, the cap of the importance weights
+    most    how many tokens to show at most
 
-    The completion is in the middle row. An arrow from above: scored from z_0, all masks. An arrow
-    from below: scored from z_tau. Below that are each token's probability as drawn and as scored,
-    and its weight before and after the cap.
+    The completion is in the middle row. An arrow from above means that a token is scored from z_0,
+    all masks; an arrow from below, from z_tau. Below that are each token's probability as drawn and
+    as scored, and its weight before and after the cap.
     """
     tokens = stages.tokens[:most]
     tau = stages.tau
@@ -320,7 +321,7 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
                 width=pitch - 8,
                 token=token,
                 step=stages.unmask_step[i],
-                t=t + 0.5,  # half a call later: nothing is framed as new
+                t=t + 0.5,  # half a call later, so that no token is framed as new
                 T=T,
             )
 
@@ -353,7 +354,7 @@ def plot_two_stages(stages, path, cap=1.0, most=12):
     calls = "call 1" if tau == 1 else f"calls 1 to {tau}"
     explanation = (
         f"Tokens of {calls} are scored from $z_0$, later ones from $z_{{{tau}}}$.\n"
-        f"Calls 1 and {tau + 1} drew from just these states: their weight is 1.\n"
+        f"Calls 1 and {tau + 1} drew from exactly these states: their weight is 1.\n"
         f"ratio = as scored / as drawn; w = min(C, ratio), here with C = {cap:g}."
     )
     if len(stages.tokens) > most:

@@ -1,4 +1,4 @@
-"""Lines about a long evaluation, so that whoever waits for it knows for how long."""
+"""Progress lines for a long evaluation."""
 
 import sys
 import time
@@ -7,10 +7,10 @@ SECONDS_BETWEEN_LINES = 30
 
 
 class Progress:
-    """Counts completions and, every half minute, says how many there are and when all will be."""
+    """Counts completions and, every half minute, prints how many are done and the time left."""
 
     def __init__(self, name, total):
-        """name: of what is measured, for the line. total: the number of completions."""
+        """name: what is measured, for the line. total: the number of completions."""
         self.name = name
         self.total = total
         self.count = 0

@@ -1,4 +1,4 @@
-"""What a run prints of its results: a table of base and trained model, and completions of both."""
+"""The results that a run prints: a table of base and trained model, and completions of both."""
 
 from textwrap import fill, wrap
 
@@ -9,7 +9,7 @@ from models.inputs import bare_name
 
 GAMMAS = (0.01, 0.03, 0.1, 0.3, 1.0)  # thresholds of a run's frontier, in nats
 
-# ---- what a run has measured, read back ----------------------------------------------------------
+# ---- reading back what a run has measured --------------------------------------------------------
 
 SCORES = {
     "problems": int,
@@ -29,7 +29,7 @@ ROW = SCORES | {
     "length": int,
     "block_length": int,
 }
-# Of each problem (evaluation/paired.py). The rows of an older version lack some.
+# Entries on each problem (evaluation/paired.py). The rows of an older version lack some.
 EACH = ("solved_each", "nfe_each", "cluster_each")
 COMPLETION = {
     "name": str,
@@ -44,7 +44,7 @@ RESULTS = {"eval": ROW, "frontier": ROW, "completions": COMPLETION}
 def has_results(run_dir):
     """Whether a run has measured its base: all files of RESULTS are there.
 
-    Raises ValueError if one is broken: better before training than after it.
+    Raises ValueError if one is broken, so that this is noticed before training.
     """
     if not all((run_dir / f"{name}.json").exists() for name in RESULTS):
         return False
@@ -70,7 +70,7 @@ def read_results(run_dir, name):
 
 
 def check_each(row, where):
-    """Raises ValueError unless a row has a whole number for each problem, as many in each list."""
+    """Raises ValueError unless a row's EACH entries hold one whole number for each problem."""
     keys = [key for key in EACH if key in row]
     check_fields(row, dict.fromkeys(keys, str), where)
     columns = [split_each(row, key) for key in keys]
@@ -84,7 +84,7 @@ def check_each(row, where):
 
 
 def describe_base(row):
-    """The base model's row of evaluate.evaluate as a line."""
+    """A line about the base model. row: its row of evaluate.evaluate."""
     return (
         f"base: {row['solved']:.1%} of {count_problems(row)} solved, {row['nfe']:.2f} calls each, "
         f"at γ {gamma_text(row)}"
@@ -94,7 +94,7 @@ def describe_base(row):
 def print_summary(rows, frontier, completions):
     """Print the table of base and trained model, what changed, and three completions of each.
 
-    rows: of eval.json. frontier: of frontier.json. completions: of completions.json.
+    rows, frontier, completions: the rows of eval.json, frontier.json and completions.json.
     """
     base_rows = [row for row in frontier if row["name"] == "base"]
     best_base = max(base_rows, key=lambda row: (row["solved"], -row["nfe"]))
@@ -116,9 +116,9 @@ def print_summary(rows, frontier, completions):
 
 
 def results_table(rows):
-    """The lines of a table of rows of evaluate.evaluate, and below it what all rows share.
+    """The lines of a table of evaluate.evaluate's rows, then what all rows share.
 
-    Below the row of a model that has several tasks there is a line for each task.
+    If a model has several tasks, its row is followed by a line for each task.
     """
     table = [["", "γ", "solved, %", "NFE", "tokens/call"]]
     for row in rows:
@@ -156,14 +156,13 @@ def table_cells(name, row):
 
 
 def describe_results(trained, best_base, has_choice):
-    """Two lines on what changed, for better or worse: accuracy and speed. With several tasks, a
-    line on each as well.
+    """Two lines on how accuracy and speed changed. With several tasks, also a line for each.
 
-    In brackets after a difference is its 95% interval, paired by problem. The base's gamma is the
-    best on these very problems, which favours the base a little.
+    A difference is followed by its 95% interval, paired by problem. The base's gamma was chosen on
+    these very problems, which favours the base a little.
 
-    trained, best_base: rows of evaluate.evaluate; the base's is that of its best gamma.
-    has_choice: whether the base was measured at more than one gamma.
+    trained, best_base  rows of evaluate.evaluate; the base's is the one at its best gamma
+    has_choice          whether the base was measured at more than one gamma
     """
     at_gamma = "its best γ," if has_choice else "γ"
     lines = [
@@ -181,7 +180,7 @@ def describe_results(trained, best_base, has_choice):
 
 
 def gain(trained, base):
-    """By how many points the accuracy of two rows differs, in words, with its interval."""
+    """The difference of two rows' accuracy in points, in words, with its interval."""
     points = solved_percent(trained) - solved_percent(base)
     change = f"{points:+.1f} points" if points else "no change"
     interval = difference_interval(trained, base, "solved")
@@ -189,7 +188,7 @@ def gain(trained, base):
 
 
 def change_of_calls(trained, base):
-    """By what share the calls of two rows differ, in words; in calls the interval."""
+    """The difference of two rows' calls in percent, in words, with its interval in calls."""
     percent = round(100 * (nfe_shown(trained) / nfe_shown(base) - 1))
     change = "about as many"
     if percent:
@@ -199,10 +198,10 @@ def change_of_calls(trained, base):
 
 
 def describe_completions(completions, row):
-    """Lines on what base and trained model wrote for the same problems, in the terminal's width.
+    """Lines with what base and trained model wrote for the same problems, of WIDTH columns.
 
-    completions: of completions.json, first all of the base's and then all of the trained model's.
-    row: any of eval.json, for the number of problems.
+    completions: the rows of completions.json, first the base's and then the trained model's.
+    row: any row of eval.json, for the number of problems.
     """
     n = len(completions) // 2
     yield f"The first {n} of {count_problems(row)}, greedy, each model at its own γ:"
@@ -226,10 +225,10 @@ def gamma_text(row):
 
 
 def solved_percent(row):
-    """Rounded as it is printed, so that differences are those of the numbers on view."""
+    """Rounded as printed, so that printed differences match the printed numbers."""
     return round(100 * row["solved"], 1)
 
 
 def nfe_shown(row):
-    """Rounded as it is printed, for the same reason."""
+    """Rounded as printed, for the same reason."""
     return round(row["nfe"], 2)

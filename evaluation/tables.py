@@ -1,4 +1,4 @@
-"""Tables for the terminal: rows of evaluate.evaluate, and the settings that they share."""
+"""Tables for the terminal: rows of evaluate.evaluate, and the settings they share."""
 
 from textwrap import fill
 
@@ -7,7 +7,7 @@ from evaluation.paired import difference_table
 WIDTH = 80  # columns of a terminal
 NAME_WIDTH = 28  # of a run's name in a table
 
-# Settings that can differ from row to row. What all rows share is said once, above the table.
+# Settings that can differ from row to row. Those that all rows share are printed above the table.
 SETTINGS = (
     "task",
     "decoder",
@@ -26,11 +26,12 @@ DIFFERENCES_EXPLAINED = "In brackets: 95% intervals, paired by problem, over clu
 
 
 def print_table(rows):
-    """Print rows of evaluate.evaluate: above the table what they share, in it what differs.
+    """Print rows of evaluate.evaluate: first the settings they share, then a table of the rest.
 
-    Below it stands by how much each row differs from the first, if both have the same problems.
+    Below it is printed by how much each row differs from the first, if both have the same problems.
 
-    Each row has a "name" beside what `evaluate` returns. A score has a column if every row has it.
+    Each row has a "name" in addition to what `evaluate` returns. A score has a column if every row
+    has it.
     """
     differing = [
         key for key in ("name", "adapter", *SETTINGS) if len({row.get(key) for row in rows}) > 1
@@ -60,7 +61,7 @@ def print_differences(table):
 
 
 def table_cells(row, differing, rows):
-    """One row of the table, {title: text}. `rows`, all of them, decide which columns there are."""
+    """One row of the table, {title: text}. All `rows` together decide which columns there are."""
     cells = {key: shorten_name(str(row[key]), NAME_WIDTH) for key in differing}
     cells["level"] = str(row["level"])
     if any(other["decoder"] == "eb" for other in rows):
@@ -82,7 +83,7 @@ def table_cells(row, differing, rows):
 
 
 def print_columns(table):
-    """Print a list of lists of strings, the header first, as columns that are flush right."""
+    """Print a list of lists of strings, the header first, as right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
         print("  ".join(map(str.rjust, line, widths)).rstrip())
@@ -99,7 +100,7 @@ def conditions(rows):
 
 
 def describe_setting(setting, value, row):
-    """One setting in words. row: one that has it; its other settings can change the words."""
+    """One setting in words. row: a row that has it, whose other settings can affect the words."""
     if setting == "temperature":
         return "greedy" if value == 0 else f"temperature {value:g}"
     if setting == "length":
@@ -125,8 +126,8 @@ def count_of(number, noun):
 def curves_of(rows):
     """Group rows by name and rule, for one line each: {(name, rule): rows, sorted by NFE}.
 
-    The rows of a learned threshold are a curve of their own, with the rule "learned". Curves come
-    in the order of the names, and of the rules below.
+    Rows with a learned threshold form a curve of their own, with the rule "learned". Curves are in
+    the order of the names, then of the rules below.
     """
     rules = ["learned", "eb", "top_k", "confidence"]
     names = list(dict.fromkeys(row["name"] for row in rows))
@@ -138,7 +139,7 @@ def curves_of(rows):
 
 
 def printable(text):
-    """Text with control characters escaped: a completion may hold any, and a terminal obeys."""
+    """Text with control characters escaped: a completion may contain any of them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -148,7 +149,7 @@ def shorten(text, width):
 
 
 def shorten_name(name, width):
-    """A name of at most `width` characters. It is cut in the middle: runs differ at the end."""
+    """A name cut in the middle to at most `width` characters, since runs differ at the end."""
     if len(name) <= width:
         return name
     head = width // 2

@@ -1,4 +1,4 @@
-"""Traces as a web page that needs nothing else (trace.html) and as an animation (trace.gif)."""
+"""Traces as a self-contained web page (trace.html) and as an animation (trace.gif)."""
 
 from base64 import b64encode
 from html import escape
@@ -15,11 +15,11 @@ from evaluation.tables import shorten
 PAGE = "trace.html"
 ANIMATION = "trace.gif"
 STAGES = "two_stages.png"
-HEADING = "Two stages: what training scores"  # that every page has
+HEADING = "Two stages: what training scores"  # every page has it
 
 
 def verify_folder(folder):
-    """Raises ValueError if a folder holds other people's files of the names that `write` writes."""
+    """Raises ValueError if `write` would replace files in a folder that it did not write."""
     pictures = [folder / ANIMATION, folder / STAGES]
     verify_replaceable(folder / PAGE, pictures, content=HEADING)
 
@@ -92,9 +92,9 @@ for (const section of document.querySelectorAll("section")) {
 
 
 def page(traces, stages, image, title):
-    """The page as a string. It shows all calls without JavaScript, which only hides some of them.
+    """The page as a string. Without JavaScript it shows all calls; JavaScript only hides some.
 
-    image: two_stages.png in base64. All text is escaped: a completion can say anything.
+    image: two_stages.png in base64. All text is escaped, since a completion can contain anything.
     """
     probabilities = "; ".join(
         f"{token} drawn {drawn:.2f}, scored {scored:.2f}"
@@ -109,14 +109,15 @@ def page(traces, stages, image, title):
 {STYLE}</style>
 <h1>{title}: completions, call by call</h1>
 <p>A completion starts as masks, the dashed boxes. Each call of the model fills some of them. A
-token's corner and shade say which call. What a call took has a black frame. The number below a box
-is what the rule read there: for the entropy-bounded rule (&gamma;) the entropy in nats, otherwise
-the best token's probability. With &gamma;, the masks are sorted by entropy, lowest first. Each is
-taken while the entropies before it sum to at most &gamma;.</p>
+token's shade and the number in its corner say which call. Tokens filled by the current call have a
+black frame. The number below a box is what the rule read there: for the entropy-bounded rule
+(&gamma;) the entropy in nats, otherwise the best token's probability. With &gamma;, the masks are
+sorted by entropy, lowest first, and each is taken while the entropies before it sum to at most
+&gamma;.</p>
 {"".join(section(trace) for trace in traces)}
 <h2>{HEADING}</h2>
-<p>Training scores a token from the last kept state before it, not from the one that it was drawn
-from. The importance weight corrects for that.</p>
+<p>Training scores a token from the last boundary's state before it, not from the state that it was
+drawn from. The importance weight corrects for this.</p>
 <img alt="{alternative_text}" src="data:image/png;base64,{image}">
 <script>
 {SCRIPT}</script>
@@ -124,7 +125,7 @@ from. The importance weight corrects for that.</p>
 
 
 def section(trace):
-    """One completion: a row of boxes for each call, and the controls that JavaScript shows."""
+    """One completion: a row of boxes for each call, and controls that need JavaScript."""
     highest = highest_reading(trace)
     calls = ""
     for t in range(1, trace.nfe + 1):
@@ -142,9 +143,9 @@ def section(trace):
 
 
 def box(trace, i, t, highest):
-    """Position i after call t: its token or a mask, and below it what the rule read there.
+    """Position i after call t: its token or a mask, and what the rule read there.
 
-    highest: the reading whose bar is as wide as the box.
+    highest: the reading whose bar is as wide as the box; other bars are in proportion.
     """
     step = trace.unmask_step[i]
     reading = trace.readings[t - 1][i]
@@ -175,7 +176,7 @@ def highest_reading(trace):
 
 
 def animate(traces, path, columns=10):
-    """trace.gif: a second for each call, the end held for three; the completions in turn."""
+    """trace.gif: one completion after the other, a second per call and three for the last one."""
     frames = []
     milliseconds = []
     for trace in traces:
@@ -197,7 +198,7 @@ def animate(traces, path, columns=10):
 
 
 def frame(trace, t, columns):
-    """The canvas after call t as an image 800 pixels wide, with what call t read. t = 0: masks."""
+    """An image, 800 pixels wide, of the completion after call t and what t read. t = 0: masks."""
     T = trace.nfe
     lines = -(-len(trace.tokens) // columns)
     height = 62 + 92 * lines + 64
@@ -254,7 +255,7 @@ def frame(trace, t, columns):
 
 
 def draw_reading(axis, x, y, width, reading, highest, is_taken):
-    """A bar as long as what the rule read, and the number below it. x, y, width: in pixels."""
+    """A bar for what the rule read, with the number below it. x, y, width: in pixels."""
     axis.add_patch(Rectangle((x, y), width, 6, color="0.93"))
     length = width * reading / max(highest, 1e-9)
     axis.add_patch(Rectangle((x, y), length, 6, color="black" if is_taken else "0.6"))
@@ -271,9 +272,9 @@ def draw_reading(axis, x, y, width, reading, highest, is_taken):
 
 
 def draw_budget(axis, trace, t, y):
-    """The entropies that call t read, end to end, lowest first. Gamma is in the middle.
+    """The entropies that call t read as bars, end to end, lowest first, with gamma in the middle.
 
-    What starts before gamma was taken. y: pixels from the top.
+    Positions whose bar starts before gamma were taken. y: pixels from the top.
     """
     left = 24
     width = 300

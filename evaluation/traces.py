@@ -1,8 +1,8 @@
-"""One completion on its way from [MASK] to text, call by call: recorded, and printed.
+"""Recording and printing one completion call by call, from [MASK] to text.
 
-`python evaluate.py RUN --trace 3` prints it, and trace_page.py makes a web page and an animation of
-it. A token has the shade of the call at which it appeared, and that call's number, so that it can
-be read without colour.
+`python evaluate.py RUN --trace 3` prints it; trace_page.py turns it into a web page and an
+animation. A token has the shade of the call that unmasked it and, to be legible without colour,
+that call's number.
 
 Shapes: T denoiser calls, L completion tokens, P prompt tokens, D hidden size.
 """
@@ -24,12 +24,12 @@ class Trace:
     """What each call saw and did, as plain lists. Calls count from 1: call t is at index t - 1."""
 
     prompt: str
-    tokens: list  #       (L,) str, as they end up
-    unmask_step: list  #  (L,) int, the call at which each appeared
-    readings: list  #     (T, L) what the rule read before call t: the entropy in nats or, for other
-    #                     rules than eb, the best token's probability. None: position not open
+    tokens: list  #       (L,) str, the final tokens
+    unmask_step: list  #  (L,) int, the call that unmasked each
+    readings: list  #     (T, L) what the rule read in call t: the entropy in nats or, unless it is
+    #                     eb, the best token's probability. None: the position was not open
     rule: str
-    level: float  #       gamma of this prompt, tau or k
+    level: float  #       this prompt's gamma, or tau or k
     text: str
     solved: bool
 
@@ -43,7 +43,7 @@ class Trace:
         return [i for i, step in enumerate(self.unmask_step) if step == t]
 
     def nats_before(self, t):
-        """{position: entropies before it}, lowest entropy first: the sum that gamma bounds."""
+        """{position: the sum of the entropies before it}, lowest entropy first. Gamma bounds it."""
         readings = self.readings[t - 1]
         is_open = [i for i, nats in enumerate(readings) if nats is not None]
         sums = {}
@@ -54,9 +54,9 @@ class Trace:
         return sums
 
     def explain(self, t):
-        """Why call t unmasked what it unmasked, in a line.
+        """A line that says why call t unmasked these positions.
 
-        Gamma bounds the sum of all their entropies but the highest, which is the last one's.
+        Gamma bounds the sum of their entropies without the highest, the last one's.
         """
         taken = self.positions_taken(t)
         n = len(taken)
@@ -76,7 +76,7 @@ class Trace:
         return f"unmasks {n}: {bounded}, {together} to {sum(entropies):.3f}"
 
     def summary(self):
-        """Its level, tokens and calls, and whether it is right, in a line."""
+        """A line with the level, the tokens and calls, and whether the answer is right."""
         name = {"eb": "γ", "top_k": "k", "confidence": "τ"}[self.rule]
         num_tokens = sum(step <= self.nfe for step in self.unmask_step)
         calls = "1 call" if self.nfe == 1 else f"{self.nfe} calls"
@@ -86,12 +86,13 @@ class Trace:
 
 @torch.no_grad()
 def record(policy, task, problem, decoder, length, seed=0) -> Trace:
-    """Complete one problem, and look at each call again.
+    """Complete one problem, and record each call.
 
     length: L. seed: of the draws, if the decoder's temperature is above 0.
 
-    A second pass over the states z_0 to z_{T-1} gives what the rule read, so that rollouts need not
-    keep it. With a block cache it reads the exact states, not the stale ones that were drawn from.
+    A second pass over the states z_0 to z_{T-1} recomputes what the rule read, so that rollouts
+    need not keep it. With a block cache, this pass reads the exact states, not the stale ones from
+    which tokens were drawn.
     """
     prompt_ids, prompt_mask = encode_prompts(policy, [task.prompt(problem)], room=length)  # (1, P)
     generator = torch.Generator(prompt_ids.device).manual_seed(seed)
@@ -99,7 +100,7 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
     T = int(rollout.nfe)
     P = prompt_ids.shape[1]
 
-    # All states, as the rows of one batch. Of a single prompt nothing is padded: no mask.
+    # All states, as the rows of one batch. A single prompt has no padding, so no mask is needed.
     calls_before = torch.arange(T, device=prompt_ids.device)  # (T,)
     unmask_step = rollout.unmask_step.expand(T, -1)  # (T, L)
     state = latent_at(rollout.completion.expand(T, -1), unmask_step, calls_before, policy.mask_id)
@@ -107,7 +108,7 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
     hidden = torch.cat([policy.hidden(some)[:, P:] for some in canvases.split(32)])  # (T, L, D)
 
     is_masked = unmask_step > calls_before.unsqueeze(1)  # (T, L)
-    first_row = torch.zeros(T, dtype=torch.long)  # all T states are the first row's
+    first_row = torch.zeros(T, dtype=torch.long)  # all T states belong to row 0
     is_open = policy.make_window(decoder, prompt_mask, length).open_positions(
         first_row, is_masked.cpu()
     )
@@ -129,7 +130,7 @@ def record(policy, task, problem, decoder, length, seed=0) -> Trace:
 
 @dataclass
 class TwoStages:
-    """A sampled completion, and the state that each token is scored from. n tokens, of the text."""
+    """A sampled completion and the state from which each token is scored. The text has n tokens."""
 
     prompt: str
     tau: int  #           the boundary between the stages, a call
@@ -143,10 +144,10 @@ class TwoStages:
 
 @torch.no_grad()
 def two_stages(policy, task, problem, decoder, length, seed=0, samples=8) -> TwoStages:
-    """A completion at temperature 1, since a greedy one has no likelihood, and its two stages.
+    """Sample a completion and score it in two stages, with the middle call as the boundary tau.
 
-    The boundary tau is the middle call. Of `samples` completions it is the one that took the most
-    calls, among those that solve the problem if any does.
+    The temperature is 1, since a greedy completion has no likelihood. Of `samples` completions we
+    take the one with the most calls, among those that solve the problem if any does.
     """
     prompts = [task.prompt(problem)] * samples
     prompt_ids, prompt_mask = encode_prompts(policy, prompts, room=length)
@@ -177,12 +178,12 @@ def two_stages(policy, task, problem, decoder, length, seed=0, samples=8) -> Two
 
 
 def token_texts(policy, ids):
-    """The tokens of a completion one by one, as they can be shown. (L,) long -> list of str"""
+    """The tokens of a completion as printable texts. (L,) long -> list of str"""
     return [visible(policy.tokenizer.decode([i])) for i in ids.tolist()]
 
 
 def visible(text):
-    """A token or a text as it can be shown; blanks and ends of lines are signs of their own."""
+    """A token or text in printable form; blank tokens and line ends get visible signs."""
     return printable((text.strip(" ") or "␣").replace("\n", "⏎"))
 
 
@@ -192,8 +193,8 @@ def visible(text):
 def describe_trace(trace, colour):
     """A trace as text: for each call the tokens so far, and below them what the rule read.
 
-    A token carries its call's number; a number with * belongs to what this call took. colour:
-    whether to use the terminal's colours. Lines fit into WIDTH columns.
+    A token is followed by its call's number; a reading is marked * if this call took the position.
+    colour: whether to use the terminal's colours. Lines fit into WIDTH columns.
     """
     widths = [
         max(len(f"{token}·{step}"), 6)
@@ -214,7 +215,7 @@ def describe_trace(trace, colour):
 
 
 def fit_into_lines(widths):
-    """Lists of the positions whose cells stand side by side, in WIDTH columns."""
+    """Lists of the positions whose cells fit side by side into WIDTH columns."""
     lines = [[]]
     used = 0
     for i, width in enumerate(widths):

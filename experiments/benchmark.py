@@ -1,21 +1,22 @@
 """Speed and memory of rollouts and of learning, on random weights.
 
     OMP_NUM_THREADS=1 python -m experiments.benchmark --shape mid     one shape, on one thread
-    python -m experiments.benchmark                                   tiny, mid; on a GPU 8b
+    python -m experiments.benchmark                              tiny, mid; on a GPU also 8b
 
     naive          LLaDA's loop: all rows and positions at every step, all logits in float64
-    ours           diffusion_policy.py without a cache: the same tokens by the same random numbers
-    prefix, dual   the same with that block cache
+    ours           diffusion_policy.py without a cache: the same tokens from the same random numbers
+    prefix, dual   the same with this block cache
     learning       one step's updates of a LoRA adapter: the old policy's score, mu inner updates
     d1_logp        d1's log-probs and their gradient: one pass, all logits in float32
-    logp_1, _2     likelihood.py's with one stage, the same numbers as d1's, and with two stages
+    logp_1, _2     those of likelihood.py, with one stage (the same values as d1's) and with two
 
-Each row is a process of its own, so its peak memory is its own. Every rollout unmasks equally many
-tokens per step: random weights are never sure, so a threshold would say nothing. Seconds are the
-CPU's, where there is no GPU. What a training run takes of a GPU, by arithmetic, is `python -m
-training.memory`; how time and memory grow with each size is `python -m experiments.scaling`.
+Each row is measured in its own process, so that peak memory is the row's own. Every rollout unmasks
+equally many tokens per step, since a threshold would be meaningless with random weights, which are
+never sure. Without a GPU, seconds are CPU seconds. `python -m training.memory` estimates a training
+run's GPU memory; `python -m experiments.scaling` measures how time and memory grow with each size.
 
-Shapes: B = P * G rows, L completion tokens, S positions of prompt and completion, V words, D wide.
+Shapes: B = P * G rows, L completion tokens, S positions of prompt and completion, V vocabulary
+size, D hidden size.
 """
 
 # ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
@@ -31,7 +32,7 @@ from models.command_line import FlagParser
 
 @dataclass
 class Shape:
-    """What is measured: a Llama's sizes, and settings of a run."""
+    """What is measured: a Llama's sizes, and a run's settings."""
 
     vocabulary: int
     hidden: int
@@ -40,7 +41,7 @@ class Shape:
     heads: int
     key_value_heads: int
     prompt_tokens: int
-    tokens_per_step: int  # that each row of a rollout unmasks
+    tokens_per_step: int  # unmasked in each row of a rollout
     config: Config
 
 
@@ -75,7 +76,7 @@ SHAPES = {
             lora_rank=16,
         ),
     ),
-    # LLaDA-8B's sizes, with so few prompts that a GPU has done all five rows in minutes.
+    # LLaDA-8B's sizes, with so few prompts that a GPU measures all five rows in minutes.
     "8b": Shape(
         vocabulary=126464,
         hidden=4096,
@@ -89,7 +90,7 @@ SHAPES = {
     ),
 }
 ON_A_CPU = ("tiny", "mid")
-METHODS = {  # and the block cache of each
+METHODS = {  # {method: its block cache}
     "naive": "none",
     "ours": "none",
     "prefix": "prefix",
@@ -103,7 +104,7 @@ ROLLOUTS = ("naive", "ours", "prefix", "dual")
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.benchmark",
         usage="%(prog)s [flags]",
@@ -112,20 +113,19 @@ Measures speed and memory of rollouts and of learning, on random weights.
 
   naive         LLaDA's loop: every row and position at each step
   ours          diffusion_policy.py without a block cache
-  prefix, dual  the same with that block cache
-  learning      the updates of one training step, of a LoRA adapter
+  prefix, dual  the same with this block cache
+  learning      one training step's updates of a LoRA adapter
   d1_logp       d1's log-probs and their gradient: all logits in float32
-  logp_1, _2    the same by likelihood.py, with one stage and with two""",
+  logp_1, _2    those of likelihood.py, with one stage and with two""",
         epilog="""\
 columns:
-  seconds       of one rollout of the batch, or of one step's updates; the
-                CPU's, or on a GPU by the clock
-  tokens_per_s  completion tokens that a rollout draws in a second
+  seconds       for one rollout of the batch, or one step's updates: CPU time,
+                or wall time on a GPU
+  tokens_per_s  completion tokens that a rollout draws per second
   x_naive       tokens_per_s as a multiple of the naive loop's
-  same_tokens   the share of tokens that are the naive loop's, by the same
+  same_tokens   the share of tokens equal to the naive loop's, given the same
                 random numbers; a block cache is approximate
-  peak_gib      the most memory: of the GPU, or of the process where there is
-                none""",
+  peak_gib      the peak memory of the GPU or, without one, of the process""",
     )
     parser.add_argument(
         "--shape",
@@ -175,7 +175,7 @@ def make_policy(shape):
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.key_value_heads,
-        initializer_range=1.28 / shape.hidden**0.5,  # logits then spread alike at any width
+        initializer_range=1.28 / shape.hidden**0.5,  # equal spread of logits at any width
         is_causal=False,
     )
     dtype = torch.bfloat16 if shape.config.dtype == "bfloat16" else torch.float32
@@ -188,9 +188,9 @@ def make_policy(shape):
 
 @torch.no_grad()
 def naive_rollout(policy, prompt_ids, length, decoder, generator):
-    """What DiffusionPolicy.rollout draws with top_k and no padding, as LLaDA's loop draws it.
+    """Draws what DiffusionPolicy.rollout draws with top_k and no padding, but as LLaDA's loop does.
 
-    prompt_ids (B, P) long -> completion (B, L) long. The block length is a multiple of k.
+    prompt_ids (B, P) long -> completion (B, L) long. The block length has to be a multiple of k.
     """
     B, P = prompt_ids.shape
     k = decoder.level
@@ -241,7 +241,7 @@ def measure(shape, method):
             generator=generator,
         )
 
-    def work():  # what is timed
+    def work():  # the timed part
         if method == "naive":
             return naive_rollout(
                 policy, prompt_ids, config.max_completion_length, decoder, generator=generator
@@ -269,7 +269,7 @@ def measure(shape, method):
 
 
 def prepare_updates(config, policy, rollout, generator):
-    """Puts an adapter onto the policy. Returns the function that makes one step's updates."""
+    """Adds an adapter to the policy. Returns a function that makes one step's updates."""
     policy.denoiser = lora.add_lora(policy.denoiser, config.lora_rank, config.lora_alpha)
     if config.gradient_checkpointing:
         policy.denoiser.gradient_checkpointing_enable({"use_reentrant": False})
@@ -305,8 +305,8 @@ def d1_logp(policy, rollout):
 
 
 def prepare_log_probs(config, policy, rollout, method, generator):
-    """Puts an adapter onto the policy. Returns the function that computes the log-probs of all
-    tokens and their gradient, and returns the log-probs.
+    """Adds an adapter to the policy. Returns a function that computes the log-probs of all tokens
+    and their gradient, and returns the log-probs.
     """
     policy.denoiser = lora.add_lora(policy.denoiser, config.lora_rank, config.lora_alpha)
     stages = 2 if method == "logp_2" else 1
@@ -327,7 +327,7 @@ def prepare_log_probs(config, policy, rollout, method, generator):
 
 
 def run_apart(shape_name, method):
-    """The row of a process of its own, or {"method", "failed": its last line of errors}."""
+    """The row, measured in its own process, or {"method", "failed": the last error line}."""
     done = subprocess.run(
         [sys.executable, *PROGRAM, "--shape", shape_name, "--method", method],
         cwd=ROOT,
@@ -341,9 +341,9 @@ def run_apart(shape_name, method):
 
 
 def compare_with_naive(rows):
-    """Adds to each rollout how fast it is beside the first row, the naive one, and how equal.
+    """Adds to each rollout's row its speed and token agreement relative to the first, naive row.
 
-    Takes the tokens out of the rows, and returns them.
+    Removes the tokens from the rows, and returns them.
     """
     tokens = [torch.tensor(row.pop("tokens", [])) for row in rows]
     for row, own_tokens in zip(rows[1:], tokens[1:], strict=True):
@@ -360,7 +360,7 @@ def print_line(shape_name, row):
 
 
 def run(options):
-    """Measures what is asked for, and prints it."""
+    """Measures what the options ask for, and prints it."""
     if options.method:
         print(json.dumps(measure(SHAPES[options.shape or "tiny"], options.method)))
         return

@@ -1,4 +1,4 @@
-"""Chains of other lengths, as tasks of their own: how many stages does how long a chain need?
+"""Chains of other lengths, as tasks: how many stages does a chain of a given length need?
 
     python -m models.make_base --task experiments/chains.py:chain12 --layers 2 --steps 1500 \\
         --habit_steps 600 --careless 0.5 --batch 128 --out bases/chain12

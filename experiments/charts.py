@@ -1,6 +1,6 @@
-"""Pictures of what gradients.py and surrogate.py measure: a column for each state.
+"""Plots of what gradients.py and surrogate.py measure, with a column for each state.
 
-All are legible without colour: what differs in colour differs in marker or line style too.
+All are legible without colour: what differs in colour also differs in marker or line style.
 """
 
 from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def state_columns(results, number_of_rows, title):
 
 
 def error_bars(rows, name):
-    """A quantity's intervals as errorbar's yerr: distances below and above, 0 without interval."""
+    """A quantity's intervals as errorbar's yerr: distances below and above, 0 if there is none."""
     below = []
     above = []
     for row in rows:
@@ -49,7 +49,7 @@ def rollouts_in_words(results):
     state = results[0]["state"]
     batches = state.get("batches") or results[0]["rows"][0]["batches"]
     prompts = ", ".join(dict.fromkeys(str(result["state"]["prompts"]) for result in results))
-    return f"{batches} batches of P x {state['num_generations']} rollouts a state, P = {prompts}"
+    return f"{batches} batches of P x {state['num_generations']} rollouts per state, P = {prompts}"
 
 
 # ---- gradients -----------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def plot_gradients(results, path):
     save(figure, path)
 
 
-# How each cap of the weights is drawn, in the upper row. Only the first two are joined by lines.
+# How each cap of the weights is drawn in the upper row. Only the first two are joined by lines.
 CAP_STYLES = {
     "no weights": {"color": ORANGE, "linestyle": "--", "marker": "o", "mfc": "white"},
     "C = 1": {"color": BLUE, "linestyle": "-", "marker": "o", "mfc": BLUE},
@@ -142,7 +142,7 @@ def draw_cosines(axis, rows):
     axis.set(xlim=(0, None), ylim=(0, 1.12), xlabel="denoiser calls per completion, to score it")
 
 
-# How each estimator is drawn, in the lower row.
+# How each estimator is drawn in the lower row.
 ESTIMATOR_STYLES = {
     (1, "no weights"): {
         "label": "m = 1, no weights",
@@ -205,7 +205,7 @@ def draw_batch_sizes(axis, rows, prompts):
             continue  # its signal is lost in noise
         cosines = [row["bias_cosine"] / (1 + row["noise"] ** 2 / x) ** 0.5 for x in factors]
         sizes = [prompts * x for x in factors]
-        # Small markers along the curve, so that it is known without colour.
+        # Small markers along the curve identify it without colour.
         axis.plot(
             sizes,
             cosines,
@@ -268,7 +268,7 @@ def plot_surrogates(results, path):
         axis.legend(fontsize=8, handlelength=3)
     figure.supxlabel(
         f"{rollouts_in_words(results)}; bars: 95% intervals, bootstrapped over prompts.\n"
-        "Steps that at least 1 token in 200 has. The outermost bins hold all beyond them.",
+        "Only steps with at least 1 token in 200. The outermost bins include all beyond them.",
         fontsize=8,
         color="0.3",
     )

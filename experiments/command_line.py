@@ -1,7 +1,7 @@
-"""What the programs of this folder share: flags, and how a program ends.
+"""What the programs in this folder share: flags and exit statuses.
 
-Only the standard library is imported here: flags are checked before torch is loaded, which takes
-seconds.
+Only the standard library is imported here, so that flags are checked before torch is loaded, which
+takes seconds.
 """
 
 import argparse
@@ -22,10 +22,10 @@ def existing_folder(path):
 
 
 def add_out_flag(parser, name, content):
-    """Adds --out, the folder of NAME.json and NAME.png, which is made if it does not exist.
+    """Adds --out, the folder for NAME.json and NAME.png, which is created if it does not exist.
 
-    content: a text that every NAME.json of the program has. Files of these names that are somebody
-    else's are not replaced, and a program that runs for hours says so before it begins.
+    content: a text that every NAME.json of the program contains. Files of these names that the
+    program did not write are not replaced; it refuses them before it starts to measure.
     """
 
     def results_folder(path):
@@ -48,33 +48,33 @@ def add_out_flag(parser, name, content):
 
 
 def run_or_model(path):
-    """An argparse type: a folder that exists, tiny, or what may be a name on the hub."""
+    """An argparse type: an existing folder, tiny, or a possible hub name."""
     if path == "tiny" or is_hub_name(path):
         return path
     return existing_folder(path)
 
 
 def add_task_file_flag(parser):
-    """Adds --task, for runs whose task is in a file: it is run only if it is named here."""
+    """Adds --task, for runs whose task is in a file: it is executed only if it is named here."""
     parser.add_argument(
         "--task",
         default="",
         metavar="FILE.py:NAME",
-        help="the runs' task, if it is your own: its file is run only if you name it",
+        help="the runs' task, if it is your own: its file is executed only if you name it",
     )
 
 
 def add_state_flags(parser, name):
     """Adds the flags that gradients.py and surrogate.py share: states, rollouts, where to write.
 
-    name: the program's; its default folder and its files are called the same
+    name: the program's name, which its default folder and its files share
     """
     parser.add_argument(
         "paths",
         nargs="+",
         type=run_or_model,
         metavar="RUN",
-        help="a run's folder, for its last checkpoint; or a base: tiny, a folder, a hub name",
+        help="a run's folder (its last checkpoint), or a base: tiny, a folder, a hub name",
     )
     parser.add_argument(
         "--task",
@@ -82,20 +82,20 @@ def add_state_flags(parser, name):
         default=[],
         metavar="TASK",
         help="the tasks to measure a base on, one by one; a run has its own, which "
-        "has to be named if it is in a file",
+        "has to be given only if it is in a file",
     )
     parser.add_argument(
         "--batches",
         type=at_least(4),
         default=24,
         metavar="INT",
-        help="how many batches of rollouts to make of each state [24]",
+        help="batches of rollouts per state [24]",
     )
     parser.add_argument(
         "--prompts",
         type=at_least(1),
         metavar="INT",
-        help="prompts in a batch [as in training]",
+        help="prompts per batch [as in training]",
     )
     parser.add_argument(
         "--block_length",
@@ -108,7 +108,7 @@ def add_state_flags(parser, name):
         type=at_least(0, maximum=MAX_SEED),
         default=0,
         metavar="INT",
-        help="the seed of problems and rollouts [0]",
+        help="seed of problems and rollouts [0]",
     )
     add_out_flag(parser, name, content='"state"')
 

@@ -1,19 +1,20 @@
-"""Runs against runs: grouped by their settings, with intervals over seeds and test problems.
+"""Compares groups of runs, with intervals over seeds and test problems.
 
     python -m experiments.compare runs/A-0 runs/A-1 runs/B-0 runs/B-1
     python -m experiments.compare runs/A-? runs/B-? --title "Two stages learn faster"
 
-Runs that differ in nothing but the seed are a group. A group is called as its runs' folders are,
-without the seed at their end: A and B above. Differences are from the first group. They are paired:
-runs of one seed trained on the same prompts, and all were asked the same test problems. The 95%
-interval of n pairs reaches sqrt(t² s² / n + u² v) to both sides:
+Runs that differ only in their seed form a group. A group is named after its runs' folders, without
+the seed at their end: A and B above. Differences are relative to the first group. They are paired:
+runs with the same seed trained on the same prompts, and all were asked the same test problems. The
+95% interval of n pairs has the half-width sqrt(t² s² / n + u² v):
 
-    s²  the variance of their differences, for other seeds; t is Student's, of n - 1 degrees
-    v   the variance of the mean difference when clusters of problems are drawn anew; u is Student's
-        too, of their number less one
+    s²  the variance of the pairs' differences, which other seeds would change; t is Student's, with
+        n - 1 degrees of freedom
+    v   the variance of the mean difference when clusters of problems are resampled; u is also
+        Student's, with one degree of freedom less than there are clusters
 
-It is a little wide: what single runs do on single problems is in both. One pair has no s². Its
-interval is of problems alone, and holds for these two runs only.
+It is slightly too wide, since the effect of single runs on single problems is in both terms. A
+single pair has no s²: its interval is over problems alone, and holds only for these two runs.
 """
 
 # ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
@@ -32,7 +33,7 @@ from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.compare",
         usage="%(prog)s RUN ... [flags]",
@@ -56,7 +57,7 @@ examples:
         "--title",
         default="",
         metavar="TEXT",
-        help="the picture's title: what it shows, in a sentence [the task's name]",
+        help="the plot's title: what it shows, in a sentence [the task's name]",
     )
     add_task_file_flag(parser)
     add_out_flag(parser, "compare", content='"largest_nfe"')
@@ -87,11 +88,11 @@ from tasks import registry
 from training import files
 from training.logging import read_metrics
 
-# Runs that differ in one of these were not asked the same problems.
+# Runs that differ in one of these settings were not asked the same problems.
 SHARED_SETTINGS = ("task", "model", "adapter", "data", "eval_split", "eval_problems")
-# Of these it is the content that counts, wherever it lies (models/inputs.py).
+# These are compared by content, wherever the files are (models/inputs.py).
 KNOWN_BY_CONTENT = ("task", "model", "adapter", "data")
-# Beside the gammas, the points at which groups are compared.
+# The points at which groups are compared, in addition to the gammas.
 AS_TRAINED = "as trained"
 AREA = "area"
 
@@ -102,11 +103,11 @@ class Run:
 
     path: Path
     seed: int
-    settings: dict  # of config.json, all but seed and run_dir
-    inputs: dict  # of inputs.json, for KNOWN_BY_CONTENT; {} if it is missing
+    settings: dict  # from config.json, except seed and run_dir
+    inputs: dict  # from inputs.json, for KNOWN_BY_CONTENT; {} if it is missing
     log: list  # the rows of metrics.jsonl
     base: list  # the base's rows of `evaluate`, one for each gamma
-    points: dict  # the trained model's: AS_TRAINED, and at each gamma in nats
+    points: dict  # the trained model's rows: {AS_TRAINED or a gamma in nats: row}
     scores: dict = field(default_factory=dict)  # solved share at each point, and AREA; in [0, 1]
     drawn_scores: dict = field(default_factory=dict)  # the same in each bootstrap draw, (draws,)
 
@@ -123,9 +124,9 @@ class Run:
 
 
 def read_run(path):
-    """The Run of a folder. Raises ValueError, one line, for what cannot be compared."""
+    """The Run of a folder. Raises a one-line ValueError if it cannot be compared."""
     path = Path(path)
-    with as_value_error(f"{path} is no run: give folders that train.py made"):
+    with as_value_error(f"{path} is not a run: give folders that train.py made"):
         config = read_run_config(path)
     settings = asdict(config)
     log = read_metrics(path)
@@ -146,23 +147,23 @@ def read_run(path):
     points = {AS_TRAINED: trained[0]} | dict(sorted(at_fixed_gammas.items()))
     for key, rows in {"solved_each": points.values(), "denoiser_rows": log}.items():
         if not all(key in row for row in rows):
-            raise ValueError(f"{path} is of an older train.py, without {key}: run it anew")
+            raise ValueError(f"{path} is from an older train.py, without {key}: run it again")
     seed = settings.pop("seed")
     settings.pop("run_dir")
     return Run(path, seed, settings, inputs.read_inputs(path) or {}, log, base_frontier, points)
 
 
 def check_frontier(run):
-    """Raises ValueError for a run whose base or trained model was not measured at all gammas."""
+    """Raises ValueError if a run's base or trained model was not measured at every gamma."""
     for levels in ({row["level"] for row in run.base}, set(run.points)):
         if not set(GAMMAS) <= levels:
             raise ValueError(
-                f"{run.path} was not measured at all gammas: make a new run, with --frontier true"
+                f"{run.path} was not measured at every gamma: make a new run with --frontier true"
             )
 
 
 def differs(run, other, name):
-    """Whether two runs have another value of a setting; where it names a file, another content."""
+    """Whether two runs differ in a setting or, if it names a file, in the file's content."""
     if name in KNOWN_BY_CONTENT and run.inputs and other.inputs:
         is_same = run.inputs[name] == other.inputs[name]
         if name == "task":
@@ -173,7 +174,7 @@ def differs(run, other, name):
 
 
 def group_runs(runs):
-    """Lists of runs that differ in their seed alone, by seed. Raises ValueError."""
+    """Lists of runs that differ only in their seed, sorted by it. Raises ValueError."""
     first = runs[0]
     groups = {}  # {settings: {seed: run}}
     for run in runs:
@@ -192,15 +193,15 @@ def group_runs(runs):
             raise ValueError(f"{run.path} has settings and seed of {twin.path}: leave one out")
         group[run.seed] = run
         if len(groups) > len(STYLES):
-            raise ValueError(f"{run.path} begins group {len(groups)}: {len(STYLES)} are the most")
+            raise ValueError(f"{run.path} is of group {len(groups)}, but at most {len(STYLES)} fit")
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 
 def labels_of(groups):
-    """What each group is called: the name that its runs' folders share, without the seed.
+    """Each group's label: the name that its runs' folders share, without the seed.
 
-    Where a group's folders have no such name, or two groups have the same one, its label is what
-    sets its settings apart.
+    If a group's folders share no name, or two groups have the same one, the labels say what
+    distinguishes their settings.
     """
     names = [shared_name(group) for group in groups]
     by_settings = labels_by_settings([group[0].settings for group in groups])
@@ -217,14 +218,14 @@ def shared_name(group):
 
 
 LIKELIHOOD_SETTINGS = ("num_stages", "importance_weight_cap")
-FIRST_SETTINGS = (*LIKELIHOOD_SETTINGS, "train_target")  # of a label
+FIRST_SETTINGS = (*LIKELIHOOD_SETTINGS, "train_target")  # first in a label
 
 
 def labels_by_settings(groups):
-    """What tells settings (dicts, no two the same) apart, in words.
+    """What distinguishes settings (dicts, no two equal), in words.
 
-    The likelihood and the weights come first, then what most groups do not share, the rarest first:
-    three parts, or as many as it takes.
+    The likelihood and the weights come first, then the values that the fewest groups share: three
+    parts, or as many as it takes.
     """
     ordered = dict.fromkeys([*FIRST_SETTINGS, *groups[0]])
     differing = [
@@ -272,10 +273,10 @@ def setting_in_words(name, settings):
 
 
 def problem_clusters(run, task=""):
-    """The cluster of each test problem, from 0 on: (n,). Made again as the run made them.
+    """The cluster of each test problem, (n,), numbered from 0. Recomputed as the run did.
 
-    task: the run's task as it was typed, which one in a file needs. Raises ValueError if the run's
-    data has changed.
+    task: the run's task as given on the command line, needed if it is in a file. Raises ValueError
+    if the run's data has changed.
     """
     config = Config(**run.settings)
     if task:
@@ -311,12 +312,12 @@ def areas(shares, nfe, largest):
 
 
 def score_runs(runs, clusters, largest, draws=2000):
-    """Fills the runs' `scores` and `drawn_scores`. Raises ValueError for other problems.
+    """Fills in the runs' `scores` and `drawn_scores`. Raises ValueError if problems differ.
 
     clusters  (n,) long: the cluster of each test problem
     largest   the largest NFE of all runs, where areas end
 
-    All runs are scored on the same bootstrap draws of clusters; their NFE stays as it is.
+    All runs are scored on the same bootstrap draws of clusters; their NFE is taken as fixed.
     """
     K = int(clusters.max()) + 1
     times_drawn = bootstrap_weights(K, draws).T  # (K, draws)
@@ -326,7 +327,7 @@ def score_runs(runs, clusters, largest, draws=2000):
         for row in rows:
             if len(row["solved_each"]) != len(clusters) or row["clusters"] != K:
                 raise ValueError(
-                    f"{run.path} was asked other problems than are made now: run it anew"
+                    f"{run.path} was asked other problems than the task has now: run it again"
                 )
         solved = torch.tensor([[int(bit) for bit in row["solved_each"]] for row in rows]).double()
         hits = torch.zeros(len(rows), K).double().index_add_(1, clusters, solved)
@@ -338,7 +339,7 @@ def score_runs(runs, clusters, largest, draws=2000):
 
 
 def differences(group, reference):
-    """Group minus reference, paired by seed: a dict for each point that both have, and the area."""
+    """Group minus reference, paired by seed: a dict for the area and each point that both have."""
     pairs = [
         (run, other)
         for run in group
@@ -410,7 +411,7 @@ COLUMNS = {
 
 
 def summarise_group(label, group, reference, gammas):
-    """What is reported of a group, a dict for JSON: each figure as a spread over its runs."""
+    """What is reported about a group, a dict for JSON: each figure as a spread over its runs."""
     summary = {
         "label": label,
         "runs": [str(run.path) for run in group],
@@ -435,7 +436,7 @@ def summarise_group(label, group, reference, gammas):
 
 
 def in_words(estimate, scale=100, digits=1, sign=""):
-    """A spread in print: the mean, and ± the half-width where there is one."""
+    """A spread as text: the mean and, if known, ± the half-width."""
     mean = f"{scale * estimate['mean']:{sign}.{digits}f}"
     if estimate["half"] is None:
         return mean
@@ -443,15 +444,15 @@ def in_words(estimate, scale=100, digits=1, sign=""):
 
 
 def print_report(report):
-    """Prints both tables, and what their figures are."""
+    """Prints both tables, with explanations of their figures."""
     print(fill(f"{report['task']}, {report['eval_split']}: {report['conditions']}", WIDTH) + "\n")
     print_columns(group_table(report))
     print(
         fill(
-            "n: seeds; ± half of the 95% interval over them, none for one. area: mean solved share "
-            f"over budgets of 1 to {report['largest_nfe']:.2f} calls. sampled, reward (with "
-            "speed): the last tenth of training. rows: through the denoiser in training, "
-            "thousands. The base is the first run's.",
+            "n: number of seeds; ±: half of the 95% interval over them (none for one seed). area: "
+            f"mean solved share over budgets of 1 to {report['largest_nfe']:.2f} calls. sampled, "
+            "reward (with the NFE penalty): over the last tenth of training. rows: denoiser rows "
+            "run in training, thousands. The base is the first run's.",
             WIDTH,
         )
         + "\n"
@@ -460,8 +461,9 @@ def print_report(report):
         print_columns(difference_table(report["groups"]))
         print(
             fill(
-                "points: of solved share or area, ± over seeds and clusters of problems; of one "
-                "pair over problems alone, for these two runs only. NFE: ± over seeds.",
+                "points: of solved share or area, ± over seeds and clusters of problems (for a "
+                "single pair over problems alone, valid for these two runs only). NFE: ± over "
+                "seeds.",
                 WIDTH,
             )
             + "\n"
@@ -495,7 +497,7 @@ def group_table(report):
 
 
 def difference_table(groups):
-    """What each later group differs by from the first one: lists of strings."""
+    """By how much each later group differs from the first: lists of strings."""
     first, *others = groups
     table = [[f"minus {first['label']}", "pairs", "at", "points", "", "NFE"]]
     for group in others:
@@ -522,7 +524,7 @@ def difference_table(groups):
 def compare(paths, out, title="", task=""):
     """Prints the tables; writes compare.json and compare.png into a folder. Raises ValueError.
 
-    task: that of the runs, if it is in a file.
+    task: the runs' task, if it is in a file.
     """
     runs = [read_run(path) for path in paths]
     for run in runs:

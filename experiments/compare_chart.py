@@ -1,6 +1,6 @@
-"""The picture of compare.py: learning curves and frontiers of groups of runs.
+"""The plot of compare.py: learning curves and frontiers of groups of runs.
 
-It is legible without colour: groups differ in line style and marker too.
+It is legible without colour: groups also differ in line style and marker.
 """
 
 from itertools import accumulate
@@ -16,7 +16,7 @@ from experiments.intervals import spread
 
 
 def line_style(color, linestyle, marker, fill):
-    """A group's line and points. fill None: points of the line's colour."""
+    """The style of a group's line and points. fill None: points have the line's colour."""
     return {
         "color": color,
         "linestyle": linestyle,
@@ -29,7 +29,7 @@ def line_style(color, linestyle, marker, fill):
     }
 
 
-STYLES = [  # of each group: told apart without colour too
+STYLES = [  # one for each group; they differ without colour too
     line_style("#1b4f8a", "-", "o", None),
     line_style("#d1662b", "--", "s", "white"),
     line_style("#3c8d5a", ":", "D", None),
@@ -43,7 +43,7 @@ FONT = {"font.size": 13, "axes.titlesize": 13, "legend.fontsize": 13}
 
 
 def plot_comparison(report, groups, title, path):
-    """compare.png: learning by steps and by denoiser calls, the surrogate's error, frontiers."""
+    """compare.png: learning by steps and by denoiser rows, the surrogate's error, frontiers."""
     with rc_context(FONT):
         figure = Figure((12, 9), layout="constrained")
         # Above the panels stand the title, and the legend in two columns.
@@ -110,7 +110,7 @@ def has_learned_threshold(group):
 
 
 def footnote(report, groups):
-    """What the picture's marks mean, and what its groups share."""
+    """What the plot's marks mean, and what its groups share."""
     seeds = [
         f"n = {len(group)} (seed {', '.join(str(run.seed) for run in group)})" for group in groups
     ]
@@ -122,7 +122,7 @@ def footnote(report, groups):
         star = "; star: the learned γ"
     return (
         f"{seeds[0]}. Curves: running means over a twentieth of the steps, then means over seeds. "
-        "Bands and bars: 95% t intervals of that mean at each point, none where n = 1. "
+        "Bands and bars: 95% t intervals of that mean at each point, none if n = 1. "
         f"Below right: γ fixed at {gammas} nats{star}. {report['conditions']}."
     )
 
@@ -145,7 +145,7 @@ def draw_learning(by_step, by_calls, kl, i, group):
     ]
     draw_curve(by_step, i, steps, solved)
     draw_curve(by_calls, i, shared_calls, solved_by_calls)
-    if all(surrogate_kl):  # it is unknown where the sampler alone learns
+    if all(surrogate_kl):  # it is unknown if only the sampler learns
         draw_curve(kl, i, steps, surrogate_kl)
 
 
@@ -161,7 +161,7 @@ def draw_curve(axis, i, x, curves):
     spreads = [spread(values) for values in zip(*curves, strict=True)]
     mean = [at["mean"] for at in spreads]
     half = [at["half"] or 0 for at in spreads]
-    # No group's markers hide another's.
+    # So that no group's markers hide another's.
     first_marker = i * len(mean) // 64
     marker_distance = max(1, len(mean) // 8)
     axis.plot(
@@ -182,7 +182,7 @@ def draw_curve(axis, i, x, curves):
 
 
 def draw_points(axis, i, points, zorder=3):
-    """Group i's solved share against NFE, means over its runs with bars for their intervals."""
+    """Group i's solved share against NFE: means over its runs, with bars for their intervals."""
     axis.errorbar(
         [point["nfe"]["mean"] for point in points],
         [point["solved"]["mean"] for point in points],

@@ -1,17 +1,17 @@
-"""When does the likelihood matter? Estimators compared at several doses of sequential decoding.
+"""When does the likelihood matter? Compares estimators at several "doses" of sequential decoding.
 
     python -m experiments.grids chain                            makes the chain's runs
     python -m experiments.dose runs/chain/{blocks-?,free}/*-?    compares and draws them
 
-A run's folder is DOSE/ROW-SEED. A dose is a task and a way to decode it: blocks of one number, say.
-A row is an estimator, and "mean-field" is the row that the others are compared with. Differences
-are paired: runs of one seed train on the same prompts. Their 95% interval is compare.py's, over
-seeds and, of the greedy score, over problems too. (A training score already has the problems in it:
-each seed draws others.)
+A run's folder is DOSE/ROW-SEED. A dose is a task and a way to decode it, for example in blocks of
+one number. A row is an estimator; the others are compared with the row "mean-field". Differences
+are paired: runs with the same seed train on the same prompts. Their 95% interval is compare.py's:
+over seeds and, for the greedy score, over problems too. (A training score already varies with the
+problems, since each seed draws others.)
 
-How sequential decoding is gives the picture's axes: the calls of a completion, and KL(true ||
-mean-field) in nats a token, both on average over training. The KL in the first rollouts, before
-anything is learned, is printed beside them; surrogate.py measures it of any model.
+The plot's axes measure how sequential decoding is: the calls per completion, and KL(true ||
+mean-field) in nats per token, both averaged over training. The KL in the first rollouts, before
+anything is learned, is printed beside them; surrogate.py measures it for any model.
 """
 
 # ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
@@ -30,7 +30,7 @@ from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.dose",
         usage="%(prog)s RUN ... [flags]",
@@ -38,8 +38,8 @@ def parse_flags(arguments=None):
 When does the likelihood matter?
 
 Compares the estimators of finished runs, DOSE/ROW-SEED, with mean-field at each
-dose: learning curves, end scores, the surrogate's error. Draws the differences
-against how sequential decoding is.""",
+dose (a way of decoding): learning curves, end scores, the surrogate's error.
+Plots the differences against how sequential decoding is.""",
         epilog="""\
 example:
   python -m experiments.dose runs/chain/{blocks-?,free}/*-?""",
@@ -73,10 +73,10 @@ from models.inputs import task_files
 from training import files
 
 REFERENCE = "mean-field"
-# The pairs of rows that are compared at each dose, besides all rows with REFERENCE.
+# The pairs of rows compared at each dose, in addition to all rows with REFERENCE.
 WEIGHTS_ON_TWO_STAGES = ("two-stage-w", "two-stage")
 SHARE_OF_CEILING = 0.9
-WINDOW = 5  # steps that are averaged to find when a share of the ceiling is reached
+WINDOW = 5  # steps to average when finding where a share of the ceiling is reached
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Dose:
 
 
 def end_steps(run):
-    """The rows of the log that count as the end: the last sixth of training."""
+    """The log's rows for the end of training, its last sixth."""
     return run.log[-max(1, len(run.log) // 6) :]
 
 
@@ -105,7 +105,7 @@ def end_score(run):
 def spread_at_end(runs, metric):
     """The spread of a metric's mean at the end of training; None if it was not logged.
 
-    (A run without weights that masks prompts does not compute what only its log would show.)
+    (A run that masks prompts and uses no weights does not compute metrics that only the log needs.)
     """
     values = [[row[metric] for row in end_steps(run)] for run in runs]
     if any(None in of_run for of_run in values):
@@ -127,7 +127,7 @@ def greedy_score(run):
 
 
 def steps_to(run, share):
-    """The step at which the last WINDOW steps solve `share` on average. None: it never comes."""
+    """The first step at which the last WINDOW steps solve `share` on average, or None."""
     solved = [row["solved_mean"] for row in run.log]
     for end in range(WINDOW, len(solved) + 1):
         if fmean(solved[end - WINDOW : end]) >= share:
@@ -136,12 +136,12 @@ def steps_to(run, share):
 
 
 def read_doses(paths):
-    """The runs as Doses, in the order of the paths. Raises ValueError, one line."""
+    """The runs as Doses, in the order of the paths. Raises a one-line ValueError."""
     doses = {}
     for path in paths:
         run = compare.read_run(path)
         if run.settings["train_target"] == "sampler":
-            raise ValueError(f"{path} trained its sampler alone: there is no estimator to compare")
+            raise ValueError(f"{path} trained only its sampler: there is no estimator to compare")
         row = run.path.resolve().name.removesuffix(f"-{run.seed}")
         dose = run.path.resolve().parent.name
         runs = doses.setdefault(dose, Dose(dose, {})).rows.setdefault(row, [])
@@ -163,7 +163,7 @@ def read_doses(paths):
 
 
 def paired_differences(runs, reference, score):
-    """score(run) - score(other), for each two runs of one seed."""
+    """score(run) - score(other) for each pair of runs with the same seed."""
     by_seed = {run.seed: run for run in reference}
     return [score(run) - score(by_seed[run.seed]) for run in runs if run.seed in by_seed]
 
@@ -184,10 +184,10 @@ def difference(runs, reference):
 
 
 def summarise_dose(dose, task=""):
-    """What is reported of a dose, a dict for JSON. task: that of the runs, if it is in a file."""
+    """What is reported about a dose, a dict for JSON. task: the runs' task, if it is in a file."""
     all_runs = [run for runs in dose.rows.values() for run in runs]
     if not task_files(all_runs[0].settings["task"]):
-        task = ""  # it is that of other doses
+        task = ""  # it belongs to other doses
     largest = max(run.points[compare.AS_TRAINED]["nfe"] for run in all_runs)
     compare.score_runs(all_runs, compare.problem_clusters(all_runs[0], task), largest)
     reference = dose.rows[REFERENCE]
@@ -234,8 +234,8 @@ def summarise_dose(dose, task=""):
 def print_dose(summary):
     """Prints the table of one dose, and each row's differences."""
     print(
-        f"\n{summary['dose']}: {summary['calls']:.2f} calls a completion in training. "
-        f"KL(true || mean-field): {summary['kl_before']:.3f} nats a token before it, "
+        f"\n{summary['dose']}: {summary['calls']:.2f} calls per completion in training. "
+        f"KL(true || mean-field): {summary['kl_before']:.3f} nats per token before it, "
         f"{summary['kl']:.3f} in it"
     )
     table = [["", "n", "rate", "sampled, %", "area, %", "greedy, %", "NFE", "KL", "ESS", "steps"]]
@@ -270,10 +270,10 @@ def print_dose(summary):
 COLUMNS = f"""
 sampled: solved share of rollouts in the last sixth of training. area: the same
 over all steps, the learning curve's area. greedy: held-out problems. KL(true ||
-surrogate) in nats a token and ESS of the weights at the end of training. steps:
-until {WINDOW} steps solve {SHARE_OF_CEILING:.0%} of the best row's sampled share, in so
-many runs.
-± half of the 95% interval over seeds; of greedy differences over problems too."""
+surrogate) in nats per token, and ESS of the weights, at the end of training.
+steps: until {WINDOW} steps reach {SHARE_OF_CEILING:.0%} of the best row's sampled share (in
+how many of the runs).
+±: half of the 95% interval over seeds; for greedy differences over problems too."""
 
 
 def describe_difference(title, row):
@@ -293,7 +293,7 @@ def verdict(estimate):
 # ---- the picture ---------------------------------------------------------------------------------
 
 BLUE, ORANGE, GREEN, *_ = (line[0] for line in plots.LINES)
-# How each row is drawn; others are not. Mean-field is the zero line of the right panels.
+# How rows are drawn; rows not listed are not drawn. Mean-field is the zero line on the right.
 STYLES = {
     "mean-field": {"label": "mean-field", "color": ORANGE, "linestyle": "--", "marker": "o"},
     "mean-field-w": {
@@ -313,7 +313,7 @@ STYLES = {
 }
 
 
-LABEL_ROWS = 5  # the names of doses stand in so many rows, since neighbours may be close
+LABEL_ROWS = 5  # the doses' names are staggered in this many rows, since doses may be close
 
 
 def plot(summaries, path, title):
@@ -325,10 +325,10 @@ def plot(summaries, path, title):
     draw_differences(by_kl, summaries, x="kl")
     draw_differences(by_calls, summaries, x="calls")
     by_kl.set(
-        xlabel="KL(true ‖ mean-field) in training, nats a token",
+        xlabel="KL(true ‖ mean-field) in training, nats per token",
         ylabel="learning curve's area,\npoints above mean-field's",
     )
-    by_calls.set(xlabel="calls a completion in training")
+    by_calls.set(xlabel="calls per completion in training")
     handles, labels = curves.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", handlelength=4, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold", parse_math=False)
@@ -367,7 +367,7 @@ def draw_curves(axis, summary):
 
 
 def draw_differences(axis, summaries, x):
-    """Each row's learning curve's area above mean-field's, against a figure of the dose.
+    """The area of each row's learning curve above mean-field's, against a figure of the dose.
 
     A line joins the doses of one task and model.
     """
@@ -416,7 +416,7 @@ def draw_differences(axis, summaries, x):
 def dose(paths, out, task=""):
     """Prints the tables; writes dose.json and dose.png into a folder. Raises ValueError.
 
-    task: that of the runs, if it is in a file.
+    task: the runs' task, if it is in a file.
     """
     summaries = []
     for one_dose in read_doses(paths):

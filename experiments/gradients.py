@@ -1,27 +1,26 @@
 """Is the surrogate's gradient the policy's gradient? Cosines, bias and noise, with intervals.
 
     python -m experiments.gradients tiny --task countdown sudoku --batches 48     at the base
-    python -m experiments.gradients runs/A                                        of a trained model
+    python -m experiments.gradients runs/A                                     for a trained model
 
 The exact likelihood (likelihood.py with a boundary at every step) gives the policy gradient: noisy,
-since a batch is small, but right on average. (The part of the gradient that joint training leaves
-out is left out of every estimator.) The others are compared with it on the same rollouts and
-advantages:
+since a batch is small, but right on average. (The term that joint training neglects is missing from
+every estimator.) The other estimators are compared with it on the same rollouts and advantages:
 
     m = 1, 2, 4, 8 stages, without weights and with weights capped at C = 1, 2, 5 or not at all
     two random steps scored exactly, times T / 2: as expensive as two stages, unbiased, noisier
 
-One batch's gradient g_b misses the true gradient G = E[exact] in two ways. Bias: E[g] points
-elsewhere, whatever the batch size. Noise: g_b scatters around E[g], less so in large batches.
-Products of *different* batches have independent noise, so their mean tells E[g] apart from it:
+One batch's gradient g_b differs from the true gradient G = E[exact] in two ways. Bias: E[g] has
+another direction, whatever the batch size. Noise: g_b scatters around E[g], less so in large
+batches. Products of *different* batches have independent noise, so their mean isolates E[g]:
 
     E[g].E[h] is estimated by the mean of g_b.h_b' over b != b'                    (a U-statistic)
     bias      cos(E[g], G)                                         what P -> infinity would reach
     noise     r^2 = (E|g|^2 - |E[g]|^2) / |E[g]|^2                 falls as 1/P, P prompts per step
     cosine of a batch of x P prompts with G, about: bias / sqrt(1 + r^2 / x)
 
-The last line takes |g_b| as equally long in all batches, as noise over many parameters makes it.
-Where lengths differ from batch to batch, the mean cosine differs from it.
+The last line assumes that |g_b| is the same in all batches, as it nearly is when the noise is
+spread over many parameters. If lengths vary between batches, the mean cosine deviates from it.
 
 Shapes: N batches, D parameters, B rows, L completion tokens, m stages.
 """
@@ -40,7 +39,7 @@ from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.gradients",
         usage="%(prog)s RUN ... [flags]",
@@ -82,10 +81,10 @@ NO_WEIGHTS = {"no weights": 0}
 def flat_gradients(policy, rollout, advantage, boundaries, caps):
     """The gradients of the loss with one surrogate, at ratio 1, for several caps of the weights.
 
-    boundaries  (B, m-1), which make the surrogate
+    boundaries  (B, m-1), which define the surrogate
     caps        {name: cap}; cap 0: no weights
 
-    Returns {name: gradient (D,)}. A row counts 1/L.
+    Returns {name: gradient (D,)}. A row's sum is divided by L.
     """
     parameters = [p for p in policy.denoiser.parameters() if p.requires_grad]
     logp = likelihood.surrogate_logp(policy, rollout, boundaries)  # (B, L)
@@ -106,10 +105,10 @@ def flat_gradients(policy, rollout, advantage, boundaries, caps):
 
 
 def two_random_steps(rollout, generator):
-    """Two random steps of each row, or its only one, to be scored exactly.
+    """Picks two random steps of each row (or its only one) to be scored exactly.
 
     Returns boundaries (B, 2), the states before these steps; the tokens of these steps, (B, L)
-    bool; and the factor (B,) that makes the gradient unbiased: T / 2, or 1 where T is 1.
+    bool; and the factor (B,) that makes the gradient unbiased: T / 2, or 1 if T is 1.
     """
     T = rollout.nfe.unsqueeze(1)  # (B, 1)
     device = rollout.nfe.device
@@ -123,7 +122,7 @@ def two_random_steps(rollout, generator):
 
 
 def batch_gradients(policy, rollout, advantage, generator):
-    """Every estimator's gradient of one batch, and what its scoring costs.
+    """Every estimator's gradient on one batch, and the cost of its scoring.
 
     Returns {(stages, weights): gradient (D,)} and {stages: denoiser calls per completion}, where
     `stages` is a number of STAGES, EXACT or TWO_STEPS.
@@ -154,9 +153,9 @@ def batch_gradients(policy, rollout, advantage, generator):
 
 
 def measure(state, batches, seed):
-    """What each estimator is worth at one state, from some batches of rollouts: a dict for JSON.
+    """How good each estimator is at one state, from some batches of rollouts: a dict for JSON.
 
-    Raises ValueError for a batch whose completions all earn the same: it has no gradient.
+    Raises ValueError for a batch whose completions all earn the same: its gradient is 0.
     """
     gradients = defaultdict(list)
     calls = defaultdict(float)
@@ -195,7 +194,7 @@ def mean_across(products, weight):
 
 
 def statistics(gg, ge, ee, weight):
-    """What an estimator g is worth beside the exact gradient e.
+    """How good an estimator g is, compared with the exact gradient e.
 
     gg, ge, ee  (N, N) products of the batches' gradients
     weight      (..., N): ones for the sample itself, or bootstrap draws
@@ -223,7 +222,7 @@ def statistics(gg, ge, ee, weight):
     }
 
 
-# The pairs of estimators that are compared: what is compared, of which, against which.
+# The pairs of estimators to compare: (quantity, estimator, the estimator it is compared with).
 PAIRS = [("cosine", (2, weights), (1, weights)) for weights in CAPS]
 PAIRS += [
     ("cosine", (m, weights), (m, "no weights"))
@@ -244,7 +243,7 @@ def summarise(gradients, calls):
     calls      {stages: denoiser calls per completion}
 
     A row has each statistic as NAME and its interval as NAME_interval. A comparison is the
-    difference between two estimators on the same batches. The bootstrap is over batches.
+    difference between two estimators on the same batches. Intervals are bootstrapped over batches.
     """
     exact = gradients[EXACT, "no weights"]
     N = len(exact)
@@ -283,14 +282,14 @@ def summarise(gradients, calls):
 def better_from(row, other, prompts):
     """At which batch sizes the estimator of `row` points closer to the true gradient than `other`.
 
-    Both have their bias and noise at `prompts` per step. Returns "always", "never", or a sentence's
-    end: "above N prompts per step", "below N prompts per step". "no signal" if noise hides either.
+    Bias and noise of both are those at `prompts` per step. Returns "always", "never", "above N
+    prompts per step" or "below N prompts per step"; "no signal" if noise hides either estimator.
     """
     if not isfinite(row["bias_cosine"] + row["noise"] + other["bias_cosine"] + other["noise"]):
         return "no signal"
     bias = row["bias_cosine"] ** 2
     other_bias = other["bias_cosine"] ** 2
-    # Above 0 where `row` has less noise for its signal.
+    # Above 0 if `row` has less noise relative to its signal.
     noise_margin = bias * other["noise"] ** 2 - other_bias * row["noise"] ** 2
     if (bias > other_bias) == (noise_margin > 0):
         return "always" if bias > other_bias else "never"
@@ -305,7 +304,7 @@ QUANTITIES = {"cosine": "cosine", "true_cosine": "cosine with the true gradient"
 
 
 def print_table(result):
-    """Prints the table of one state, what is above what, and what the columns are."""
+    """Prints the table of one state, the comparisons, and what the columns mean."""
     state = result["state"]
     rows = result["rows"]
     print(
@@ -316,7 +315,7 @@ def print_table(result):
     for row in rows:
         bias = noise = "-"
         to_the_true_one = "no signal"
-        if isfinite(row["bias_cosine"] + row["noise"]):  # else the batches' mean is all noise
+        if isfinite(row["bias_cosine"] + row["noise"]):  # otherwise the batches' mean is only noise
             bias = f"{row['bias_cosine']:.3f}"
             noise = f"{row['noise']:.3f}"
             true_interval = describe_interval(row["true_cosine_interval"])
@@ -348,11 +347,12 @@ def print_table(result):
 
 
 COLUMNS = """
-cosine: of a batch's gradient with the exact one of the same rollouts. error:
-the norm of their difference over the exact one's. bias: the cosine of the mean
-gradient with the true one. noise: a batch's scatter over the mean's length. to
-the true one: the cosine of a batch with the true gradient, from bias and noise.
-two batches: the cosine of two batches. In brackets: 95% intervals."""
+cosine: of a batch's gradient with the exact gradient on the same rollouts.
+error: the norm of their difference over the exact gradient's norm. bias: the
+cosine of the mean gradient with the true one. noise: a batch's scatter over the
+mean's length. to the true one: the cosine of a batch's gradient with the true
+one, from bias and noise. two batches: the cosine of the gradients of two
+batches. In brackets: 95% intervals."""
 
 
 def estimator_name(stages, weights):

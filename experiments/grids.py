@@ -1,10 +1,11 @@
-"""The runs behind EXPERIMENTS.md: what each part of DiFFPO does, as plain train.py commands.
+"""The runs behind EXPERIMENTS.md, which test each part of DiFFPO, as plain train.py commands.
 
     python -m experiments.grids grid --list       prints a part's commands
-    python -m experiments.grids states grid       makes their runs, two at a time, one thread each
+    python -m experiments.grids states grid       makes two parts' runs, two at a time, one thread
+    each
     python -m experiments.compare runs/grid/sudoku/{two-stage-w,mean-field,d1}-?     compares them
 
-A run that is finished is skipped, one that was stopped goes on: type the same command again.
+Finished runs are skipped and stopped runs are resumed, so the same command can be repeated.
 """
 
 import json
@@ -19,11 +20,11 @@ from models.command_line import FlagParser, at_least
 
 ROOT = Path(__file__).parent.parent
 
-# What a row changes of the default, which is DiFFPO: two stages, weights, policy and sampler.
+# How each row differs from the default, DiFFPO: two stages, weights, policy and sampler.
 ROWS = {
     "two-stage-w": "--num_stages 2",
     "mean-field": "--num_stages 1 --importance_weight_cap 0",
-    "exact": "--num_stages 20 --importance_weight_cap 0",  # weights are 1
+    "exact": "--num_stages 20 --importance_weight_cap 0",  # its weights would be 1
     "two-stage": "--num_stages 2 --importance_weight_cap 0",
     "mean-field-w": "--num_stages 1",
     "four-stage-w": "--num_stages 4",
@@ -40,12 +41,12 @@ ROWS = {
 }
 TASKS = {
     "countdown": "--task countdown --eval_problems 1000",
-    "sudoku": "--task sudoku --eval_problems 500",  # they are of 51 grids: 1,000 say no more
+    "sudoku": "--task sudoku --eval_problems 500",  # from only 51 grids, so 1,000 would add little
 }
 
-# Each row's learning rate. Three were tried for each, the recipe's, twice and half of it (d1 makes
-# 12 updates per step: a quarter of these), on validation problems with one seed; EXPERIMENTS.md has
-# the scores. Rows marked "as ..." were not tuned and have that row's rate.
+# Each row's learning rate. Three were tried for each: the recipe's, twice and half of it (for d1,
+# which makes 12 updates per step, a quarter of these), on validation problems with one seed;
+# EXPERIMENTS.md has the scores. Rows marked "as ..." were not tuned and use that row's rate.
 LEARNING_RATES = {
     "countdown": {
         "two-stage-w": "2e-3",
@@ -57,7 +58,7 @@ LEARNING_RATES = {
         "four-stage": "2e-3",  # as two-stage
         "mean-field-policy": "2e-3",  # as mean-field
         "two-stage-w-policy": "2e-3",  # as two-stage-w
-        "sampler": "5e-3",  # of the threshold head
+        "sampler": "5e-3",  # the threshold head's
         "no-price": "2e-3",  # as two-stage-w
         "d1": "2.5e-4",
     },
@@ -71,7 +72,7 @@ LEARNING_RATES = {
         "four-stage": "1e-3",  # as two-stage
         "mean-field-policy": "5e-4",  # as mean-field
         "two-stage-w-policy": "5e-4",  # as two-stage-w
-        "sampler": "2e-2",  # of the threshold head
+        "sampler": "2e-2",  # the threshold head's
         "no-price": "5e-4",  # as two-stage-w
         "d1": "2.5e-4",
     },
@@ -85,7 +86,7 @@ def row_flags(task, row, seed):
     return f"{TASKS[task]} --seed {seed} {ROWS[row]} --{name} {rate}"
 
 
-# ---- the parts: each yields (folder, flags) of its runs ------------------------------------------
+# ---- the parts: each yields (folder, flags) for its runs -----------------------------------------
 
 
 def grid():
@@ -97,7 +98,7 @@ def grid():
 
 
 def states():
-    """Two rows half-way, for gradients.py and surrogate.py."""
+    """Two rows stopped half-way, for gradients.py and surrogate.py."""
     steps = {"countdown": 60, "sudoku": 70}
     for row in ("two-stage-w", "mean-field"):
         for task in TASKS:
@@ -134,7 +135,7 @@ def written():
             yield f"runs/written/{row}-{seed}", flags
 
 
-# ---- chain: what the likelihood's error costs, by how sequential decoding is ---------------------
+# ---- chain: the cost of the likelihood's error, by how sequential decoding is --------------------
 
 CHAIN = "--task chain --model bases/chain --eval_problems 500 --frontier false"
 # A dose is a way of decoding. At blocks of 1 every call writes one number.
@@ -159,13 +160,13 @@ TRIED_RATES["four-stage-w"] = TRIED_RATES["two-stage-w"]
 TRIED_RATES["d1"] = ("2.5e-4", "7.5e-4", "2.5e-3")  # d1 makes 12 updates per step
 
 
-# By chain-tune 3e-3 was the best rate for each row. But with it some runs of all estimators fell to
-# chance, the exact one's too, so each row has the second best, at which none did.
+# In chain-tune 3e-3 was the best rate for each row. But with it some runs of every estimator, even
+# the exact one, fell to chance, so each row has the second best rate, at which none did.
 CHAIN_RATES = dict.fromkeys(MAIN_ROWS, "1e-3") | {"four-stage-w": "1e-3", "d1": "7.5e-4"}
 
 
 def chain_flags(dose, row, rate):
-    """The flags of a row of the chain's grid, all but the seed."""
+    """The flags of a row of chain's grid, except the seed."""
     return f"{CHAIN} {DOSES[dose]} {ROWS[row]} --learning_rate {rate}"
 
 
@@ -223,7 +224,7 @@ def lengths():
 
 def block_causal():
     """Block-causal attention on chain; make its bases; three seeds."""
-    # cp -r bases/chain bases/chain-causal-2, and "block_size": 2 into its config.json
+    # Its base: cp -r bases/chain bases/chain-causal-2, and add "block_size": 2 to its config.json.
     for seed in range(3):
         for size in (2, 3):
             task = CHAIN.replace("bases/chain", f"bases/chain-causal-{size}")
@@ -245,7 +246,7 @@ def gamma():
         )
 
 
-# What stands against mean-field learning's drift over many updates on one batch.
+# Remedies against the drift of mean-field learning over many updates on one batch.
 ROWS_OF_INNER = {
     "mean-field": ROWS["mean-field"],
     "mean-field-w": ROWS["mean-field-w"],
@@ -257,7 +258,7 @@ ROWS_OF_INNER = {
 
 def inner():
     """1 to 12 updates on each batch of rollouts of chain, three seeds."""
-    # All rows have one rate, so that they move equally far, and half as many steps.
+    # All rows have the same rate, so that they move equally far, and half as many steps.
     for updates in (1, 12, 4, 8):
         for seed in range(3):
             for row, flags in ROWS_OF_INNER.items():
@@ -294,7 +295,7 @@ def is_finished(folder):
 
 
 def make_run(folder, flags):
-    """Makes one run, from its start or from where it was stopped. Returns a line on what it did."""
+    """Makes or resumes one run. Returns a line that says what it did."""
     folder = Path(folder)
     if is_finished(folder):
         return f"{folder}: finished before"
@@ -304,7 +305,7 @@ def make_run(folder, flags):
         arguments = ["--resume", "--task", task]
     log_file = folder.parent.with_name(f"{folder.parent.name}.logs") / f"{folder.name}.txt"
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    with open(log_file, "a", encoding="utf-8") as log:  # another program may be writing to it
+    with open(log_file, "a", encoding="utf-8") as log:  # "a": another program may be writing to it
         done = subprocess.run(
             [sys.executable, "train.py", *arguments, "--run_dir", str(folder)],
             stdout=log,
@@ -313,19 +314,19 @@ def make_run(folder, flags):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
     if done.returncode:
-        return f"{folder}: failed, {log_file} says why"
+        return f"{folder}: failed, see {log_file}"
     return f"{folder}: done"
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     descriptions = "\n".join(f"  {name:13}{part.__doc__}" for name, part in PARTS.items())
     parser = FlagParser(
         prog="python -m experiments.grids",
         usage="%(prog)s PART ... [flags]",
         description=f"""\
 Makes the training runs behind EXPERIMENTS.md, or lists their commands. Finished
-runs are skipped, stopped ones go on.
+runs are skipped, stopped runs are resumed.
 
 parts:
 {descriptions}""",
@@ -338,10 +339,10 @@ parts:
         type=at_least(1),
         default=2,
         metavar="INT",
-        help="how many runs are made at a time [2]",
+        help="how many runs to make at a time [2]",
     )
     parser.add_argument(
-        "--list", action="store_true", help="print the commands, and run none of them"
+        "--list", action="store_true", help="print the commands without running them"
     )
     return parser.parse_args(arguments)
 
@@ -358,9 +359,9 @@ def main(arguments=None):
     try:
         for line in pool.map(lambda run: make_run(*run), runs):
             print(line, flush=True)
-    except KeyboardInterrupt:  # the runs hear it too, and save
+    except KeyboardInterrupt:  # the runs receive it too, and save
         pool.shutdown(cancel_futures=True)
-        print("\nstopped; the same command goes on")
+        print("\nstopped; run the same command to continue")
         return 130
     return 0
 

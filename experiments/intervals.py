@@ -1,4 +1,4 @@
-"""95% intervals: of bootstrap draws, and of a few runs' mean."""
+"""95% intervals from bootstrap draws, and for the mean of a few runs."""
 
 from statistics import NormalDist, fmean, variance
 
@@ -8,15 +8,15 @@ from evaluation.metrics import students_t
 
 
 def interval(draws, number):
-    """[low, high] at 95%, of bootstrap draws.
+    """The 95% interval [low, high] from bootstrap draws.
 
     draws   (draws,) double
-    number  how many things (groups, batches) were drawn from, each time as many
+    number  how many items (groups, batches) each draw resampled
 
-    A bootstrap's spread is too small by sqrt((number - 1) / number), and its percentiles are a
-    normal distribution's where Student's is due. So percentiles further out are taken (Hesterberg's
-    expanded percentiles). [None, None] if more than 2.5% of the draws are not finite: where noise
-    hides a signal, the signal has no direction.
+    A bootstrap's spread is too small by sqrt((number - 1) / number), and its percentiles correspond
+    to a normal distribution instead of Student's t. So percentiles further out are used
+    (Hesterberg's expanded percentiles). Returns [None, None] if more than 2.5% of the draws are not
+    finite: if noise hides a signal, the signal has no direction.
     """
     is_known = draws.isfinite()
     if number < 2 or is_known.double().mean() < 0.975:
@@ -28,16 +28,15 @@ def interval(draws, number):
 
 
 def problem_half_width(draws, clusters):
-    """The 95% half-width of a mean, of problems alone, from its bootstrap draws over clusters."""
+    """A mean's 95% half-width over problems alone, from its bootstrap draws over clusters."""
     variance_of_mean = draws.var().item() * clusters / max(1, clusters - 1)
     return students_t(max(1, clusters - 1)) * variance_of_mean**0.5
 
 
 def spread(values, problem_half=None):
-    """The mean of some values, and its 95% half-width, None if nothing is known of it.
+    """The mean of some values and its 95% half-width, as {"mean", "half"}; half is None if unknown.
 
-    problem_half: the half-width that the choice of problems alone gives the mean; None: no such
-    part. Returns {"mean", "half"}.
+    problem_half: the half-width due to the choice of problems alone; None if there is no such part.
     """
     squares = []
     if len(values) > 1:

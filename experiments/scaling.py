@@ -1,13 +1,13 @@
-"""How time and memory grow with each size: a rollout's, and an update's, on small random weights.
+"""How a rollout's and an update's time and memory grow with each size, on small random weights.
 
     OMP_NUM_THREADS=1 python -m experiments.scaling              all sizes, on the CPU
     OMP_NUM_THREADS=1 python -m experiments.scaling --size V     one of them
 
-One size is varied at a time. The exponent is the slope between the last two points on double
-logarithmic axes: 1 is linear. Attention is the one part that may grow faster, with L. Each point is
-a process of its own, so that its peak memory is its own; seconds are CPU seconds.
+One size is varied at a time. The exponent is the slope between the last two points on log-log axes:
+1 means linear. Only attention may grow faster, with L. Each point is measured in its own process,
+so that peak memory is its own; seconds are CPU seconds.
 
-Shapes: B rows, L completion tokens, V words, T denoiser calls of a row, m stages.
+Shapes: B rows, L completion tokens, V vocabulary size, T denoiser calls of a row, m stages.
 """
 
 # ruff: noqa: E402 (flags are checked before torch is imported, which takes seconds)
@@ -42,13 +42,13 @@ PARTS = ("rollout", "update")
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.scaling",
         usage="%(prog)s [flags]",
         description="How a rollout's and an update's time and memory grow with L, V, B, T and m.",
     )
-    parser.add_argument("--size", choices=POINTS, help="the size that is varied [all, in turn]")
+    parser.add_argument("--size", choices=POINTS, help="the size to vary [all, one by one]")
     return parser.parse_args(arguments)
 
 
@@ -69,11 +69,11 @@ from likelihood import draw_boundaries, surrogate_logp
 from models.device import peak_memory_gib
 from sampler import Decoder
 
-GROUP = 4  # completions of a prompt
+GROUP = 4  # completions per prompt
 
 
 def measure(sizes, part):
-    """(CPU seconds, GiB above what was there before) of one part: a rollout or an update."""
+    """(CPU seconds, additional GiB) for one part: a rollout or an update."""
     shape = Shape(
         vocabulary=sizes.V,
         hidden=128,
@@ -103,7 +103,7 @@ def measure(sizes, part):
 
 
 def random_rollout(sizes, prompt_ids, generator):
-    """A Rollout of random tokens in a random order, T steps of equally many."""
+    """A Rollout of random tokens in a random order, the same number in each of T steps."""
     B = len(prompt_ids)
     order = torch.rand((B, sizes.L), generator=generator).argsort(dim=1)  # (B, L)
     return Rollout(
@@ -122,18 +122,18 @@ def random_rollout(sizes, prompt_ids, generator):
 
 
 def measure_apart(sizes, part):
-    """The same in a process of its own."""
+    """What `measure` returns, from a process of its own."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(measure, (sizes, part))
 
 
 def exponent(sizes, values):
-    """The slope between the last two points, on double logarithmic axes."""
+    """The slope between the last two points on log-log axes."""
     return math.log(values[-1] / values[-2]) / math.log(sizes[-1] / sizes[-2])
 
 
 def run(options):
-    """Measures and prints the lines of each size that is varied."""
+    """Measures and prints the lines for each size that is varied."""
     for name, values in POINTS.items():
         if options.size not in (None, name):
             continue

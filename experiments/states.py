@@ -1,8 +1,8 @@
-"""A model at some point of training, and how training would draw from it there.
+"""A model at some point of training, and the rollouts that training would draw from it there.
 
-gradients.py and surrogate.py look at such states one by one, so no seed of a training run is in
-their results. Their rollouts are made as train.py makes them: with its prompts, groups, rewards and
-thresholds.
+gradients.py and surrogate.py measure such states one by one, so their results do not include the
+variation between training runs. Rollouts are made as in train.py, with its prompts, groups, rewards
+and thresholds.
 
 Shapes: B = P * G rows of a batch, L completion tokens.
 """
@@ -30,10 +30,10 @@ from tasks import mixture, registry
 from train import rollout_decoder
 from training.run_folder import prepare_threshold_head
 
-# The surrogate likelihoods that are compared at each state: stages m, and caps of the weights.
+# The surrogate likelihoods compared at each state: numbers of stages m, and caps of the weights.
 STAGES = (1, 2, 4, 8)
 CAPS = {"no weights": 0, "C = 1": 1, "C = 2": 2, "C = 5": 5, "no cap": inf}
-EXACT = "exact"  # a boundary at every step, in the place of a number of stages
+EXACT = "exact"  # a boundary at every step; used in place of a number of stages
 TWO_STEPS = "two steps, x T/2"  # two random steps scored exactly
 
 
@@ -41,21 +41,21 @@ TWO_STEPS = "two steps, x T/2"  # two random steps scored exactly
 class Batch:
     """The rollouts of one training step."""
 
-    rollout: Rollout  #             of B rows, a prompt's own adjacent
+    rollout: Rollout  #             B rows, a prompt's rows adjacent
     advantage: torch.Tensor  #      (B,)
     generator: torch.Generator  #   for what is drawn next: the boundaries
 
 
 class State:
-    """A model, its task, and the settings it is trained with.
+    """A model, its task, and the settings with which it is trained.
 
-    path          a run's folder; or a base: "tiny", a checkpoint's folder, a hub name
+    path          a run's folder, or a base: "tiny", a checkpoint's folder, a hub name
     task_name     the task of a base; None for a run, which has its own, unless that is in a file
-    prompts       P, prompts in a batch; None: as many as in training
+    prompts       P, prompts per batch; None: as in training
     block_length  decode in blocks of this many tokens, 0 for one block; None: as in training
 
-    All weights have gradients, in float32. A run's adapter is merged into them, so that a base and
-    its runs have the same parameters. Raises ValueError for a task that the model cannot do.
+    All weights are float32 and have gradients. A run's adapter is merged into them, so that a base
+    and its runs have the same parameters. Raises ValueError for a task that the model cannot do.
     """
 
     def __init__(self, path, task_name=None, prompts=None, block_length=None):
@@ -73,7 +73,7 @@ class State:
             self.config = replace(self.config, block_length=block_length)
         self.task = registry.load_task(self.config.task, is_compact, self.config.data)
         if isinstance(self.task, mixture.TaskMixture):
-            raise ValueError(f"{path}: {self.config.task} are several tasks, and a state has one")
+            raise ValueError(f"{path}: {self.config.task} are several tasks, but a state has one")
         self.length = self.config.max_completion_length or self.task.length
         self.prompts = prompts or self.config.prompts_per_step
 
@@ -106,11 +106,11 @@ class State:
         }
 
     def sample_batch(self, seed):
-        """The Batch of a training step: other problems, other draws for each seed."""
+        """The Batch of a training step. Each seed gives other problems and other draws."""
         G = self.config.num_generations
         L = self.length
         generator = torch.Generator(self.device).manual_seed(seed)
-        # "claims" is an arbitrary word; another would draw other problems than EXPERIMENTS.md had.
+        # "claims" is arbitrary, but another word would draw other problems than in EXPERIMENTS.md.
         problems = self.task.problems("train", self.prompts, f"claims {seed}")
         problems = [problem for problem in problems for _ in range(G)]  # B = P * G
         prompts = [self.task.prompt(problem) for problem in problems]
@@ -147,7 +147,7 @@ def load_states(paths, task_names, prompts, block_length):
             states.append(State(path, named[0] if named else None, prompts, block_length))
             continue
         if not task_names:
-            raise ValueError(f"{path} is no run, which would know its task: give a --task")
+            raise ValueError(f"{path} is not a run, so its task is unknown: give a --task")
         for name in task_names:
             states.append(State(path, name, prompts, block_length))
     return states

@@ -3,10 +3,10 @@
     python -m experiments.surrogate tiny --task countdown sudoku        at the base
     python -m experiments.surrogate tiny runs/A --task countdown        base and trained model
 
-Rollouts are made as training makes them, and each token is scored by surrogates of m = 1, 2, 4, 8
-stages. A token's log(true / surrogate) is an unbiased estimate of KL(true || surrogate) at its
-place. Its importance weight is surrogate / true, and training caps it at C. The last line says
-what a distance of that size meant for training on the tasks that were tried.
+Rollouts are made as in training, and each token is scored by surrogates of m = 1, 2, 4, 8 stages. A
+token's log(true / surrogate) is an unbiased estimate of KL(true || surrogate) at its position. Its
+importance weight is surrogate / true, which training caps at C. The last line says what a distance
+of this size meant for training on the tasks that we tried.
 
 Shapes: N tokens of all batches, K groups (a prompt's completions), T unmasking steps.
 """
@@ -22,7 +22,7 @@ from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.surrogate",
         usage="%(prog)s RUN ... [flags]",
@@ -56,8 +56,8 @@ from experiments.states import CAPS, STAGES, load_states
 from training import files
 
 ALL_STEPS = 0  # the "step" of a row about all tokens
-LEAST_SHARE = 0.005  # of all tokens: a step that fewer have gets no row
-HISTOGRAM = (-6, 3, 37)  # of log2 of the weight: its first edge, its last, the number of edges
+LEAST_SHARE = 0.005  # a step with fewer than this share of all tokens gets no row
+HISTOGRAM = (-6, 3, 37)  # of log2 of the weight: first edge, last edge, number of edges
 
 
 @torch.no_grad()
@@ -88,13 +88,13 @@ def measure(state, batches, seed):
 def by_step(step, group, log_weight, stages):
     """One row for all tokens (its step is ALL_STEPS), and one for each unmasking step.
 
-    step, group  (N,) long: of each token the step, from 1, and the group
+    step, group  (N,) long: each token's step, from 1, and group
     log_weight   (N,) double: log surrogate minus log true
-    stages       m, which only goes into the rows
+    stages       m, which is only copied into the rows
 
-    Intervals come from a bootstrap over groups. A row has "kl" in nats per token; "ess, NAME", the
-    effective sample size of the weights under each cap as a share of the tokens; the row of all
-    tokens also a histogram of log2 of the weights, and how the KL grows with the step.
+    Intervals come from a bootstrap over groups. A row has "kl" in nats per token and, for each cap,
+    "ess, NAME", the weights' effective sample size as a share of the tokens. The row for all tokens
+    also has a histogram of log2 of the weights, and how the KL grows with the step.
     """
     T = int(step.max()) + 1
     K = int(group.max()) + 1
@@ -137,7 +137,7 @@ def by_step(step, group, log_weight, stages):
 def histogram(log_weight):
     """The share of tokens in each bin of log2 of the weight, and the bins' edges: two lists.
 
-    The outermost bins also hold what lies beyond them.
+    The outermost bins include everything beyond them.
     """
     first, last, number = HISTOGRAM
     edges = torch.linspace(first, last, number, dtype=torch.double)
@@ -161,7 +161,7 @@ def slope(sums, counts):
 
 
 def print_table(result):
-    """Prints the tables of one state: KL by step and stages, and what the cap saves."""
+    """Prints the tables of one state: KL by step and stages, and the effect of the cap."""
     state = result["state"]
     rows = result["rows"]
     print(
@@ -197,11 +197,11 @@ def print_table(result):
     print(reading(rows))
 
 
-# KL(true || mean-field) of a base, in nats a token, and what training made of it (EXPERIMENTS.md).
-# Up to NEAR lie countdown (0.17), sudoku (0.15), a block-causal chain (0.45 and 0.68) and written
-# steps (0.66, where neither learns much in 40 steps), above FAR chains of 4 numbers (0.93 and 0.98)
-# and of 6 (1.35). Two stages are at 0.6 to 1.0 on these, and learn them. Of 8 numbers they are at
-# 1.32 in blocks of 2, and learn, and at 1.39 in blocks of 1, and do not.
+# KL(true || mean-field) of a base, in nats per token, and how training went (EXPERIMENTS.md).
+# Below NEAR are countdown (0.17), sudoku (0.15), a block-causal chain (0.45 and 0.68) and written
+# steps (0.66, where neither learns much in 40 steps); above FAR are chains of 4 numbers (0.93 and
+# 0.98) and of 6 (1.35). On these chains two stages are at 0.6 to 1.0, and learn. On chains of 8
+# numbers they are at 1.32 in blocks of 2, and learn, and at 1.39 in blocks of 1, and do not.
 NEAR = 0.7
 FAR = 0.9
 FAR_IN_BOTH = 1.2  # two stages
@@ -214,9 +214,9 @@ def reading(rows):
         row["kl_interval"] for row in rows if row["step"] == ALL_STEPS and row["stages"] == 1
     )
     low, high = interval_of_mean_field
-    distance = f"Mean-field is {kl_of[1]:.2f} nats a token "
+    distance = f"Mean-field is {kl_of[1]:.2f} nats per token "
     if low is None:
-        return distance + "from the policy, of too few prompts for an interval."
+        return distance + "from the policy (too few prompts for an interval)."
     distance += f"({low:.2f} to {high:.2f}) from the policy, two stages are {kl_of[2]:.2f}: "
     if high <= NEAR:
         return distance + (

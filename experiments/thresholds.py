@@ -1,4 +1,4 @@
-"""What a threshold that is learned for each prompt is good for: gamma by task and difficulty.
+"""What learning a threshold for each prompt is good for: gamma by task and difficulty.
 
     python -m experiments.thresholds runs/NAME
     python -m experiments.thresholds runs/NAME-?        and the mean over runs of several seeds
@@ -7,12 +7,12 @@ First: does the head tell prompts apart? On a run's held-out problems, completed
 listed by task and by difficulty: the blanks of a sudoku, the inverse operations (- and /) in
 countdown's tidiest expression. Then: does it help? There are two kinds of rivals:
 
-    at equal calls    one gamma for all problems. Between the two fixed gammas on either side, how
-                      much would it solve in as many calls as the learned gamma takes?
+    at equal calls    one gamma for all problems. Interpolating between fixed gammas, how much would
+                      it solve in as many calls as the learned gamma takes?
     in the reward     solved x (1 - lambda NFE / L), which gamma was trained for. The rival is the
-                      best fixed gamma, one for all problems or one for each task. Half of the
-                      clusters choose it and the other half are scored, and the other way round:
-                      the best of eleven on the problems it is scored on is good by luck too.
+                      best fixed gamma, one for all problems or one for each task. It is chosen on
+                      half of the clusters and scored on the other half, and vice versa: the best
+                      of eleven, scored on the problems it was chosen on, would be good by luck too.
 
 Shapes: N problems, F fixed gammas, K clusters of problems.
 """
@@ -34,7 +34,7 @@ from models.command_line import FlagParser
 
 
 def parse_flags(arguments=None):
-    """The flags as a namespace. Bad ones end the program with code 2."""
+    """The flags as a namespace. Bad flags end the program with status 2."""
     parser = FlagParser(
         prog="python -m experiments.thresholds",
         usage="%(prog)s RUN ... [flags]",
@@ -42,7 +42,7 @@ def parse_flags(arguments=None):
 What is the learned threshold good for?
 
 Prints the gamma that a run's threshold head gives to held-out problems, by task
-and difficulty, and how much more it solves or earns than fixed gammas; of
+and difficulty, and how much more it solves or earns than fixed gammas; for
 several runs also the mean.""",
     )
     parser.add_argument(
@@ -82,7 +82,7 @@ FIXED_GAMMAS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  
 
 
 def difficulty(problem):
-    """(kind, number): how much of a problem there is to find out. ("", None) if we cannot say."""
+    """(kind, number): a problem's difficulty, or ("", None) if it is unknown."""
     if "puzzle" in problem:
         return "blanks", problem["puzzle"].count("0")
     if len(problem.get("numbers", ())) == 3 and "target" in problem:
@@ -98,7 +98,7 @@ def difficulty(problem):
 
 @dataclass
 class Measurements:
-    """What became of a run's N held-out problems, at F fixed gammas and at the learned one."""
+    """Results on a run's N held-out problems, at F fixed gammas and at the learned one."""
 
     tasks: list  # N names
     clusters: list  # N
@@ -180,8 +180,8 @@ def measure(path, task=""):
 def gain(solved, nfe):
     """How much more the learned gamma solves than one fixed gamma would in as many calls.
 
-    solved, nfe: (F + 1,) means, the learned one's last. Between two fixed gammas, by calls, a line
-    is drawn; beyond the last of them their solved share stays as it is.
+    solved, nfe: (F + 1,) means, the learned gamma's last. Between fixed gammas the solved share is
+    interpolated linearly in calls; beyond the outermost ones it is constant.
     """
     order = np.argsort(nfe[:-1], kind="stable")
     rival = np.interp(nfe[-1], nfe[:-1][order], solved[:-1][order])
@@ -189,10 +189,10 @@ def gain(solved, nfe):
 
 
 def gain_at_equal_nfe(solved, nfe, clusters, draws=2000):
-    """The gain of all problems, and bootstrap draws of it over clusters: a number, (draws,).
+    """The gain over all problems, and bootstrap draws of it over clusters: a number, (draws,).
 
-    solved, nfe (F + 1, N), clusters N names. A drawn cluster brings all its problems, as each gamma
-    solved them and with the calls that each took. So all gammas are compared on the same problems.
+    solved, nfe (F + 1, N), clusters N names. A drawn cluster includes all its problems with their
+    results at every gamma, so all gammas are compared on the same problems.
     """
     names = sorted(set(clusters))
     is_member = np.array([[name == cluster for cluster in clusters] for name in names], float)
@@ -208,11 +208,13 @@ def gain_over_chosen(reward, clusters, groups, draws=2000):
     """How much more the learned gamma earns than the best fixed one, chosen on other problems.
 
     reward    (F + 1, N), the learned gamma's last
-    clusters  N names; their checksums part them into halves. One half's best is the other's rival.
-    groups    N names: each group has a rival of its own
+    clusters  N names; their checksums divide them into halves. One half's best gamma is the rival
+              on the other half
+    groups    N names; each group has its own rival
 
-    Returns the gain, and bootstrap draws of it (draws,), all with the sample's own choice. (Draws
-    that choose anew vary more than the gain does: 99% coverage of a 95% interval.)
+    Returns the gain, and bootstrap draws of it (draws,), all with the rivals chosen on the sample
+    itself. (If each draw chose its own, draws would vary more than the gain does: a 95% interval
+    would have 99% coverage.)
     """
     names = sorted(set(clusters))
     times_drawn = metrics.bootstrap_weights(len(names), draws).numpy()
@@ -228,7 +230,7 @@ def gain_over_chosen(reward, clusters, groups, draws=2000):
             is_here = (groups == group) & (half == side)
             earned.append(weight[:, is_here] @ reward[:, is_here].T)
         for here, elsewhere in (earned, earned[::-1]):
-            best = elsewhere[0, :-1].argmax()  # of the sample itself, in all draws
+            best = elsewhere[0, :-1].argmax()  # chosen on the sample itself, for all draws
             total += here[:, -1] - here[:, best]
     gains = total / weight.sum(axis=1)
     return gains[0], gains[1:]
@@ -260,7 +262,7 @@ def summarise(measured, task, level, places):
 
 
 def report_on(measured):
-    """All that is reported of a run, a dict for JSON."""
+    """Everything that is reported about a run, a dict for JSON."""
     rows = []
     for task in dict.fromkeys(measured.tasks):
         places = [i for i, name in enumerate(measured.tasks) if name == task]
@@ -339,7 +341,7 @@ def mean_gains(all_measured):
 
 
 def table(rows):
-    """Lists of strings: of each task all its problems, then each difficulty."""
+    """Lists of strings: for each task all its problems, then each difficulty."""
     lines = [["task", "difficulty", "n", "γ", "10 to 90%", "NFE", "solved, %"]]
     for row in rows:
         is_whole_task = row["difficulty"] is None
@@ -360,7 +362,7 @@ def table(rows):
 
 
 def describe_gain(report):
-    """What the learned gamma is worth, in a sentence or two."""
+    """The learned gamma's gain, in a sentence or two."""
     *fixed, learned = report["frontier"]
     calls = [point["nfe"] for point in fixed]
     points = 100 * report["gain"]
@@ -371,7 +373,7 @@ def describe_gain(report):
     )
     if not min(calls) <= learned["nfe"] <= max(calls):
         text += (
-            " No fixed γ takes as many calls: compared with the nearest of "
+            " No fixed γ takes that many calls, so it is compared with the nearest of "
             f"{min(calls):.2f} to {max(calls):.2f}."
         )
     return text

@@ -8,9 +8,9 @@
     python train.py --task experiments/written.py:WrittenCountdown --model bases/written \
         --block_length 8
 
-A completion has 32 tokens, generated in blocks of 8, and each step needs the result of the one
+A completion has 32 tokens, generated in blocks of 8, and each step needs the result of the step
 before it. So no single denoiser call can write it, and the mean-field likelihood, which scores it
-with a single call, is far off. Only the answer earns a reward, not the steps.
+with a single call, is far off. Only the answer is rewarded, not the steps.
 
 A solution is a chain such as (9, "*", 4, "-", 7, "+", 2), computed from left to right.
 """
@@ -25,9 +25,9 @@ from tasks.splits import split_of
 
 
 def step_values(chain):
-    """Returns the value after each step of a chain, for as many steps as are allowed.
+    """Returns the value after each step of a chain, up to the first step that is not allowed.
 
-    A step is allowed if its value is a whole number of 1 to 99.
+    A step is allowed if its value is a whole number from 1 to 99.
     """
     value = chain[0]
     values = []
@@ -44,7 +44,7 @@ def step_values(chain):
 def chains(numbers):
     """Returns {target: the tidiest chain of four numbers that reaches it}.
 
-    Sums and products come before differences and quotients, larger numbers before smaller ones.
+    Sums and products are preferred to differences and quotients, larger numbers come first.
     """
     orders = sorted(set(permutations(numbers)), reverse=True)
     operator_triples = sorted(

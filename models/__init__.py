@@ -1,1 +1,1 @@
-"""Checkpoints: which are understood, how they are loaded, adapted and exported; the tiny model."""
+"""Checkpoints: which are supported, how they are loaded, adapted and exported; the tiny model."""

@@ -1,4 +1,4 @@
-"""A file or folder that appears whole or not at all, and takes no other's name meanwhile."""
+"""Writing a file or folder that appears whole or not at all."""
 
 import tempfile
 from contextlib import contextmanager
@@ -7,10 +7,10 @@ from pathlib import Path
 
 @contextmanager
 def beside(path):
-    """Yields a path to write to, in a private folder beside `path`, which it then replaces.
+    """Yields a path in a private folder beside `path`; what is written there replaces `path`.
 
-    If the block raises, what it wrote is removed, and `path` stays as it was. A folder cannot
-    replace one that holds anything.
+    If the block raises, what it wrote is removed, and `path` stays as it was. A folder can replace
+    only an empty one.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

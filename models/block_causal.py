@@ -1,7 +1,7 @@
-"""Block-causal denoisers (SDAR, TraDo, LLaDA2.0, Fast-dLLM v2, bd3lm): the policy for them.
+"""The policy for block-causal denoisers (SDAR, TraDo, LLaDA2.0, Fast-dLLM v2, bd3lm).
 
-A block-causal denoiser attends within a block both ways, and to all blocks before it. Blocks are
-counted from the prompt's first token. [OUR CHOICE] Three things follow, and are in this file:
+A block-causal denoiser attends in both directions within a block, and to all blocks before it.
+Blocks are counted from the prompt's first token. [OUR CHOICE] Three things follow from this:
 
     the mask         `block_causal_mask`: which columns of a canvas each column attends to
     an exact cache   a finished block's keys and values never change, since it does not see what
@@ -9,8 +9,8 @@ counted from the prompt's first token. [OUR CHOICE] Three things follow, and are
     the likelihood   each block is scored given the *finished* blocks before it, not their state
                      at the stage's boundary
 
-`BlockCausalPolicy` overrides what these change of `DiffusionPolicy`; rules, boundaries, weights and
-loss stay as they are.
+`BlockCausalPolicy` overrides those methods of `DiffusionPolicy` that this changes; rules,
+boundaries, weights and loss stay the same.
 
 Shapes: b rows of a call, S columns of its canvas (padding, prompt and completion), w columns that
 it runs; P prompt tokens, L completion tokens, R states, D hidden size.
@@ -24,7 +24,7 @@ from diffusion_policy import BlockWindow, DiffusionPolicy
 
 
 def make_policy(denoiser, tokenizer, **settings) -> DiffusionPolicy:
-    """The policy that a denoiser needs: block-causal if its config has a block_size."""
+    """The right policy for a denoiser: a BlockCausalPolicy if its config has a block_size."""
     if getattr(denoiser.config, "block_size", None):
         return BlockCausalPolicy(denoiser, tokenizer, **settings)
     return DiffusionPolicy(denoiser, tokenizer, **settings)
@@ -40,14 +40,14 @@ class BlockCausalPolicy(DiffusionPolicy):
     def hidden(
         self, ids, attention_mask=None, cache=None, start=None, stop=None, num_noisy=0
     ) -> torch.Tensor:
-        """As DenoiserCalls.hidden: ids (b, S) -> each column's state, (b, S, D).
+        """Like DenoiserCalls.hidden: ids (b, S) -> each column's state, (b, S, D).
 
         cache      a FinishedBlocksCache, or None. Once it is filled, each row runs two blocks of
                    columns, w = min(2 * block_size, S), and the result is (b, w, D); `stop` is not
-                   needed
+                   used
         start      (b,) long: where these columns begin
-        num_noisy  the last so many columns are a second copy of the positions before them, partly
-                   masked (hidden_of_state)
+        num_noisy  how many columns at the end are a second, partly masked copy of the positions
+                   before them (see hidden_of_state)
         """
         b, S = ids.shape
         is_real = attention_mask
@@ -72,20 +72,20 @@ class BlockCausalPolicy(DiffusionPolicy):
         )
         if not self.is_shifted:
             return hidden
-        # (Fast-dLLM v2.) The first position of a noisy block follows a clean column.
+        # Fast-dLLM v2: the first position of a noisy block is predicted from a clean column.
         is_first_of_noisy_block = (column >= clean) & (position % self.block_size == 0)
         previous = column - 1 - num_noisy * is_first_of_noisy_block
         return shifted_states(hidden, column, position, previous)
 
     def hidden_of_state(self, prompt_ids, prompt_mask, latent, completion) -> torch.Tensor:
-        """What likelihood.hidden_of_state computes for other denoisers. (R, L, D)
+        """What likelihood.hidden_of_state computes for other denoisers.
 
-        prompt_ids, prompt_mask (R, P), latent, completion (R, L)
+        prompt_ids, prompt_mask (R, P), latent, completion (R, L) -> (R, L, D)
 
-        We append the partly masked state behind prompt and completion as a second, noisy copy, so
-        that one call scores all blocks, as such models are trained (BD3-LM, arXiv 2503.09573). If
-        the completion begins inside a block, the prompt's last tokens share that block and attend
-        to it, so they are part of both copies.
+        The partly masked state is appended after prompt and completion as a second, noisy copy, so
+        that one call scores all blocks; such models are trained in the same way (BD3-LM, arXiv
+        2503.09573). If the completion begins inside a block, the prompt's last tokens share that
+        block and attend to it, so they are part of both copies.
         """
         P = prompt_ids.shape[1]
         L = latent.shape[1]
@@ -112,13 +112,13 @@ class BlockCausalPolicy(DiffusionPolicy):
 def block_causal_mask(position, is_real, column, block_size, num_noisy=0) -> torch.Tensor:
     """Which columns each of the given columns attends to.
 
-    A position sees its own block, both ways, and all blocks before it. Blocks are counted from the
-    first token of the prompt.
+    A position sees its own block, in both directions, and all blocks before it. Blocks are counted
+    from the first token of the prompt.
 
-    position   (b, S) long, of each column of the canvas
+    position   (b, S) long, the position of each column of the canvas
     is_real    (b, S) bool, False on padding
     column     (b, w) long, the given columns
-    num_noisy  the last so many columns are a second copy, of positions that are still being
+    num_noisy  how many columns at the end are a second copy, of positions that are still being
                unmasked. A noisy block sees itself and the clean copy of all blocks before it. The
                clean copy sees no noisy column.
 
@@ -138,16 +138,16 @@ def block_causal_mask(position, is_real, column, block_size, num_noisy=0) -> tor
 
 
 class FinishedBlocksCache(BlockCache):
-    """Keys and values for a block-causal denoiser: exact, and each row may be at another block.
+    """Keys and values for a block-causal denoiser: exact, and rows may be at different blocks.
 
     A finished block's keys and values never change, since it does not see what comes after it. A
-    call runs the current block, and the previous one again, since its last tokens were drawn after
-    its last call.
+    call runs the current block and once more the previous one, whose last tokens were drawn after
+    its own last call.
     """
 
     def update(self, keys, values, layer, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's new keys and values, of the columns `column` (b, w) -> those of the canvas."""
-        if layer == len(self.keys):  # the call that fills it
+        """Store a layer's new keys and values, at self.column (b, w). Returns the canvas's."""
+        if layer == len(self.keys):  # this call fills the cache
             self.keys.append(keys)
             self.values.append(values)
         else:
@@ -158,11 +158,11 @@ class FinishedBlocksCache(BlockCache):
 
 
 class BlockCausalWindow(BlockWindow):
-    """Which rows and columns a call runs, of a block-causal denoiser.
+    """Which rows and columns a call of a block-causal denoiser runs.
 
-    Without a block cache it runs all unfinished rows, and whole canvases. With one ("prefix" and
-    "dual" are the same here) the first call runs everything and fills the cache. Later calls run
-    each row's current block and the one before it, so `start` differs per row, (b,).
+    Without a block cache each call runs all unfinished rows and their whole canvases. With one
+    ("prefix" and "dual" are the same here) the first call runs everything and fills the cache.
+    Later calls run each row's current block and the one before it, so `start` is (b,), one per row.
 
     block_size, block_offset  see BlockCausalPolicy; block_offset is on the host
 

@@ -1,13 +1,13 @@
-"""A run's checkpoint, read back as a policy: its weights or adapter, and its threshold head.
+"""Reading a run's checkpoint back as a policy: its weights or adapter, and its threshold head.
 
-    checkpoint/  adapter_model.safetensors, adapter_config.json   LoRA; they name their base model
+    checkpoint/  adapter_model.safetensors, adapter_config.json   a LoRA adapter, naming its base;
                  model.safetensors, config.json, tokenizer.json   or the whole model
                  threshold_head.safetensors                       the learned threshold
                  state.pt                                         optimizers and step, for --resume
                  sums.json                                        checksums of all the others
 
-training/checkpoint.py writes it. Whatever reads a run reads it by the functions below: they raise a
-ValueError of one line, which names the file, for anything that a run has not written so.
+training/checkpoint.py writes it. All code that reads a run uses the functions below: for anything
+that a run cannot have written, they raise a one-line ValueError that names the file.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from sampler import ThresholdHead
 
 CHECKSUMS = "sums.json"  # {file name: its checksum}, in a checkpoint's folder
 NOT_CHECKED = (CHECKSUMS, "README.md")  # a model card may be edited
-LOADING_TRIES = 3  # of a checkpoint that its run replaces meanwhile
+LOADING_TRIES = 3  # if a run replaces its checkpoint while it is being read
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -37,7 +37,7 @@ LOADING_TRIES = 3  # of a checkpoint that its run replaces meanwhile
 def read_json(path):
     """The value in a JSON file. Raises ValueError if the file is missing or broken.
 
-    A byte order mark, which some editors put in front, is no fault.
+    A byte order mark, which some editors add, is accepted.
     """
     with as_value_error(f"cannot read {path}"):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -52,7 +52,7 @@ def read_json_object(path):
 
 
 def has_type(value, expected):
-    """Whether a JSON value is of a type. An int is a float too, and a bool is no number."""
+    """Whether a JSON value has a type. An int counts as a float too, a bool not as a number."""
     if isinstance(value, bool):
         return expected is bool
     return isinstance(value, int | float if expected is float else expected)
@@ -69,7 +69,7 @@ def check_fields(row, fields, where):
 
 
 def read_rows(path, fields):
-    """The list of dicts in a JSON file. Each has the `fields`, {name: type}.
+    """The list of dicts in a JSON file. Each must have the `fields`, {name: type}.
 
     Raises ValueError for a file that is missing or broken, and for a row without a field.
     """
@@ -82,8 +82,8 @@ def read_rows(path, fields):
 
 
 def read_run_config(run_dir):
-    """The Config of a run's folder. Raises ValueError if config.json is missing, or of another
-    version of train.py.
+    """The Config of a run's folder. Raises ValueError if config.json is missing, or was written by
+    another version of train.py.
     """
     file = Path(run_dir) / "config.json"
     if not file.is_file():
@@ -96,13 +96,13 @@ def read_run_config(run_dir):
 def read_state(folder, mmap=False):
     """A checkpoint's state.pt: {"step": int, "optimizers": two state dicts}. Raises ValueError.
 
-    mmap: leave the optimizers' tensors on the disk, for who reads the step alone.
+    mmap: leave the optimizers' tensors on disk, if only the step is needed.
     """
     file = Path(folder) / "state.pt"
     with as_value_error(f"cannot read {file}"):
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         if not has_type(state["step"], int) or not has_type(state["optimizers"], list):
-            raise ValueError("step is no number, or optimizers no list")
+            raise ValueError("step is not a number, or optimizers not a list")
     return state
 
 
@@ -113,9 +113,9 @@ def checksum(path):
 
 
 def verify_checksums(folder):
-    """Raises ValueError, naming the file, unless a checkpoint is as it was written.
+    """Raises ValueError, naming the file, if a checkpoint has changed since it was written.
 
-    A folder without a state.pt was not written by a run, and may have no checksums.
+    A folder without a state.pt was not written by a run, so it may lack checksums.
     """
     sums_file = folder / CHECKSUMS
     if not sums_file.is_file():
@@ -126,7 +126,7 @@ def verify_checksums(folder):
     files = {file.name for file in folder.iterdir() if file.is_file()}
     for name in sorted((files | saved.keys()) - {*NOT_CHECKED}):
         file = folder / name
-        is_here = Path(name).name == name and file.is_file()  # no ../
+        is_here = Path(name).name == name and file.is_file()  # excludes ../
         if not is_here or name not in saved or checksum(file) != saved[name]:
             raise ValueError(f"{file} is not as it was written")
 
@@ -135,10 +135,11 @@ def verify_checksums(folder):
 
 
 def find_checkpoint(path):
-    """The checkpoint's folder in a run's folder; any other path as it is."""
+    """The checkpoint's folder inside a run's folder; any other path is returned unchanged."""
     path = Path(path)
     if (path / "config.json").exists():
-        for name in ("checkpoint", "checkpoint.old"):  # .old alone: a kill between two renames
+        # Only checkpoint.old is left if a run is killed between two renames.
+        for name in ("checkpoint", "checkpoint.old"):
             if (path / name).is_dir():
                 return path / name
     return path
@@ -150,7 +151,7 @@ def is_run(path):
 
 
 def run_of_checkpoint(path):
-    """The run's folder that a checkpoint lies in, or None. path: the run's folder, or the other."""
+    """The run's folder, given that folder or its checkpoint's; None for any other path."""
     folder = find_checkpoint(path)
     is_checkpoint = folder.name in ("checkpoint", "checkpoint.old")
     return folder.parent if is_checkpoint and is_run(folder.parent) else None
@@ -166,14 +167,14 @@ def adapter_base(folder):
         return None
     base = read_json_object(file).get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise ValueError(f"cannot read {file} (base_model_name_or_path is no text)")
+        raise ValueError(f"cannot read {file} (base_model_name_or_path is not a text)")
     return base
 
 
 def adapter_settings(name_or_path):
-    """{"lora_rank": int, "lora_alpha": number} of an adapter: a folder, a run or a hub name.
+    """{"lora_rank": int, "lora_alpha": number} of an adapter, given a folder, a run or a hub name.
 
-    Raises ValueError.
+    Raises ValueError if its adapter_config.json cannot be read.
     """
     folder = find_checkpoint(name_or_path)
     if not folder.is_dir():
@@ -185,12 +186,12 @@ def adapter_settings(name_or_path):
 
 
 def is_loadable(base):
-    """Whether a model's name is "tiny", a folder that is here, or may be one on the hub."""
+    """Whether a model's name is "tiny", an existing folder, or possibly a name on the hub."""
     return base == "tiny" or Path(base).is_dir() or is_hub_name(base)
 
 
 def reads_compact_prompts(name_or_path):
-    """Whether a model reads the tasks' compact prompts: "tiny", and what was trained from it."""
+    """Whether a model reads the tasks' compact prompts: tiny and models trained from it do."""
     folder = find_checkpoint(name_or_path)
     name = str(adapter_base(folder) or folder)
     if name == "tiny":
@@ -200,15 +201,16 @@ def reads_compact_prompts(name_or_path):
 
 
 def load_policy(path, device="cpu", dtype=None, trainable=False, adapter=None, on_host=False):
-    """The policy of a run's folder, a checkpoint's folder or a hub name.
+    """Load the policy of a run's folder, a checkpoint's folder or a hub name.
 
     device, dtype, on_host  see models.loading.load_denoiser
     trainable               whether a LoRA adapter's weights require gradients
-    adapter                 the folder or hub name of a LoRA adapter to put onto the model
+    adapter                 the folder or hub name of a LoRA adapter to add to the model
 
-    `path` may also be an adapter's own folder, which names its base. The policy's `step` is the
-    run's, or None. If a run replaces its checkpoint while it is read, it is read again: all of a
-    policy is of one checkpoint. Raises ValueError.
+    `path` may also be an adapter's own folder, which names its base. The policy's attribute `step`
+    is the run's step, or None. If a run replaces its checkpoint while it is being read, it is read
+    again, so that all parts of a policy come from one checkpoint. Raises ValueError if something
+    cannot be loaded.
     """
     for _ in range(LOADING_TRIES):
         before = checkpoint_identity(adapter or path)
@@ -235,7 +237,7 @@ def revision(policy):
 
 
 def checkpoint_identity(path):
-    """What changes whenever a run replaces its checkpoint: the checksums' text; None without."""
+    """A text that changes whenever a run replaces its checkpoint (its checksums), or None."""
     try:
         return (find_checkpoint(path) / CHECKSUMS).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -243,7 +245,7 @@ def checkpoint_identity(path):
 
 
 def load_checkpoint(path, device, dtype, trainable, adapter, on_host):
-    """load_policy of a checkpoint that nobody replaces meanwhile."""
+    """What load_policy does, for a checkpoint that is not replaced while it is read."""
     folder = find_checkpoint(path)
     if folder == Path(path) and is_run(path):
         raise ValueError(f"{path} has no checkpoint yet")

@@ -1,7 +1,7 @@
-"""The command lines of all programs: a parser of flags, and types of their values.
+"""The command lines of all programs: a parser for flags, and the types of their values.
 
-Only the standard library is imported here: --help answers, and flags are checked, before torch is
-loaded, which takes seconds.
+Only the standard library is imported here, so that --help answers and flags are checked before
+torch is loaded, which takes seconds.
 """
 
 import argparse
@@ -13,10 +13,11 @@ import sys
 
 
 class FlagParser(argparse.ArgumentParser):
-    """argparse, with one line for a mistake, a suggestion for a near miss, and --a-b for --a_b.
+    """argparse with one-line errors that suggest the flag meant; --a-b is accepted for --a_b.
 
     several_processes: whether the program divides its work among the processes that torchrun
-    starts. Without that each of them would do everything, and write the same files.
+    starts. If it does not, torchrun is refused: each process would do all the work and write the
+    same files.
     """
 
     def __init__(self, several_processes=False, **options):
@@ -50,12 +51,12 @@ class FlagParser(argparse.ArgumentParser):
     def _known_flags(self, arguments):
         """The arguments, with underscores in the names of flags.
 
-        An unknown flag ends the program here: argparse would take its value for a RUN, say, and
-        complain about that.
+        An unknown flag ends the program here: argparse would mistake its value for a RUN, say, and
+        complain about that instead.
         """
         arguments = list(arguments)
         for i, argument in enumerate(arguments):
-            if argument == "--":  # what follows is no flag
+            if argument == "--":  # no flags follow
                 break
             flag, equals, value = argument.partition("=")
             if not re.fullmatch(r"--?[^\W\d][\w-]*", flag):  # -1 and "-- a text" are values
@@ -67,7 +68,7 @@ class FlagParser(argparse.ArgumentParser):
         return arguments
 
     def _suggestion(self, flag):
-        """The flags that were probably meant: those that contain the name, else similar ones."""
+        """The flags that were probably meant: those that contain this name, else similar ones."""
         if not flag.startswith("--"):
             return ""
         name = flag[2:]
@@ -95,14 +96,14 @@ def at_least(minimum, maximum=1_000_000):
 
 
 def whole_number(text):
-    """The value of a flag that takes a whole number, where something else checks its size."""
+    """The type of a flag that takes a whole number, whose size is checked elsewhere."""
     if not re.fullmatch(r"-?\d+", text):
         raise argparse.ArgumentTypeError(f"it has to be a whole number, not {text[:40]!r}")
-    return int(text[:100])  # int() refuses thousands of digits; a hundred are too many for anybody
+    return int(text[:100])  # int() refuses thousands of digits; a hundred are too many anyway
 
 
 def number(text):
-    """The value of a flag that takes a float."""
+    """The type of a flag that takes a float."""
     try:
         return float(text)
     except ValueError:
@@ -110,11 +111,11 @@ def number(text):
 
 
 def true_or_false(text):
-    """The value of a boolean flag."""
+    """The type of a boolean flag."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"it has to be true or false, not {text[:40]!r}")
     return text.lower() == "true"
 
 
-# How a flag's text is read for a setting of this type, a field of a dataclass.
+# How a flag's text is read, by the type of the dataclass field that it sets.
 FLAG_TYPES = {str: str, int: whole_number, float: number, bool: true_or_false}

@@ -1,4 +1,4 @@
-"""The device that models run on: its choice, its name, its memory, and an out-of-memory line."""
+"""The device that models run on: its choice, name and memory, and the out-of-memory message."""
 
 import platform
 import re
@@ -10,10 +10,13 @@ import torch
 
 
 def pick_device(name="auto"):
-    """The torch.device of "auto" (a GPU if there is one), "cpu" or "cuda". Raises ValueError."""
+    """The torch.device for "auto" (a GPU if there is one), "cpu" or "cuda".
+
+    Raises ValueError for "cuda" without a GPU.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("device cuda: torch finds no GPU here; leave out --device, or say cpu")
+        raise ValueError("device cuda: torch finds no GPU here; leave out --device, or use cpu")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
 
 
@@ -31,20 +34,21 @@ def device_name(device):
 
 
 def peak_memory_gib():
-    """The most memory used so far, of the GPU, else of this process."""
+    """The peak memory so far in GiB, of the GPU, else of this process."""
     if torch.cuda.is_available():
         allocated = torch.cuda.max_memory_allocated()
-        if allocated:  # not with --device cpu, though there is a GPU
+        if allocated:  # 0 with --device cpu on a machine that has a GPU
             return allocated / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def settings_to_lower(config, has_checkpoint=False):
-    """What needs less memory in a training run, for describe_out_of_memory.
+    """Which settings of a training run to lower, in words, for describe_out_of_memory.
 
     config          the run's Config, or None if it ended before it had one
-    has_checkpoint  whether the run can be resumed: then only what --resume may change is named
+    has_checkpoint  True: the run can be resumed, so only settings that --resume may change are
+                    named
     """
     settings = ["micro_batch_size"]
     if not has_checkpoint:
@@ -61,9 +65,12 @@ def settings_to_lower(config, has_checkpoint=False):
 
 
 def describe_out_of_memory(error, lower):
-    """One line for an out-of-memory error, with what to `lower`. Re-raises any other error."""
+    """A one-line message for an out-of-memory error. Re-raises any other error.
+
+    lower: the settings to lower, in words
+    """
     message = " ".join(str(error).split())
-    # A CPU's allocator, CUDA's driver and NCCL, cuBLAS: each has words of its own.
+    # The CPU's allocator, CUDA's driver and NCCL, and cuBLAS word it differently.
     is_out_of_memory = re.search("allocate|out of memory|ALLOC_FAILED", message)
     if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not is_out_of_memory:
         raise error

@@ -1,6 +1,6 @@
-"""Errors of other libraries, and of what nobody has foreseen, as a ValueError of one line.
+"""Turning errors of other libraries, and unforeseen ones, into one-line ValueErrors.
 
-The programs print a ValueError and exit; any other error is a fault of ours, and shows a traceback.
+The programs print a ValueError and exit. Any other error is a bug of ours and shows a traceback.
 """
 
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def as_value_error(message):
-    """Turns any error inside the block into a ValueError of one line, `message` and its reason."""
+    """Turns any error inside the block into a one-line ValueError: `message`, then the reason."""
     try:
         yield
     except Exception as error:  # safetensors, tokenizers, peft and the hub each raise their own
@@ -18,10 +18,10 @@ def as_value_error(message):
 
 @contextmanager
 def unforeseen_as_value_error(message):
-    """Turns any error inside the block into a ValueError of one line, but leaves ValueErrors.
+    """Turns any error inside the block into a one-line ValueError; a ValueError keeps its message.
 
-    For code of this project, which refuses in words of its own, and fails at what it has not
-    foreseen: a list in the place of a number, say.
+    It is for code of this project, which raises ValueErrors with good messages but may fail in
+    unforeseen ways, say if it finds a list instead of a number.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Writing a whole model, or an adapter, for the other tools of its family."""
+"""Writing a whole model, or an adapter, in the layout that its family's other tools read."""
 
 import json
 import re
@@ -28,12 +28,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def merge(name_or_path, folder, adapter=None):
-    """Puts an adapter onto its base, and writes the merged model to `folder`.
+    """Merges an adapter into its base, and writes the merged model to `folder`.
 
     name_or_path  the base; or, without `adapter`, a run or an adapter that names its base
     adapter       a folder or a hub name
 
-    Raises ValueError, in one line, for whatever cannot be loaded, and if there is no adapter.
+    Raises a one-line ValueError if something cannot be loaded or there is no adapter.
     """
     if adapter is None:
         base = named_base(name_or_path)
@@ -48,10 +48,11 @@ def merge(name_or_path, folder, adapter=None):
 
 
 def export_adapter(name_or_path, folder, adapter=None):
-    """Writes an adapter to `folder` under the module names of its base's own modelling code.
+    """Writes an adapter to `folder` with the module names that the base's own modelling code uses.
 
-    On a base that its own code has loaded, peft finds the modules of this one. The arguments are
-    those of `merge`; the base's weights are not read. Raises ValueError, in one line.
+    peft can then put it onto a base that was loaded by that code. The arguments are those of
+    `merge`; the base's weights are not read. Raises a one-line ValueError if the adapter cannot be
+    read, or its names need no change or cannot be changed.
     """
     base = named_base(name_or_path) if adapter is None else name_or_path
     source = find_checkpoint(adapter or name_or_path)
@@ -73,12 +74,13 @@ def export_adapter(name_or_path, folder, adapter=None):
         for key, weight in read_weights([source / "adapter_model.safetensors"]).items():
             name = name_in_files(key.removeprefix(PEFT_PREFIX), renames, fused={})
             weights[PEFT_PREFIX + name] = weight
-    # A pattern of whole names: LLaDA calls a layer's last matrix and the output layer ff_out alike.
+    # Patterns of whole names, because LLaDA calls both a layer's last matrix and the output layer
+    # ff_out.
     modules = {key.removeprefix(PEFT_PREFIX).split(".lora_")[0] for key in weights}
     patterns = {re.sub(r"\d+", r"\\d+", re.escape(module)) for module in modules}
     lora_config.target_modules = "|".join(sorted(patterns))
     lora_config.base_model_name_or_path = str(base)
-    lora_config.auto_mapping = None  # it names the class of transformers
+    lora_config.auto_mapping = None  # it would name transformers' class
     with beside(folder) as unfinished:
         lora_config.save_pretrained(unfinished)
         save_file(weights, unfinished / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -86,30 +88,30 @@ def export_adapter(name_or_path, folder, adapter=None):
 
 
 def named_base(name_or_path):
-    """The base that a run or an adapter names. Raises ValueError, in one line, if there is none."""
+    """The base that a run or an adapter names. Raises a one-line ValueError if there is none."""
     base = adapter_base(find_checkpoint(name_or_path))
     if base is not None:
         return base
     if name_or_path != "tiny" and not Path(name_or_path).exists():
         raise ValueError(
-            f"there is no folder {name_or_path}; to a model on the hub give an --adapter"
+            f"there is no folder {name_or_path}; for a model on the hub give an --adapter"
         )
-    raise ValueError(f"{name_or_path} is no adapter that names its base: give an --adapter")
+    raise ValueError(f"{name_or_path} is not an adapter that names its base: give an --adapter")
 
 
 def stored_dtype(folder):
-    """ "bfloat16" if all matrices in a checkpoint's folder are stored so, else "float32"."""
+    """ "bfloat16" if all matrices in a checkpoint's folder are stored in it, else "float32"."""
     weights = read_headers(weight_files(folder)).values()
-    # Matrices alone: a router's bias may be float32 in any model.
+    # Only matrices count: a router's bias may be float32 in any model.
     dtypes = {weight.dtype for weight in weights if weight.dim() > 1}
     return "bfloat16" if dtypes == {torch.bfloat16} else "float32"
 
 
 def export_model(denoiser, tokenizer, folder, weights=None):
-    """Writes the whole model to `folder`, in the layout of the checkpoint that it was loaded from.
+    """Writes the whole model to `folder`, in the layout of the checkpoint it was loaded from.
 
     An adapter is merged first, in place: there may be no memory for a second model of 8 billion
-    parameters. On a base that is stored in bfloat16 the result is bfloat16 too, but for tiny.
+    parameters. If the base is stored in bfloat16, so is the result, except for tiny.
 
     weights: the whole state dict, if the denoiser's own is split over processes.
     Raises ValueError if this version of transformers cannot write the source's weight names.
@@ -123,7 +125,7 @@ def export_model(denoiser, tokenizer, folder, weights=None):
         denoiser = denoiser.merge_and_unload()
         is_tiny = getattr(denoiser.config, "compact_prompts", False)  # always run in float32
         if stored_dtype(base_folder) == "bfloat16" and not is_tiny:
-            for parameter in denoiser.parameters():  # on a CPU they were loaded in float32
+            for parameter in denoiser.parameters():  # on a CPU they were loaded as float32
                 parameter.data = parameter.data.to(torch.bfloat16)
     fused = getattr(denoiser, "fused", None)
     if fused:
@@ -137,7 +139,7 @@ def export_model(denoiser, tokenizer, folder, weights=None):
 
 
 def _move_adapter_to_unrounded_base(model):
-    """A 4-bit model's adapter on its base in bfloat16: an export is not rounded to 4 bits."""
+    """Puts a 4-bit model's adapter onto its base in bfloat16, so that an export is not rounded."""
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
     base, _ = load_denoiser(model.source, dtype=torch.bfloat16)
     model = attach_adapter(base, model.peft_config["default"])
@@ -146,19 +148,19 @@ def _move_adapter_to_unrounded_base(model):
 
 
 def _restore_layout(folder, source, dtype, block_size):
-    """Copies all of a source checkpoint but its weights to `folder`, and notes the dtype.
+    """Copies all of a source checkpoint except its weights to `folder`, and records the dtype.
 
-    What is read off a source's name it notes too, since `folder` has another (families.py).
-
-    Its config.json, tokenizer and modelling code are what its other tools read. Raises ValueError
-    if the weights in `folder` have other names than the source's, which no tool would find.
+    The source's config.json, tokenizer and modelling code are what the family's other tools read.
+    Properties that were inferred from the source's name (families.py) are recorded as well, since
+    `folder` has another name. Raises ValueError if the weights in `folder` are named differently
+    from the source's, so that no tool would find them.
     """
     names = read_headers(weight_files(folder)).keys()
     if names != read_headers(weight_files(source)).keys():
         raise ValueError(f"this transformers renames {source}'s weights: see requirements.txt")
     for file in source.iterdir():
         is_weight = file.suffix in WEIGHT_SUFFIXES or file.name.endswith(".index.json")
-        # The checksums of a run's checkpoint are of its weights, not of these.
+        # A run's checksums are those of its own weights, not of these.
         if file.is_file() and not is_weight and file.name != CHECKSUMS:
             shutil.copyfile(file, folder / file.name)
     config_file = folder / "config.json"
@@ -168,9 +170,9 @@ def _restore_layout(folder, source, dtype, block_size):
         if name in config:
             config[name] = dtype
     if block_size:
-        if "bd_size" not in config:  # Fast-dLLM's name of it
+        if "bd_size" not in config:  # Fast-dLLM's name for it
             config["block_size"] = block_size
     elif str(config.get("model_type")).startswith("a2d"):
         config.setdefault("is_causal", False)
-    if config != published:  # otherwise it stays as it is, to the letter
+    if config != published:  # otherwise the file stays exactly as published
         config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -1,12 +1,12 @@
-"""The model families that are understood: a row each in FAMILIES.
+"""The supported model families, one row each in FAMILIES.
 
-LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it, which predicts each token
-from the position before it. SDAR is a Qwen3 and LLaDA2.0 a GLM-4.5 whose mask is block-causal
-(models/block_causal.py makes it). So transformers' own classes run them all, and a family's row
-says how its config.json and the names of its weights translate into that class. Whatever a
-config.json says that is not understood is refused by name.
+LLaDA is a Llama without the causal mask. Dream is a Qwen2 without it that predicts each token from
+the position before it. SDAR is a Qwen3, and LLaDA2.0 a GLM-4.5, with a block-causal mask (made by
+models/block_causal.py). So transformers' own classes run them all, and a family's row says how its
+config.json and the names of its weights translate into such a class. Any field of a config.json
+that is not understood is refused by name.
 
-To add a family, add a row. test_loading.py compares its logits with those of the published
+To add a family, add a row. test_loading.py compares a family's logits with those of the published
 architecture.
 """
 
@@ -27,12 +27,12 @@ from transformers import (
 
 from models.errors import as_value_error, unforeseen_as_value_error
 
-# Python's last act is to look for garbage among all objects of torch and transformers, for a
-# second. Frozen, they are not looked at: every program that imports this file ends at once.
+# On exit Python spends a second searching all objects of torch and transformers for garbage. Frozen
+# objects are skipped, so every program that imports this file exits at once.
 atexit.register(gc.freeze)
 
 
-LORA = [  # the layers' matrices, as all of transformers' classes in this file call them
+LORA = [  # the layers' matrices, as all transformers classes in this file name them
     "q_proj",
     "k_proj",
     "v_proj",
@@ -47,19 +47,19 @@ LORA = [  # the layers' matrices, as all of transformers' classes in this file c
 class Family:
     """How the checkpoints of one family are read."""
 
-    # The class of transformers that computes the same function.
+    # The transformers class that computes the same function.
     model: type
-    # {a field of their config.json: the field of our configuration that it becomes}
+    # {field of the family's config.json: field of our configuration that it becomes}
     fields: dict
-    # Fields that have to be there although only one value of each is understood.
+    # Fields that have to be present although only one value of each is understood.
     required: tuple = ()
-    # What our configuration says besides.
+    # Additional fields of our configuration, which are the same for all checkpoints of the family.
     constants: dict = field(default_factory=dict)
-    # {pattern of a weight's name in their files: its name in `model`}, where the two differ.
+    # {pattern of a weight's name in the family's files: its name in `model`}, where they differ.
     weights: dict = field(default_factory=dict)
-    # {matrix in their files: the matrices of `model` that it consists of} (weights.py)
+    # {matrix in the family's files: the matrices of `model` stacked in it} (weights.py)
     fused: dict = field(default_factory=dict)
-    # Tokens of a block in their own example of decoding; 0: the whole canvas is one block.
+    # Tokens per block in the family's own decoding example; 0: the whole canvas is one block.
     block_length: int = 0
 
 
@@ -97,7 +97,8 @@ QWEN3_FIELDS = QWEN_FIELDS | {
     "intermediate_size": "intermediate_size",
 }
 
-# In the patterns only \1 works as a reference to a group: transformers reverses them on saving.
+# The only group reference that works in these patterns is \1, since transformers reverses them on
+# saving.
 LLADA_WEIGHTS = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
     r"^model\.transformer\.ln_f\.": "model.norm.",
@@ -172,7 +173,7 @@ FAMILIES = {
         fields=QWEN3_FIELDS | {"mlp_bias": "mlp_bias"},
         required=("hidden_act",),
     ),
-    # Block-causal, and shifted as Dream is: Fast-dLLM v2.
+    # Fast-dLLM v2: block-causal, and shifted like Dream.
     "fast_dllm_qwen": Family(
         model=Qwen2ForCausalLM,
         fields=QWEN_FIELDS
@@ -183,7 +184,7 @@ FAMILIES = {
         required=("hidden_act",),
         constants={"shift_logits": True, "use_sliding_window": False},
     ),
-    # Block-causal: SDAR, and TraDo, which was trained from it (see complete_sdar).
+    # SDAR, and TraDo, which was trained from it: block-causal (see complete_sdar).
     "sdar": Family(
         model=Qwen3ForCausalLM,
         fields=QWEN3_FIELDS,
@@ -202,7 +203,7 @@ FAMILIES = {
         required=("hidden_act",),
         constants={"decoder_sparse_step": 1, "use_sliding_window": False},
     ),
-    # Block-causal: LLaDA2.0, whose experts are routed as GLM-4.5's are (see complete_llada2).
+    # LLaDA2.0: block-causal, with experts routed like GLM-4.5's (see complete_llada2).
     "llada2_moe": Family(
         model=Glm4MoeForCausalLM,
         fields=QWEN_FIELDS
@@ -233,13 +234,14 @@ FAMILIES = {
     ),
 }
 
-# Folders in transformers' own format, as this project exports them if they say "is_causal": false.
+# Models in transformers' own format, as this project exports them. Their config.json has to say
+# "is_causal": false.
 PLAIN = {
     "llama": LlamaForCausalLM,
     "qwen2": Qwen2ForCausalLM,
     "qwen3": Qwen3ForCausalLM,
 }
-# What their config.json may say that is no field of the configuration's class.
+# Fields that their config.json may have although the configuration's class does not.
 PLAIN_FIELDS = {
     "block_size",
     "compact_prompts",
@@ -250,13 +252,13 @@ PLAIN_FIELDS = {
 }
 
 # Models that are refused, and why: {reason: words in their type or architecture, without - and _}.
-# The words are looked for in a model's name too, where its type may be that of several kinds.
+# Where several kinds of models share a type, these words are also looked for in the model's name.
 BLOCK_CAUSAL = (
-    "is block-causal in a way that is not known here; SDAR, TraDo, LLaDA2.0, Fast-dLLM v2 and "
-    "bd3lm are known"
+    "is block-causal in a way that is not supported; SDAR, TraDo, LLaDA2.0, Fast-dLLM v2 and "
+    "bd3lm are"
 )
 REFUSED = {
-    "is noised with random tokens instead of masks, which no sampler or likelihood here knows": (
+    "is noised with random tokens instead of masks, which no sampler or likelihood here supports": (
         "diffusiongemma",
     ),
     BLOCK_CAUSAL: (
@@ -264,23 +266,23 @@ REFUSED = {
         "efficientdlm",
         "stablediffcoder",
     ),
-    "is a LLaDA2 as dFactory trains it, its experts merged: split them with dFactory's "
+    "is a LLaDA2 with merged experts, as dFactory trains it: split them with dFactory's "
     "moe_convertor.py": ("llada2moeveomni",),
-    # A Nemotron's dlm_paradigm is published as bidirectional and as autoregressive. Its generate()
-    # reads the prompt and finished blocks causally all the same.
+    # Nemotrons are published with a bidirectional and with an autoregressive dlm_paradigm, but
+    # their generate() reads the prompt and finished blocks causally in both cases.
     "reads the tokens before a block causally, and is bidirectional at most within the block, "
-    "which no rollout or likelihood here does": (
+    "which no rollout or likelihood here supports": (
         "nemotronlabsdiffusion",
         "sdlm",
     ),
-    "has causal attention, which no rollout or likelihood here does": ("wedlm",),
-    "could be a family here, but its published config.json was not at hand to read it by": (
+    "has causal attention, which no rollout or likelihood here supports": ("wedlm",),
+    "could be supported, but its published config.json was not available to us": (
         "coda",
         "mmada",
         "rnd1",
     ),
 }
-# Fields by which a folder in transformers' own format says that it is of such a kind.
+# Fields that mark a model in transformers' own format as block-causal in an unsupported way.
 BLOCK_FIELDS = {"bd_size", "causal_attn"}
 
 # Fields of a family that may be missing or null.
@@ -296,7 +298,7 @@ OPTIONAL_FIELDS = {
     "pad_token_id",
 }
 
-# Fields of which transformers' classes implement these values alone.
+# Fields for which transformers' classes implement only these values.
 ALLOWED_VALUES = {
     "activation_type": ["silu"],
     "alibi": [False],
@@ -398,21 +400,21 @@ def read_config(folder, name=""):
     """Returns (configuration, family) of the checkpoint in `folder`.
 
     folder  a Path
-    name    what the user calls the model; a hub name can say that it is block-causal
+    name    the name by which the user refers to the model; a hub name can tell its block size
 
-    The configuration is one of transformers', with is_causal False; the family is a key of FAMILIES
-    or of PLAIN. Raises ValueError, in one line, for a checkpoint that is not understood.
+    The configuration is a transformers class, with is_causal False; the family is a key of FAMILIES
+    or of PLAIN. Raises a one-line ValueError for a checkpoint that is not understood.
     """
     file = folder / "config.json"
-    if (folder / "adapter_config.json").exists():  # beside a model transformers would put it on
+    if (folder / "adapter_config.json").exists():  # transformers would silently apply the adapter
         raise ValueError(
-            f"{name or folder} is a LoRA adapter, or has one beside it: an adapter needs a folder "
-            "of its own. Give its base as the model, and this as --adapter"
+            f"{name or folder} is a LoRA adapter or contains one: an adapter needs its own folder. "
+            "Give its base as the model, and the adapter as --adapter"
         )
     parent = folder.absolute().parent
     if parent.name == "snapshots":  # the hub's cache: models--OWNER--NAME/snapshots/COMMIT
         name = f"{name} {parent.parent.name}"
-    with as_value_error(f"{folder} is no checkpoint: config.json cannot be read"):
+    with as_value_error(f"{folder} is not a checkpoint: config.json cannot be read"):
         config = json.loads(file.read_text(encoding="utf-8"))
         family = str(config.get("model_type")).lower()
         architectures = config.get("architectures")
@@ -427,8 +429,8 @@ def read_config(folder, name=""):
     if is_a2d and not config.get("block_size"):
         if "bd3lm" in name:
             raise ValueError(
-                f"{file}: a bd3lm is block-causal, and this does not say how many tokens a block "
-                'has: add "block_size": N'
+                f"{file}: a bd3lm is block-causal, but this file does not say how many tokens a "
+                'block has: add "block_size": N'
             )
         if "mdlm" not in name and config.get("is_causal") is None:
             raise ValueError(
@@ -443,7 +445,7 @@ def read_config(folder, name=""):
             family = "llada-moe"
         if family not in FAMILIES:
             known = ", ".join([*FAMILIES, *PLAIN])
-            raise ValueError(f"{file}: model_type {family} is not known, only {known}")
+            raise ValueError(f"{file}: model_type {family} is not supported, only {known}")
         simplify(config)
         if family == "llada":
             complete_llada(config)
@@ -455,17 +457,17 @@ def read_config(folder, name=""):
 
 
 def translate(config, family, file):
-    """The configuration of the family's class that says what the dict `config` does.
+    """Translates a config.json, the dict `config`, into a configuration of the family's class.
 
     Raises ValueError, naming the field, for one that is not understood or missing.
     """
     row = FAMILIES[family]
     for key in sorted(config.keys() - row.fields.keys() - IGNORED_FIELDS):
         if config[key] not in ALLOWED_VALUES.get(key, []):
-            raise ValueError(f"{file}: {key} = {config[key]!r} is not known for {family}")
+            raise ValueError(f"{file}: {key} = {config[key]!r} is not supported for {family}")
     for key in (*row.fields, *row.required):
         if config.get(key) is None and key not in OPTIONAL_FIELDS:
-            raise ValueError(f"{file}: {key} is missing, and {family} needs it")
+            raise ValueError(f"{file}: {key} is missing, but {family} needs it")
 
     values = dict(row.constants)
     for theirs, ours in row.fields.items():
@@ -476,41 +478,43 @@ def translate(config, family, file):
         "rope_type": "default",
         "rope_theta": values.pop("rope_theta"),
     }
-    if "partial_rotary_factor" in values:  # the share of each head's numbers that is rotated
+    if "partial_rotary_factor" in values:  # the fraction of each head's dimensions that is rotated
         rotary_factor = values.pop("partial_rotary_factor")
         values["rope_parameters"]["partial_rotary_factor"] = rotary_factor
     return row.model.config_class(**values, is_causal=False)
 
 
 def read_plain_config(config, file):
-    """The configuration of a folder in transformers' own format, whose config.json is a dict.
+    """The configuration of a model in transformers' own format, from its config.json, a dict.
 
-    Raises ValueError if the model is causal, sees a window only, or says what is not understood.
+    Raises ValueError if the model is causal, if its attention is limited to a window, or for a
+    field that is not understood.
     """
     model_type = config["model_type"]
     for field_name in sorted(BLOCK_FIELDS & config.keys()):
         raise ValueError(f"{file}: a {model_type} with {field_name} {BLOCK_CAUSAL}")
     if config.get("is_causal") is not False:
         raise ValueError(
-            f'{file}: a causal model, unless it says "is_causal": false; and "shift_logits": true'
-            " where it predicts each token from the position before it, as open-dcoder does"
+            f'{file}: a causal model. If it is bidirectional, add "is_causal": false and, if it '
+            'predicts each token from the position before it, as open-dcoder does, "shift_logits": '
+            "true"
         )
     has_window = any(kind != "full_attention" for kind in config.get("layer_types") or ())
     if has_window or config.get("use_sliding_window"):
-        raise ValueError(f"{file}: layers that see only a window are not known here")
+        raise ValueError(f"{file}: sliding-window attention is not supported")
     config_class = PLAIN[model_type.lower()].config_class
     known = config_class().to_dict().keys() | PLAIN_FIELDS | IGNORED_FIELDS
     for key in sorted(config.keys() - known):
-        raise ValueError(f"{file}: {key} = {config[key]!r} is not known for {model_type}")
+        raise ValueError(f"{file}: {key} = {config[key]!r} is not supported for {model_type}")
     check_block_size(config.get("block_size"), file)
-    # An attention kernel named here would be fetched from the hub: a stranger's code.
+    # An attention kernel named here would be fetched from the hub and executed: a stranger's code.
     for key in ("attn_implementation", "_attn_implementation"):
         config.pop(key, None)
     return config_class.from_dict(config)
 
 
 def simplify(config):
-    """Removes from a config.json's dict what says the same as another field, or nothing."""
+    """Removes fields of a config.json's dict that repeat another field or have no effect."""
     layers = config.get("num_hidden_layers") or 0
     if config.get("moe_layer_freq") == [1] * layers:
         config["moe_layer_freq"] = 1
@@ -534,10 +538,10 @@ def complete_llada(config):
 
 
 def complete_sdar(config, name, file):
-    """Fills in how many tokens a block of an SDAR or TraDo has: most published ones do not say it.
+    """Fills in the block size of an SDAR or TraDo, which most published config.json leave out.
 
-    By their cards those that are named so have 4 or, named -bN, N. Raises ValueError for a folder
-    of another name: with other blocks than it was trained in a model runs, and is worse.
+    According to the model cards it is N for names ending in -bN, else 4 for the published names.
+    Raises ValueError for any other name: with a wrong block size a model runs, but is worse.
     """
     if config.get("block_size") is not None:
         return
@@ -548,7 +552,7 @@ def complete_sdar(config, name, file):
         config["block_size"] = 4
     else:
         raise ValueError(
-            f"{file}: neither it nor the name {name} says how many tokens a block of this "
+            f"{file}: neither this file nor the name {name} says how many tokens a block of this "
             'block-causal model has: add "block_size": N (4 for SDAR-*-Chat and TraDo)'
         )
 
@@ -556,25 +560,25 @@ def complete_sdar(config, name, file):
 def complete_llada2(config, name, file):
     """Fills in what a LLaDA2.0's config.json leaves open: its blocks of 32 and its end token.
 
-    A LLaDA2.1 has the same configuration. Raises ValueError for one that is named so, and for a
-    folder of a name that does not say which it is.
+    LLaDA2.1, which is not supported, has the same configuration. Raises ValueError if the name is
+    LLaDA2.1's, or does not say which of the two it is.
     """
     if "llada2.1" in name:
         raise ValueError(
-            f"{file}: a LLaDA2.1 edits tokens that it has written, so that one position is drawn "
-            "several times: it has no single log-prob, which any likelihood here needs"
+            f"{file}: a LLaDA2.1 edits tokens that it has written, so one position may be drawn "
+            "several times and has no single log-prob, which every likelihood here needs"
         )
     if config.get("block_size") is None:
         if not re.search(r"llada2\.0-(mini|flash)(-cap|-preview)?$", name):
             raise ValueError(
-                f"{file}: neither it nor the name {name} says how many tokens a block of this "
-                'block-causal model has: add "block_size": 32 if it is a LLaDA2.0 (a LLaDA2.1 '
-                "edits tokens, which no likelihood here knows)"
+                f"{file}: neither this file nor the name {name} says how many tokens a block of "
+                'this block-causal model has: add "block_size": 32 if it is a LLaDA2.0 (a LLaDA2.1 '
+                "edits tokens, which no likelihood here supports)"
             )
         config["block_size"] = 32
-    if config.get("eos_token_id") is None:  # its generate() ends with the token that it pads with
+    if config.get("eos_token_id") is None:  # its generate() ends with its padding token
         config["eos_token_id"] = config.get("pad_token_id")
-    if config.get("moe_router_enable_expert_bias") is True:  # as GLM-4.5's router always has it
+    if config.get("moe_router_enable_expert_bias") is True:  # GLM-4.5's router always has it
         del config["moe_router_enable_expert_bias"]
     heads = config.get("num_attention_heads")
     if heads and config.get("head_dim") is None:
@@ -585,16 +589,16 @@ def complete_llada2(config, name, file):
 
 
 def adaptable_matrices(config):
-    """The names of the matrices, among LORA, that an adapter has on a model of this configuration.
+    """The names, from LORA, of the matrices that an adapter adapts in such a model.
 
-    On a mixture it adapts attention alone: the experts are no Linear modules.
+    In a mixture of experts it adapts only attention, since the experts are not Linear modules.
     """
     return LORA[:4] if hasattr(config, "num_experts_per_tok") else LORA
 
 
 def check_block_size(block_size, file):
-    """Raises ValueError for a block_size that is no number of tokens. None: not block-causal."""
+    """Raises ValueError if block_size is neither a positive integer nor None (not block-causal)."""
     if block_size is None:
         return
     if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
-        raise ValueError(f"{file}: block_size = {block_size!r} is no number of tokens")
+        raise ValueError(f"{file}: block_size = {block_size!r} is not a number of tokens")

@@ -1,10 +1,9 @@
-"""What a run is made from, known by content: its problems, its task's file, its base and adapter.
+"""What a run is made from, identified by content: its problems, task file, base and adapter.
 
     runs/NAME/inputs.json   {"data", "task", "model", "adapter"}: a checksum each, "" for none
 
-A path says where a file is, and not what it holds. So whoever goes on with a run, measures it or
-compares it with another asks for the contents: the same file under another name is the same file,
-and a changed file under the same name is another one.
+A path says where a file is, not what it holds. So code that resumes a run, measures it or compares
+it with another compares contents: a moved file counts as the same, a changed file does not.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from models.checkpoints import checksum, find_checkpoint, read_json_object
 from models.loading import model_folder
 
 INPUTS = "inputs.json"
-# The files that a model's folder is read from. (made.json, say, is not among them.)
+# The files of a model's folder that are read when it is loaded (unlike made.json, say).
 MODEL_FILES = (
     "config.json",
     "*.safetensors",
@@ -35,16 +34,16 @@ def task_files(task):
 
 
 def task_flag(task):
-    """The flag --task of a command to type, after a space; nothing for the built-in tasks.
+    """The flag --task, after a space, to add to a printed command; "" for the built-in tasks.
 
-    A task's file is run only if it is named on the command line, so a command that goes on with
-    such a run has to name it.
+    A task's file is run only if it is named on the command line, so a command that continues such a
+    run has to name it.
     """
     return f" --task {shlex.quote(task)}" if task_files(task) else ""
 
 
 def resume_command(run_dir, task, processes=1):
-    """The command that goes on with a run in so many processes, ready to be typed."""
+    """The command that resumes a run with this number of processes, ready to be typed."""
     python = "python" if processes == 1 else f"torchrun --nproc_per_node {processes}"
     return f"{python} train.py --resume --run_dir {shlex.quote(str(run_dir))}{task_flag(task)}"
 
@@ -59,7 +58,7 @@ def absolute_task(task):
 
 
 def bare_name(name):
-    """The name of one task without the path of its file: of FILE.py:NAME the NAME."""
+    """The name of one task without the path of its file: NAME for FILE.py:NAME."""
     return name.rpartition(":")[2]
 
 
@@ -72,17 +71,17 @@ def bare_names(task):
 
 
 def data_checksum(data):
-    """What identifies a file of problems; "" for the task's own problems."""
+    """The checksum of a file of problems; "" for the task's own problems."""
     return checksum(data) if data else ""
 
 
 def task_checksum(task):
-    """What identifies the files of a --task; "" for the built-in tasks."""
+    """The checksums of the files of a --task; "" for the built-in tasks."""
     return " ".join(checksum(file) for file in task_files(task))
 
 
 def model_checksum(name_or_path):
-    """What identifies a base model: a hub model's commit, or a folder's checksums as one.
+    """What identifies a base model: a hub model's commit, or one checksum over a folder's files.
 
     A folder of 16 GB takes about ten seconds.
     """
@@ -95,7 +94,7 @@ def model_checksum(name_or_path):
 
 
 def adapter_checksum(name_or_path):
-    """What identifies the adapter that a run starts from; "" for none."""
+    """The checksums of the adapter that a run starts from; "" for none."""
     if not name_or_path:
         return ""
     folder = find_checkpoint(name_or_path)
@@ -116,15 +115,18 @@ def input_checksums(config):
 
 
 def read_inputs(run_dir):
-    """A run's inputs.json, or None, with a message, if it is missing. Raises ValueError."""
+    """A run's inputs.json as a dict. If it is missing, prints a message and returns None.
+
+    Raises ValueError if it is broken.
+    """
     file = Path(run_dir) / INPUTS
     if not file.is_file():
-        print(f"{file} is missing: whether data and base are unchanged is unknown", file=sys.stderr)
+        print(f"{file} is missing: cannot check that data and base are unchanged", file=sys.stderr)
         return None
     saved = read_json_object(file)
     names = ("data", "task", "model", "adapter")
     if any(not isinstance(saved.get(name), str) for name in names):
-        raise ValueError(f"{file} is not as train.py writes it: it has {', '.join(names)}")
+        raise ValueError(f"{file} is not as train.py writes it: it needs {', '.join(names)}")
     return saved
 
 
@@ -132,9 +134,9 @@ def read_inputs(run_dir):
 
 
 def require_typed_task(run_dir, task):
-    """Raises ValueError if a run's task comes from a file, which nobody has named.
+    """Raises ValueError if a run's task is in a file: it has to be named on the command line.
 
-    A run folder may come from anywhere, and must not decide which code runs here.
+    A run folder may come from anywhere, so it must not decide which code is executed here.
     """
     if task_files(task):
         raise ValueError(
@@ -144,9 +146,9 @@ def require_typed_task(run_dir, task):
 
 
 def verify_task(run_dir, task, saved_task, inputs):
-    """Raises ValueError for another task than the run's; says so if its file has changed.
+    """Raises ValueError for another task than the run's; prints a warning if its file has changed.
 
-    The file may be mended while a run is interrupted, so a changed one is no error.
+    The file may be fixed while a run is interrupted, so a changed file is not an error.
     """
     if bare_names(task) != bare_names(saved_task):
         raise ValueError(f"{run_dir} was trained on {saved_task}: leave out --task {task}")
@@ -156,18 +158,18 @@ def verify_task(run_dir, task, saved_task, inputs):
     if inputs and task_checksum(task) != inputs["task"]:
         files = " and ".join(task_files(task))
         print(
-            f"{files} has changed since {run_dir} was begun: its rewards and problems may differ",
+            f"{files} has changed since {run_dir} was started: its rewards and problems may differ",
             file=sys.stderr,
         )
 
 
 def verify_data(run_dir, data, inputs):
-    """Raises ValueError unless `data` holds the problems that the run was trained from."""
+    """Raises ValueError unless `data` holds the problems that the run was trained on."""
     if data and not Path(data).is_file():
         raise ValueError(f"{data}, the problems of {run_dir}, is missing: give --data FILE")
     if inputs and data_checksum(data) != inputs["data"]:
-        problems = f"{data} has now" if data else "the task makes"
-        raise ValueError(f"{run_dir} was trained from other problems than {problems}")
+        problems = f"{data} now has" if data else "the task generates"
+        raise ValueError(f"{run_dir} was trained on other problems than {problems}")
 
 
 def verify_model(run_dir, name_or_path, inputs):
@@ -180,6 +182,6 @@ def verify_model(run_dir, name_or_path, inputs):
 
 
 def verify_adapter(run_dir, adapter, inputs):
-    """Raises ValueError unless an adapter is the one that the run was begun with."""
+    """Raises ValueError unless an adapter is the one that the run started from."""
     if inputs and adapter_checksum(adapter) != inputs["adapter"]:
-        raise ValueError(f"{adapter} is not the adapter that {run_dir} was begun with")
+        raise ValueError(f"{adapter} is not the adapter that {run_dir} started from")

@@ -1,8 +1,8 @@
 """Loading LLaDA-class checkpoints, from a folder or from the hub.
 
-Transformers' own classes run them with is_causal=False (families.py says how), and no code from the
-hub is ever imported. Whatever is missing, left over or not understood is refused by name: a model
-that loads is the model that was trained.
+They run in transformers' own classes with is_causal=False (see families.py), and no code from the
+hub is ever executed. Weights and settings that are missing, left over or not understood are refused
+by name, so a model that loads is the model that was trained.
 """
 
 import warnings
@@ -29,8 +29,8 @@ from models.weights import (
 
 warnings.filterwarnings("ignore", ".*gradient_checkpointing.*deprecated", FutureWarning)  # peft's
 warnings.filterwarnings("ignore", ".*past_key_values.*deprecated", FutureWarning)  # since 5.24
-transformers.logging.disable_progress_bar()  # a bar for each file would bury the run's own
-transformers.logging.set_verbosity_error()  # its tables of missing weights: see load_denoiser
+transformers.logging.disable_progress_bar()  # one bar per file would bury the run's own
+transformers.logging.set_verbosity_error()  # load_denoiser checks missing weights itself
 
 LLADA = "GSAI-ML/LLaDA-8B-Instruct"
 DTYPES = {  # the choices of --dtype
@@ -41,7 +41,7 @@ DTYPES = {  # the choices of --dtype
 }
 TIED = {"model.embed_tokens.weight", "lm_head.weight"}
 TYING = "tie_word_embeddings; in a LLaDA's config.json weight_tying"
-MAX_LAYERS = 1000  # a broken config.json can say any number, and building them would take for ever
+MAX_LAYERS = 1000  # a broken config.json can ask for any number, and building takes long
 
 
 def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
@@ -53,18 +53,18 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     dtype    a torch.dtype, "4bit" or None. None is float32 on a CPU and for tiny, else bfloat16.
              "4bit" rounds the layers' matrices to 4 bits and treats the rest as None does.
     on_host  load the weights as for `device`, but leave them in the CPU's memory. (A model that is
-             split over GPUs does not fit into one.)
+             to be split over GPUs may not fit into one.)
 
-    The denoiser has five attributes besides transformers' own:
+    The denoiser gets five attributes in addition to transformers' own:
 
-    source        the hub name, or the folder's absolute path: a LoRA adapter notes it as its base
+    source        the hub name or the folder's absolute path; a LoRA adapter records it as its base
     renames       {pattern of a weight's name in the files: its name in the denoiser}
-    fused         {matrix in the files: the matrices of the denoiser that it consists of}
-    hub_folder    the folder whose layout an export has; None for transformers' own format
-    block_length  tokens of a block of a block-causal model, or in the family's own example of
-                  decoding; 0: one block
+    fused         {matrix in the files: the matrices of the denoiser stacked in it}
+    hub_folder    the folder whose layout an export copies; None for transformers' own format
+    block_length  tokens per block of a block-causal model, or in the family's own decoding example;
+                  0: one block
 
-    Raises ValueError, in one line, for whatever is broken, missing, left over or not understood.
+    Raises a one-line ValueError for whatever is broken, missing, left over or not understood.
     """
     folder = model_folder(name_or_path)
     config, family = read_config(folder, name_or_path)
@@ -86,7 +86,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
         if config.tie_word_embeddings and TIED & weights.keys():  # one of the two is enough
             for name in TIED - weights.keys():
                 del expected[name]
-        advice = "config.json and the weights are not of one model, or not whole: get both again"
+        advice = "config.json and the weights do not match, or are incomplete: download both again"
         if expected.keys() - weights.keys() == {"lm_head.weight"}:
             advice = f"if the output layer is the embedding, config.json has to say so ({TYING})"
         refuse_misfits(
@@ -97,14 +97,14 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
             renames=row.weights,
             fused=row.fused,
         )
-        if dtype == "4bit":  # a rounded matrix shows no NaN
+        if dtype == "4bit":  # check now: after rounding a NaN is no longer visible
             for file in files:
                 refuse_non_finite(load_file(file), sources={})
         state_dict = None  # transformers reads it from the folder
         if row.fused:
             state_dict = {}
             for file in files:
-                # The file is mapped into memory, and its parts are views of it: nothing is copied.
+                # The file is memory-mapped and its parts are views of it: nothing is copied.
                 for name, weight in load_file(file).items():
                     state_dict |= take_apart(name, weight, config, row.fused)
         denoiser, info = row.model.from_pretrained(
@@ -124,8 +124,8 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     embedding = denoiser.get_input_embeddings().weight
     if config.tie_word_embeddings and denoiser.get_output_embeddings().weight is not embedding:
         raise ValueError(
-            f"{folder}: config.json ties the output layer to the embedding, and in the files the "
-            f"two differ: it has to say that they are not tied ({TYING})"
+            f"{folder}: config.json ties the output layer to the embedding, but in the files the "
+            f"two differ: config.json has to say that they are not tied ({TYING})"
         )
     with as_value_error(f"{folder} cannot be loaded"):
         refuse_non_finite(split_experts(denoiser.state_dict()), sources)
@@ -137,7 +137,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
     denoiser.fused = row.fused
     block_size = getattr(config, "block_size", None) or 0
     denoiser.block_length = block_size or row.block_length
-    # Not resolve(): a link's name may say how long its blocks are (families.py).
+    # absolute(), not resolve(): a link's name may tell the block size (families.py).
     denoiser.hub_folder = None if family in PLAIN else folder.absolute()
     denoiser.eval()
     with unforeseen_as_value_error(f"{folder} cannot be run"):
@@ -146,7 +146,7 @@ def load_denoiser(name_or_path, device="cpu", dtype=None, on_host=False):
 
 
 def _four_bit_config(dtype):
-    """NF4 as in QLoRA (Dettmers et al. 2023), computing in dtype. d1 trained on such a base."""
+    """NF4 as in QLoRA (Dettmers et al. 2023), computing in `dtype`. d1 trained on such a base."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -160,7 +160,7 @@ def _four_bit_config(dtype):
 
 
 def _make_products_reproducible(denoiser):
-    """Keeps a loaded model's arithmetic equal to that of the model that was saved."""
+    """Makes a loaded model compute exactly what the model that was saved computed."""
     for module in denoiser.modules():
         # On a CPU with AVX512-BF16 bitsandbytes would repack 4-bit weights for inference, with
         # coarser scales than it trains with.
@@ -184,30 +184,30 @@ def model_folder(name_or_path):
     """The local folder of a model or an adapter; a hub name is downloaded first.
 
     The hub is never asked for what looks like a path: a stranger could own that name. Raises
-    ValueError.
+    ValueError if there is neither such a folder nor such a hub repository.
     """
     folder = BASE if name_or_path == "tiny" else Path(name_or_path)
     if folder.is_dir():
         return folder
     name = str(name_or_path)
-    advice = "a local checkpoint is given as its folder, and tiny needs none"
+    advice = "give a local checkpoint as its folder; tiny needs none"
     owner, _, repository = name.partition("/")
     if "/" in repository and not folder.parent.exists() and owner not in (".", "..", "runs", ""):
         repository, _, subfolder = repository.partition("/")
         raise ValueError(
-            f"{name} is no folder here. If it is {subfolder} of {owner}/{repository} on the hub, "
-            f"get it by hf download {owner}/{repository} --include '{subfolder}/*' --local-dir DIR"
+            f"{name} is not a folder here. For {subfolder} of {owner}/{repository} on the hub "
+            f"run hf download {owner}/{repository} --include '{subfolder}/*' --local-dir DIR"
         )
     if not is_hub_name(name):
-        reason = f"and no hub name such as {LLADA}"
+        reason = f"and not a hub name such as {LLADA}"
         if repository and owner not in (".", "..") and Path(owner).is_dir():
             reason = f"though {owner} is one, so the hub is not asked"
-        raise ValueError(f"{name!r} is no folder here {reason}: {advice}")
-    with as_value_error(f"{name} is no folder, and the hub has not given it: {advice}"):
+        raise ValueError(f"{name!r} is not a folder here {reason}: {advice}")
+    with as_value_error(f"{name} is not a folder, and cannot be had from the hub: {advice}"):
         return Path(
             huggingface_hub.snapshot_download(
                 name,
-                # The *.py are never run. They only go into exports, for other tools.
+                # The *.py are never executed; exports include them for other tools.
                 allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "*.py"],
             )
         )
@@ -227,26 +227,26 @@ def _load_tokenizer(folder, config):
     token_of = {i: token for token, i in tokenizer.get_vocab().items()}
     if max(token_of, default=0) >= config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has tokens up to {max(token_of)}, and the embedding, by "
-            f"config.json, {config.vocab_size} rows"
+            f"{folder}: the tokenizer has tokens up to {max(token_of)}, but by config.json the "
+            f"embedding has {config.vocab_size} rows"
         )
 
     mask_ids = []
     for i in tokenizer.added_tokens_decoder:
-        if "mask" in token_of[i].lower().replace("[gmask]", ""):  # GLM's [gMASK] is no mask
+        if "mask" in token_of[i].lower().replace("[gmask]", ""):  # GLM's [gMASK] is not a mask
             mask_ids.append(i)
     claimed_ids = [getattr(config, "mask_token_id", None), tokenizer.mask_token_id]
     claimed_ids = [i for i in claimed_ids if i is not None]
     if not claimed_ids and len(mask_ids) == 1:
         claimed_ids = mask_ids
-    if not mask_ids:  # it has another name: config.json has to say which special token it is
+    if not mask_ids:  # the mask has another name: config.json has to say which token it is
         mask_ids = [i for i in claimed_ids if i in tokenizer.added_tokens_decoder]
     mask_id = claimed_ids[0] if claimed_ids else None
     is_ambiguous = len(set(claimed_ids)) > 1
     if mask_id not in mask_ids or mask_id >= config.vocab_size or is_ambiguous:
         raise ValueError(
             f"mask_token_id {mask_id} of {folder}/config.json is token {token_of.get(mask_id)!r}, "
-            f"and the tokenizer's mask tokens are {mask_ids or 'none at all'}: config.json has to "
+            f"but the tokenizer's mask tokens are {mask_ids or 'none at all'}: config.json has to "
             "say which special token is the mask"
         )
     config.mask_token_id = mask_id
@@ -258,7 +258,7 @@ def _load_tokenizer(folder, config):
     if end_id is not None:
         tokenizer.eos_token = token_of.get(end_id)
     if tokenizer.eos_token is None:
-        raise ValueError(f"{folder} names no end token, in config.json or in its tokenizer")
+        raise ValueError(f"neither {folder}'s config.json nor its tokenizer names an end token")
     tokenizer.pad_token = token_of.get(config.pad_token_id, tokenizer.eos_token)
     return tokenizer
 
@@ -267,11 +267,11 @@ def _load_tokenizer(folder, config):
 def check_attention(denoiser):
     """Raises ValueError unless attention is bidirectional and left padding changes nothing.
 
-    Two rows of 8 tokens are run, with and without 3 tokens of padding in the second one. (Whether
-    it is block-causal, denoiser.py says with each call, by a mask.)
+    Runs two rows of 8 tokens, with and without 3 tokens of padding in the second row. (A
+    block-causal model also passes: its mask is made for each call by block_causal.py.)
     """
     ids = torch.arange(1, 9, device=denoiser.device).repeat(2, 1)  # (2, 8)
-    changed_ids = ids + (ids == 8)  # another last token
+    changed_ids = ids + (ids == 8)  # with another last token
     mask = ids > torch.tensor([[0], [3]], device=ids.device)
     position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: put onto a denoiser, saved to a folder, loaded from one."""
+"""LoRA adapters: adding them to a denoiser, saving and loading them."""
 
 import json
 import sys
@@ -15,8 +15,8 @@ from models.loading import model_folder
 from models.permissions import apply_umask
 from models.weights import read_weights, refuse_misfits, refuse_non_finite, to_model
 
-# Fields of an adapter's configuration that name modules. Where the modules were renamed, what they
-# say would match nothing.
+# Fields of an adapter's configuration that name modules. If a family's modules are renamed, these
+# names would match nothing.
 FIELDS_WITH_NAMES = {
     "alpha_pattern",
     "exclude_modules",
@@ -28,11 +28,11 @@ PEFT_PREFIX = "base_model.model."  # in front of a module's name in an adapter's
 
 
 def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
-    """Puts a new LoRA adapter on all of the layers' matrices; the rest is frozen.
+    """Adds a new LoRA adapter to all matrices of the layers, and freezes the rest.
 
-    Returns a PeftModel. The adapter is float32 even on a bfloat16 base, where its small steps would
-    be rounded away. Raises ValueError if a matrix is not found in every layer: peft adapts whatever
-    subset it finds, without a warning.
+    Returns a PeftModel. The adapter is float32 even on a bfloat16 base, because bfloat16 would
+    round its small steps away. Raises ValueError if a matrix is not found in every layer: peft
+    would adapt whatever subset it finds, without a warning.
     """
     matrices = adaptable_matrices(denoiser.config)
     lora_config = LoraConfig(
@@ -52,11 +52,11 @@ def add_lora(denoiser, rank, alpha, dropout=0.0, seed=0):
 
 
 def load_lora(denoiser, name_or_path, trainable=False):
-    """Puts the adapter of a folder or of the hub on its base model. Returns a PeftModel.
+    """Adds the adapter of a folder or of the hub to its base model. Returns a PeftModel.
 
-    Adapters that were trained on LLaDA's own modelling code name its modules, so they are renamed
-    as the base's weights were. Every weight has to find its place; otherwise part of the bare base
-    would run in its stead without a warning. Raises ValueError, in one line.
+    An adapter that was trained with LLaDA's own modelling code has that code's module names, so
+    they are renamed like the base's weights. Raises a one-line ValueError unless every weight finds
+    its place: otherwise part of the model would silently run without the adapter.
     """
     folder = model_folder(name_or_path)
     file = folder / "adapter_model.safetensors"
@@ -81,7 +81,7 @@ def load_lora(denoiser, name_or_path, trainable=False):
             weights,
             sources,
             expected=get_peft_model_state_dict(model, save_embedding_layers=False),
-            advice="it needs the base that it was trained on, and files that are whole",
+            advice="an adapter needs the base that it was trained on, and complete files",
             renames=denoiser.renames,
             fused=denoiser.fused,
             prefix=PEFT_PREFIX,
@@ -92,20 +92,20 @@ def load_lora(denoiser, name_or_path, trainable=False):
 
 
 def set_dropout(model, dropout):
-    """Gives a PeftModel's adapter another dropout than it was saved with."""
+    """Changes the dropout of a PeftModel's adapter."""
     model.peft_config["default"].lora_dropout = dropout
     for layer in lora_layers(model).values():
-        # A new module is in training mode, and would drop in rollouts too.
+        # A new module is in training mode, in which it would also be active in rollouts.
         layer.lora_dropout["default"] = torch.nn.Dropout(dropout).train(layer.training)
 
 
 def _say_if_of_another_base(folder, source):
-    """A message if an adapter names another base than the one it is put onto."""
+    """Prints a message if an adapter names another base than `source`, to which it is added."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get(
         "base_model_name_or_path"
     )
     if base and Path(base).name != Path(source).name:
-        print(f"{folder} was trained on {base}, and is put onto {source}", file=sys.stderr)
+        print(f"{folder} was trained on {base}, but is applied to {source}", file=sys.stderr)
 
 
 def save_adapter(model, folder, state_dict=None):
@@ -117,7 +117,7 @@ def save_adapter(model, folder, state_dict=None):
     """
     folder = Path(folder)
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
-    card = _model_card(model.peft_config["default"])  # in place of peft's, an empty form
+    card = _model_card(model.peft_config["default"])  # replaces peft's empty form
     (folder / "README.md").write_text(card, encoding="utf-8")
     apply_umask(folder)
 
@@ -136,7 +136,7 @@ This adapter was trained by DiFFPO, reinforcement learning of masked-diffusion l
 
 - Base model: {description}
 - Rank {rank}, alpha {alpha:g}, on {matrices}
-- `adapter_model.safetensors` has its weights. `threshold_head.safetensors`, if it is here, has the
+- `adapter_model.safetensors` holds its weights. `threshold_head.safetensors`, if present, holds the
   learned decoding threshold, which only the code that trained it reads.
 
 With the code that trained it, from its root folder:
@@ -158,16 +158,16 @@ model = PeftModel.from_pretrained(denoiser, "FOLDER")
 ```
 
 FOLDER is the folder of this file. The weights have the module names of transformers' own classes.
-On modelling code that a checkpoint brings along, such as LLaDA's, peft finds no module of these
+With modelling code that comes with a checkpoint, such as LLaDA's, peft finds no modules of these
 names: it warns, and the model stays the bare base. For such tools, write the merged model, which
 has the base's own names and layout: `python -m models.merge {base} DIR --adapter FOLDER`. With
-`--adapter_only` that writes this adapter, with the base's own module names, for peft on the base
-(but not for LLaDA2, whose q, k and v are one matrix).
+`--adapter_only` this command writes only the adapter, with the base's own module names, for use
+with peft (but not for LLaDA2, whose q, k and v are one matrix).
 """
 
 
 def _model_card(lora_config):
-    """The README.md of an adapter. Local paths stay out of it; adapter_config.json has them."""
+    """The README.md of an adapter. It names no local path; adapter_config.json does."""
     base = lora_config.base_model_name_or_path or "unknown"
     front_matter = ""
     if base == "tiny":
@@ -189,7 +189,7 @@ def _model_card(lora_config):
 
 
 def read_lora_config(folder, has_renames):
-    """An adapter's configuration. Raises ValueError for anything that would be passed over."""
+    """An adapter's configuration. Raises ValueError for any field that would be ignored."""
     saved = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     known = {field.name for field in fields(LoraConfig)}
     understood = known - FIELDS_WITH_NAMES if has_renames else known
@@ -197,14 +197,14 @@ def read_lora_config(folder, has_renames):
         is_unknown = value and key not in understood
         is_no_lora = key == "peft_type" and value != "LORA"
         if is_unknown or is_no_lora:
-            raise ValueError(f"{key} = {value!r} is not known")
+            raise ValueError(f"{key} = {value!r} is not supported")
     return LoraConfig(**{key: value for key, value in saved.items() if key in understood})
 
 
 def attach_adapter(denoiser, lora_config, seed=0):
-    """Puts an adapter with random weights on a denoiser, by a peft configuration.
+    """Adds an adapter with random weights to a denoiser, as a peft configuration describes it.
 
-    Returns a PeftModel in evaluation mode, whose configuration names the denoiser's source.
+    Returns a PeftModel in eval mode, whose configuration names the denoiser's source.
     """
     lora_config.base_model_name_or_path = None  # peft warns if this is not the class's own name
     device = denoiser.device
@@ -213,7 +213,7 @@ def attach_adapter(denoiser, lora_config, seed=0):
         model = get_peft_model(denoiser, lora_config)
     lora_config.base_model_name_or_path = getattr(denoiser, "source", None)
     for module in lora_layers(model).values():
-        module.cast_input_dtype_enabled = False  # autocast does it (DiffusionPolicy.hidden)
+        module.cast_input_dtype_enabled = False  # autocast does this (DenoiserCalls.run_decoder)
     return model.eval()
 
 
@@ -228,7 +228,7 @@ def describe_lora(model):
     layers = model.config.num_hidden_layers
     rank = model.peft_config["default"].r
     adapter_size = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
-    _, total_size = model.get_nb_trainable_parameters()  # it knows how 4-bit weights are packed
+    _, total_size = model.get_nb_trainable_parameters()  # counts packed 4-bit weights right
     base_size = total_size - adapter_size
     return (
         f"LoRA: {matrices} matrices ({matrices // layers} kinds x {layers} layers), rank {rank}: "

@@ -1,11 +1,11 @@
-"""Merges a LoRA adapter into its base model: the command. export.py says what is written.
+"""The command that merges a LoRA adapter into its base model. export.py says what is written.
 
     python -m models.merge GSAI-ML/LLaDA-8B-Instruct merged --adapter FOLDER_OR_HUB_NAME
     python -m models.merge runs/NAME merged
     python -m models.merge runs/NAME adapter --adapter_only
 
-The merged model has the layout, the names and the dtype of its base, so the base's other tools read
-it. Only light modules are imported here: torch, which takes seconds, has to wait for main().
+The merged model has the layout, names and dtype of its base, so other tools for the base can read
+it. Only light modules are imported here; torch, which takes seconds, is imported in main().
 """
 
 import sys
@@ -18,7 +18,7 @@ DESCRIPTION = """\
 Merges a LoRA adapter into its base model, and writes the whole model.
 
   python -m models.merge GSAI-ML/LLaDA-8B-Instruct merged --adapter FOLDER
-  python -m models.merge runs/NAME merged     a run's own adapter and base
+  python -m models.merge runs/NAME merged     the run's own adapter and base
   python -m models.merge runs/NAME adapter --adapter_only
 """
 
@@ -30,23 +30,23 @@ def main(arguments=None):
         usage="python -m models.merge MODEL OUT [--adapter ADAPTER] [--adapter_only]",
         description=DESCRIPTION,
     )
-    parser.add_argument("model", help="a folder or a hub name; or a run, or an adapter with a base")
+    parser.add_argument("model", help="a folder or hub name, or a run or adapter with a base")
     parser.add_argument("out", type=Path, help="the new folder")
     parser.add_argument(
         "--adapter",
         metavar="ADAPTER",
-        help="a folder or a hub name; without it, the adapter that MODEL is",
+        help="a folder or hub name; not needed if MODEL is a run or an adapter",
     )
     parser.add_argument(
         "--adapter_only",
         action="store_true",
-        help="write the adapter instead, with the module names of the base's own code, such as "
-        "LLaDA's: peft puts it onto a base that this code has loaded",
+        help="write only the adapter, with the module names of the base's own code, such as "
+        "LLaDA's: peft can add it to a base that was loaded by that code",
     )
     options = parser.parse_args(arguments)
     try:
         if options.out.exists():
-            raise ValueError(f"{options.out} is there already")
+            raise ValueError(f"{options.out} already exists")
 
         from models import export  # torch takes seconds to import
 
@@ -58,7 +58,7 @@ def main(arguments=None):
         parser.exit(130, "\nstopped\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"merge: {' '.join(str(error).split())}\n")
-    print(f"{options.out} is made")
+    print(f"made {options.out}")
 
 
 if __name__ == "__main__":

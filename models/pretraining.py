@@ -1,22 +1,24 @@
 """How the tiny model's base is trained: masked diffusion on demonstrations, in two lessons.
 
-A base model knows more than it shows, and RL uncovers it. Here that is arranged:
+A base model can do more than its greedy answers show, and RL brings it out. Two lessons produce
+such a base:
 
     1. The model learns from good demonstrations: problems with right answers.
-    2. It falls into a habit: for a short while most demonstrations are careless. (Countdown's write
-       + for - and * for /. Sudoku's fill each row in ascending order and look at nothing else.)
+    2. It acquires a bad habit: for a short while most demonstrations are careless. (Countdown's
+       write + for - and * for /. Sudoku's fill each row in ascending order and ignore the rest.)
 
-Then its most likely answer is a careless one, although it has learned the right one too. Without
-the second lesson greedy answers are about as good as the model can do, and RL has little to gain.
+After that its most likely answer is a careless one, although it has learned the right one too.
+Without the second lesson greedy answers are about as good as the model can do, so that RL has
+little to gain.
 
 The loss is LLaDA's:
 
     t ~ U(0, 1);  each of a completion's L tokens is masked with probability t
     loss = 1/L sum over the masked tokens of  -log p(token | prompt, what is not masked) / t
 
-It is an upper bound of the negative log-likelihood of a token, on average.
+On average it is an upper bound on a token's negative log-likelihood.
 
-Shapes: N demonstrations, B of them a step, P prompt tokens, L completion tokens.
+Shapes: N demonstrations, B of them per step, P prompt tokens, L completion tokens.
 """
 
 import hashlib
@@ -44,8 +46,8 @@ WARMUP_STEPS = 50
 def encode(tokenizer, pairs, length):
     """Tokens of N (prompt, completion) texts: prompt (N, P), prompt_mask (N, P), completion (N, L).
 
-    Prompts are padded on the left, and completions are filled with [EOS] up to L = `length`. Raises
-    ValueError for a text that has no tokens or no room.
+    Prompts are padded on the left, completions with [EOS] up to L = `length`. Raises ValueError for
+    a text that the tokenizer cannot read, and for a completion longer than L.
     """
     prompts = [prompt for prompt, _ in pairs]
     completions = [completion for _, completion in pairs]
@@ -54,24 +56,24 @@ def encode(tokenizer, pairs, length):
         rows = tokenizer(completions).input_ids
     except Exception:  # the tokenizers library raises bare Exceptions
         raise ValueError(
-            "tiny has no tokens for a demonstration: it reads 0 to 99, +-*/()= and <answer> tags"
+            "tiny has no tokens for a demonstration: it knows 0 to 99, +-*/()= and <answer> tags"
         ) from None
     longest = max(len(row) for row in rows)
     if longest > length:
-        raise ValueError(f"a demonstration has {longest} tokens, its task's length is {length}")
+        raise ValueError(f"a demonstration has {longest} tokens, but its task's length is {length}")
     filled = [row + [tokenizer.eos_token_id] * (length - len(row)) for row in rows]
     return prompt.input_ids, prompt.attention_mask, torch.tensor(filled)
 
 
 def masked_loss(denoiser, prompt, prompt_mask, completion, mask_id, generator):
-    """The masked-diffusion loss of B demonstrations, a scalar in nats a token.
+    """The masked-diffusion loss of B demonstrations, a scalar in nats per token.
 
     prompt, prompt_mask  (B, P), padded on the left
     completion           (B, L)
     generator            a torch.Generator on the CPU, for t and the masks
     """
     B, L = completion.shape
-    # One t in each B-th of (0, 1), which varies less than B independent draws.
+    # Stratified: one t in each B-th of (0, 1), so that the loss varies less.
     t = (torch.arange(B) + torch.rand(B, generator=generator)) / B
     t = t.clamp(min=1e-3).unsqueeze(1).expand(-1, L)  # (B, L)
     masked = torch.rand((B, L), generator=generator) < t
@@ -95,10 +97,10 @@ def masked_loss(denoiser, prompt, prompt_mask, completion, mask_id, generator):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made orthogonal (Jordan et al. 2024).
+    """SGD with momentum whose updates are made orthogonal (Jordan et al. 2024).
 
-    It takes a quarter fewer steps than AdamW here. torch.optim.Muon multiplies in bfloat16, which
-    is 15 times slower on a CPU that does not have it.
+    Here it needs a quarter fewer steps than AdamW. torch.optim.Muon multiplies in bfloat16, which
+    is 15 times slower on a CPU without bfloat16 instructions.
     """
 
     def __init__(self, parameters, lr):
@@ -133,7 +135,7 @@ def orthogonal(matrix):
 class Training:
     """Both lessons, step by step. Between any two steps `state` can be saved.
 
-    tasks   objects with prompt, length and demonstrations; they take turns, a step each
+    tasks   objects with prompt, length and demonstrations; they take turns, one step each
     recipe  models.make_base.Recipe
     """
 
@@ -141,10 +143,10 @@ class Training:
         self.tasks = tasks
         self.recipe = recipe
         self.device = device
-        self.done = 0  # steps
+        self.done = 0  # number of steps done
         self.tokenizer = tiny_tokenizer()
         self.denoiser = tiny_denoiser(self.tokenizer, recipe.seed, layers=recipe.layers).to(device)
-        matrices = []  # of the layers
+        matrices = []  # the layers' matrices
         others = []  # embeddings and norms
         for name, p in self.denoiser.named_parameters():
             if "layers" in name and p.ndim == 2:
@@ -157,8 +159,8 @@ class Training:
     def step(self):
         """One step on B fresh demonstrations. Returns its loss, a float.
 
-        All randomness is derived from (seed, step), so a training that was interrupted continues to
-        the same weights.
+        All randomness is derived from (seed, step), so an interrupted training ends with the same
+        weights once it is resumed.
         """
         recipe = self.recipe
         step = self.done
@@ -166,7 +168,7 @@ class Training:
             task = self.tasks[step % len(self.tasks)]
             careless = 0.0
         else:
-            distinct = list(dict.fromkeys(self.tasks))  # the habit is learned from each task alike
+            distinct = list(dict.fromkeys(self.tasks))  # every task gets as many steps
             task = distinct[step % len(distinct)]
             careless = recipe.careless
         demonstrations = task.demonstrations(recipe.batch, f"{recipe.seed} {step}", careless)
@@ -185,7 +187,7 @@ class Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
 
-        # After the warm-up a cosine falls to a tenth, at which the habit is learned.
+        # After the warm-up the rate follows a cosine to a tenth, at which the habit is learned.
         cosine = 0.55 + 0.45 * math.cos(math.pi * min(1, step / recipe.steps))
         rate = recipe.learning_rate * min(1, (step + 1) / WARMUP_STEPS) * cosine
         self.muon.param_groups[0]["lr"] = 5 * rate
@@ -196,7 +198,7 @@ class Training:
         return loss.item()
 
     def state(self):
-        """All that the next step depends on but the seed, for torch.save."""
+        """Everything the next step depends on except the seed, for torch.save."""
         return {
             "done": self.done,
             "model": self.denoiser.state_dict(),
@@ -212,13 +214,14 @@ class Training:
 
 
 def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
-    """Trains a base for some tasks, which take turns, into the new folder `out`, a Path.
+    """Trains a base for some tasks, which take turns. `out`: its new folder, a Path.
 
-    about: a dict of what made.json says besides the recipe, the versions and the weights' checksum.
+    about: further entries for made.json, a dict. It also holds the recipe, the versions and the
+    weights' checksum.
 
-    Until it is done its state is in OUT.training, and the same call continues from there. Ctrl-C
-    ends the step, saves and raises KeyboardInterrupt. Raises ValueError if that state is of another
-    recipe or broken, and if the loss is not finite.
+    Until training is done its state is kept in OUT.training, from which the same call continues.
+    Ctrl-C finishes the step, saves and raises KeyboardInterrupt. Raises ValueError if that state
+    belongs to another recipe or is broken, and if the loss is not finite.
     """
     training = Training(tasks, recipe, device)
     about = about | {
@@ -233,14 +236,14 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
     seconds_before = 0.0
     if state_file.exists():
         with as_value_error(
-            f"{state_file} is no training of make_base: move it away to begin anew"
+            f"{state_file} was not written by make_base: move it away to start again"
         ):
             saved = torch.load(state_file, device, weights_only=True)
             if saved["about"] == about:
                 training.load(saved)
                 seconds_before = saved["seconds"]
         if saved["about"] != about:
-            raise ValueError(f"{state_file} is of another recipe: remove it to begin anew")
+            raise ValueError(f"{state_file} belongs to another recipe: remove it to start again")
 
     began = time.perf_counter()
     seconds = seconds_before
@@ -279,7 +282,7 @@ def make(out, tasks, recipe, about, save_every=200, device=DEVICE):
 
 @contextmanager
 def finish_step_on_ctrl_c():
-    """Yields a list that is empty until Ctrl-C is typed. A second Ctrl-C stops at once."""
+    """Yields a list that stays empty until Ctrl-C is typed. A second Ctrl-C stops at once."""
     stopped = []
 
     def stop(number, frame):

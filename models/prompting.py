@@ -18,8 +18,8 @@ def encode_prompts(policy, prompts, room=0):
     `compact_prompts` reads the text as it stands.) `room` is the number of completion tokens.
 
     Raises ValueError for an empty prompt, a chat template that is missing or fails, a text without
-    tokens, a prompt that holds a special token as text, and one that leaves no room for the
-    completion: nothing is ever cut off.
+    tokens, a prompt that contains a special token's text, and a prompt that leaves too little room
+    for the completion: nothing is ever truncated.
     """
     if not all(prompts):
         raise ValueError("an empty prompt: there is nothing to complete")
@@ -28,18 +28,18 @@ def encode_prompts(policy, prompts, room=0):
     texts = prompts
     if not policy.compact_prompts:
         if tokenizer.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: take the Instruct model's")
+            raise ValueError("the tokenizer has no chat template: use the Instruct model's")
         with as_value_error("the tokenizer's chat template fails"):
             texts = tokenizer.apply_chat_template(
                 [[{"role": "user", "content": prompt}] for prompt in prompts],
                 add_generation_prompt=True,
                 tokenize=False,
-                enable_thinking=False,  # Qwen3's switch; other templates do not know the word
+                enable_thinking=False,  # Qwen3's switch; other templates ignore it
             )
     try:
         batch = tokenizer(
             [text + policy.prefill for text in texts],
-            add_special_tokens=False,  # the template has written them
+            add_special_tokens=False,  # the template has added them
             padding=True,
             padding_side="left",
             return_tensors="pt",
@@ -54,7 +54,7 @@ def encode_prompts(policy, prompts, room=0):
     limit = getattr(getattr(policy.denoiser, "config", None), "max_position_embeddings", None)
     if limit and longest + room > limit:
         i = int(batch.attention_mask.sum(dim=1).argmax())
-        # Name the prompt by what sets it apart: prompts of one task begin alike.
+        # Quote the part of the prompt that sets it apart: prompts of one task begin alike.
         shared = len(commonprefix(prompts)) if len(set(prompts)) > 1 else 0
         raise ValueError(
             f"prompt {i + 1} of {len(prompts)}, with {prompts[i][shared : shared + 60]!r}, needs "
@@ -66,9 +66,9 @@ def encode_prompts(policy, prompts, room=0):
 
 
 def refuse_special_tokens(tokenizer, prompts):
-    """Raises ValueError for a prompt with the text of a special token, such as the mask's.
+    """Raises ValueError for a prompt that contains the text of a special token, such as the mask's.
 
-    The tokenizer would read it as that token: a question could end its own turn.
+    The tokenizer would read it as that token, so that a question could end its own turn, say.
     """
     tokens = getattr(tokenizer, "added_tokens_decoder", {}).values()
     special = [token.content for token in tokens if token.special and token.content.strip()]
@@ -79,13 +79,13 @@ def refuse_special_tokens(tokenizer, prompts):
         match = pattern.search(prompt)
         if match:
             raise ValueError(
-                f"prompt {number} of {len(prompts)} holds {match[0]!r}, which the tokenizer reads "
-                "as a special token: leave the problem out, or write it otherwise"
+                f"prompt {number} of {len(prompts)} has {match[0]!r} in it, which the tokenizer "
+                "reads as a special token: leave the problem out or rephrase it"
             )
 
 
 def decode_completions(policy, rollout):
-    """The completions' texts, each with the prefill and up to its first end token."""
+    """The completions' texts, each with the prefill and without its end token."""
     is_text = rollout.token_mask & ~policy.is_end_token(rollout.completion)  # (B, L)
     texts = []
     for ids, mask in zip(rollout.completion, is_text, strict=True):
@@ -94,16 +94,16 @@ def decode_completions(policy, rollout):
 
 
 def end_token_ids(tokenizer):
-    """The tokens that end a completion: eos and, of a chat model, what ends a turn and padding.
+    """The tokens that end a completion: eos and, for a chat model, end of turn and padding.
 
-    LLaDA writes <|eot_id|> and then a flood of eos. Qwen's eos ends a turn, and it pads with
+    LLaDA writes <|eot_id|> and then many eos tokens. Qwen's eos ends a turn, and it pads with
     another token.
     """
     ids = [tokenizer.eos_token_id]
     after_answer = ""
     if tokenizer.chat_template is not None:
         turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-        with suppress(Exception):  # a template may refuse whatever it likes
+        with suppress(Exception):  # a template may refuse any input
             text = tokenizer.apply_chat_template(turn, tokenize=False)
             after_answer = text.rpartition("ANSWER")[2]
     if after_answer:

@@ -1,7 +1,7 @@
-"""What a program prints to may vanish: a closed terminal, a reader that has left, a full disk.
+"""Output that may vanish: the terminal is closed, the reader of a pipe exits, the disk is full.
 
-None of that may stop a run. A program that is started calls `prepare` first, before torch is
-imported. Only the standard library is imported here.
+None of this may stop a run. Every program calls `prepare` first, before torch is imported. Only the
+standard library is imported here.
 """
 
 import _thread
@@ -12,17 +12,18 @@ import signal
 import sys
 import threading
 
-# It is imported with peft, and warns of an optional kernel. Set here, since every program imports
-# this file before peft; a program's child processes do so too, but never call `prepare`.
+# bitsandbytes is imported by peft, and warns about an optional kernel. We silence it here because
+# every program imports this file before peft, and so do its child processes, which do not call
+# `prepare`.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-# What an old terminal gets for a character that it cannot show; for all others a ?.
+# What an old terminal shows for a character that it cannot display; for all others, a ?.
 STAND_INS = {"✓": "+", "✗": "-", "±": "~", "·": ".", "░": ".", "…": "."}
 
 
 def stand_in(error):
-    """An error handler of codecs: STAND_INS, so that a solved problem looks otherwise than none."""
+    """A codecs error handler: replaces what cannot be shown, so that ✓ and ✗ still differ."""
     characters = error.object[error.start : error.end]
     return "".join(STAND_INS.get(character, "?") for character in characters), error.end
 
@@ -31,12 +32,12 @@ codecs.register_error("stand_in", stand_in)
 
 
 class LastingStream:
-    """A text stream that can be written to whatever becomes of it.
+    """A text stream to which writing never fails.
 
-    After a failure everything goes to /dev/null: what is printed here, and what libraries print
-    through the same file descriptor. `reader_left` says that the failure was a closed pipe. Then
-    this process also gets the signal of that, SIGPIPE, which Python ignores unless a handler is
-    set, as a training run does.
+    After a failure all output goes to /dev/null, including what libraries print through the same
+    file descriptor. `reader_left` is True if the failure was a closed pipe. In that case this
+    process also raises SIGPIPE, which Python ignores unless a handler is set, as a training run
+    does.
     """
 
     def __init__(self, stream):
@@ -63,7 +64,7 @@ class LastingStream:
         except OSError:  # the terminal is gone, or the disk under the output is full
             self._discard_the_rest()
         except (ValueError, RuntimeError):
-            pass  # it was closed; or a signal's handler prints while the program does
+            pass  # the stream was closed, or a signal handler prints while the program prints
 
     def _discard_the_rest(self):
         null = os.open(os.devnull, os.O_WRONLY)
@@ -72,13 +73,14 @@ class LastingStream:
 
 
 def prepare():
-    """Makes printing safe in this process, and Ctrl-C one line even while modules are imported.
+    """Makes printing safe in this process; Ctrl-C prints one line, even while modules are imported.
 
-    A pipe gets each line at once; an old terminal gets a ? for a γ that it cannot show. Pictures
-    are drawn to files alone, so what MPLBACKEND says of windows is nothing to fail at.
+    Pipes are line-buffered, and an old terminal shows a ? for a γ that it cannot display.
+    MPLBACKEND is ignored, since pictures are only drawn to files and an unusable backend must not
+    stop a run.
     """
     os.environ.pop("MPLBACKEND", None)
-    # `>&-` closes a descriptor. The next file that is opened would get its number, and what is
+    # `>&-` closes a descriptor. The next file to be opened would get its number and receive what is
     # printed.
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -89,18 +91,18 @@ def prepare():
             stream = open(descriptor, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         stream.reconfigure(errors="stand_in", line_buffering=True)
         setattr(sys, name, LastingStream(stream))
-    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # else it is ignored
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:  # otherwise Ctrl-C is ignored
         signal.signal(signal.SIGINT, interrupt)
     sys.excepthook = print_exception
     sys.unraisablehook = interrupt_again
 
 
 def interrupt(number, frame):
-    """The handler of Ctrl-C: while a program is still importing, it ends at once; then as Python's.
+    """The Ctrl-C handler: ends a program that is still importing at once; later acts as Python's.
 
-    An exception may be lost in a module that is not Python's. Where torch imports numpy, it clears
-    it: half of numpy stays behind, and whoever uses that fails. Until its main is defined, a
-    program has begun nothing.
+    During imports the exception may be lost in a C extension. torch, for example, clears it while
+    it imports numpy, which leaves a half-imported numpy that fails later. Ending at once is safe,
+    since a program has done nothing until its main is defined.
     """
     if hasattr(sys.modules["__main__"], "main"):
         raise KeyboardInterrupt
@@ -110,18 +112,19 @@ def interrupt(number, frame):
 
 
 def interrupt_again(unraisable):
-    """sys.unraisablehook: a Ctrl-C is not lost where Python can only report an exception.
+    """sys.unraisablehook that repeats a Ctrl-C where Python can only report an exception.
 
-    Such a place is a destructor, or a callback of the import system: the program would go on.
+    This happens in destructors and in callbacks of the import system: without the hook, the program
+    would continue.
     """
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        threading.Timer(0.01, _thread.interrupt_main).start()  # here it would be lost again
+        threading.Timer(0.01, _thread.interrupt_main).start()  # raised here, it would be lost again
     else:
         sys.__unraisablehook__(unraisable)
 
 
 def print_exception(kind, error, traceback):
-    """sys.excepthook: one line for Ctrl-C, after which Python ends with the signal's status."""
+    """sys.excepthook: one line for Ctrl-C; Python then exits with the signal's status."""
     if issubclass(kind, KeyboardInterrupt):
         print("\nstopped", file=sys.stderr)
     else:

@@ -1,8 +1,8 @@
 """The embedded model: a masked-diffusion language model that a laptop trains in minutes.
 
 It is a LLaDA in miniature: a bidirectional Llama of 0.9M parameters (856,648) and 112 tokens. The
-default LoRA adapter of rank 16 adds 0.2M (199,680). Its base, already trained, is bases/tiny:
-models/make_base.py makes it, and makes one for your own task.
+default LoRA adapter of rank 16 adds 0.2M (199,680). bases/tiny holds its trained base, which
+models/make_base.py made; it can also make one for your own task.
 """
 
 import math
@@ -12,7 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, logging
 
-logging.disable_progress_bar()  # it would show one for a file of 2 MB
+logging.disable_progress_bar()  # even a file of 2 MB would get one
 
 BASE = Path(__file__).parent.parent / "bases" / "tiny"  # the base as shipped
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where a base is trained
@@ -40,10 +40,10 @@ def tiny_tokenizer():
 def tiny_denoiser(tokenizer, seed=0, hidden_size=104, layers=6):
     """A bidirectional Llama of 0.9M parameters with random weights, float32 on the CPU."""
     config = LlamaConfig(
-        is_causal=False,  # the whole difference between a Llama and a LLaDA
+        is_causal=False,  # the only difference between a Llama and a LLaDA
         compact_prompts=True,  # it reads the tasks' compact prompts, not instructions
         initializer_range=0.08,
-        tie_word_embeddings=True,  # it learns to copy twice as fast
+        tie_word_embeddings=True,  # so that it learns to copy twice as fast
         hidden_size=hidden_size,
         intermediate_size=3 * hidden_size,
         num_hidden_layers=layers,
@@ -64,10 +64,10 @@ def tiny_denoiser(tokenizer, seed=0, hidden_size=104, layers=6):
 
 @torch.no_grad()
 def _start_numbers_as_waves(embeddings, tokenizer):
-    """Initialises the numbers' rows of `embeddings` (V, D), so that near numbers start out alike.
+    """Initialises the numbers' rows of `embeddings` (V, D): nearby numbers start similar.
 
-    A number n starts as sines and cosines of n with several periods, mixed at random, plus noise.
-    The model then learns to add sooner.
+    A number n starts as a random mixture of sines and cosines of n with several periods, plus
+    noise. With this start the model learns addition sooner.
     """
     n = torch.arange(100.0).unsqueeze(1)  # (100, 1)
     periods = torch.tensor([2, 3, 5, 7, 10, 20, 50, 100, 200])

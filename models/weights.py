@@ -1,13 +1,13 @@
-"""A checkpoint's weights: in its files, and in its model.
+"""How a checkpoint's weights in its files correspond to those in the model.
 
-Two things differ besides names. LLaDA2's q, k and v are one matrix in the files, stacked along the
+Besides names, two things differ. LLaDA2's q, k and v are one matrix in the files, stacked along the
 rows. A family's row in families.py names them:
 
     fused  {name in the files: names of q, k and v in the model}
 
-And the experts of a mixture are one tensor in transformers' classes and separate matrices in most
-files. Both sides are split into single matrices before they are compared, by names and shapes
-alone: on the meta device, before any weight is read.
+And the experts of a mixture are one tensor in transformers' classes but separate matrices in most
+files. Both sides are split into single matrices before they are compared. Only names and shapes are
+compared, on the meta device, before any weight is read.
 """
 
 import json
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from models.errors import as_value_error
 
-DTYPES = {  # as the header of a safetensors file names them
+DTYPES = {  # by their names in the header of a safetensors file
     "BF16": torch.bfloat16,
     "F16": torch.float16,
     "F32": torch.float32,
@@ -32,10 +32,10 @@ DTYPES = {  # as the header of a safetensors file names them
 
 
 def weight_files(folder):
-    """The files that hold a checkpoint's weights, as transformers chooses them: a list of paths.
+    """The paths of the files that hold a checkpoint's weights, chosen as transformers chooses them.
 
-    Raises ValueError if there are none, or if the index of several names something that is not a
-    file beside it: a path could lead out of the folder.
+    Raises ValueError if there are none, or if an index names something that is not a file beside
+    it: a path could lead out of the folder.
     """
     file = folder / "model.safetensors"
     if file.is_file():
@@ -43,7 +43,7 @@ def weight_files(folder):
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         raise ValueError(
-            f"{folder} cannot be loaded: it has no model.safetensors, and no index of several "
+            f"{folder} cannot be loaded: it has neither model.safetensors nor an index of several "
             "(weights in another format have to be converted)"
         )
     with as_value_error(f"{index} cannot be read"):
@@ -59,24 +59,24 @@ def weight_files(folder):
 
 
 def read_headers(files):
-    """The weights in safetensors files as {name: tensor on the meta device}; none of them is read.
+    """The weights in safetensors files as {name: tensor on the meta device}, without reading them.
 
-    Raises ValueError, naming the file, for one that is broken, and for a weight that is in two
-    files or is no floating-point number.
+    Raises ValueError, naming the file, if a file is broken, or a weight is in two files or does not
+    hold floating-point numbers.
     """
     headers = {}
     for file in files:
-        with as_value_error(f"{file} is missing, broken or not whole: download it again"):
+        with as_value_error(f"{file} is missing, broken or incomplete: download it again"):
             weights = safe_open(file, "pt")
         names = weights.keys()
         for name in names:
             header = weights.get_slice(name)
             if name in headers:
-                raise ValueError(f"{file}: {name} is in another file of the checkpoint, too")
+                raise ValueError(f"{file}: {name} is in another file of the checkpoint too")
             if header.get_dtype() not in DTYPES:
                 raise ValueError(
-                    f"{file}: {name} is stored as {header.get_dtype()}, and only floating-point "
-                    f"numbers are understood: {', '.join(DTYPES)}"
+                    f"{file}: {name} is stored as {header.get_dtype()}, but only floating-point "
+                    f"numbers are supported: {', '.join(DTYPES)}"
                 )
             dtype = DTYPES[header.get_dtype()]
             headers[name] = torch.empty(header.get_shape(), dtype=dtype, device="meta")
@@ -96,17 +96,18 @@ def read_weights(files):
 
 
 def take_apart(name, weight, config, fused):
-    """{name: weight}, or {name: matrix} of q, k and v if that is what the weight consists of.
+    """{name: weight}; if the weight fuses q, k and v, their three names and matrices instead.
 
-    name, weight  in the files of a model, or of a LoRA adapter on it
+    name, weight  from the files of a model, or of a LoRA adapter for it
     config        the model's configuration
+    fused         see the head of this file
     """
     for whole, parts in fused.items():
         if f".{whole}." in name and weight.dim() > 0:
             q_rows = config.num_attention_heads * config.head_dim
             kv_rows = config.num_key_value_heads * config.head_dim
             matrices = weight.tensor_split([q_rows, q_rows + kv_rows])
-            if ".lora_A." in name:  # LoRA's first factor reads the input, which is the same
+            if ".lora_A." in name:  # LoRA's first factor reads the input, which all three share
                 matrices = [weight, weight, weight]
             names = [name.replace(whole, part) for part in parts]
             return dict(zip(names, matrices, strict=True))
@@ -114,10 +115,10 @@ def take_apart(name, weight, config, fused):
 
 
 def split_experts(weights):
-    """{name: weight} with an entry for each expert's matrix, as the files of mixtures have them.
+    """{name: weight} with one entry per expert's matrix, as in the files of mixtures.
 
     In transformers' classes a mixture's gate_up_proj is (experts, gate and up, in), and its
-    down_proj (experts, out, in).
+    down_proj is (experts, out, in).
     """
     result = {}
     for name, weight in weights.items():
@@ -136,15 +137,16 @@ def split_experts(weights):
 
 
 def to_model(weights, config, renames, fused, prefix=""):
-    """Weights of the files -> (weights under the model's names, sources).
+    """Weights of the files, {name: tensor} -> (weights under the model's names, sources).
 
     Fused matrices and experts are split.
 
-    renames  {pattern of a name in the files: the name in the model}
-    prefix   what stands in front of each name, in the files and in the model
-    sources  {name in the model: the weight in the files, and which part of it, for messages}
+    config, fused  see take_apart
+    renames        {pattern of a name in the files: the name in the model}
+    prefix         a prefix of all names, in the files and in the model
+    sources        {name in the model: the weight in the files, and which part of it, for messages}
 
-    Raises ValueError if two weights are one in the model: the last would win.
+    Raises ValueError if two weights have the same name in the model: the last would win.
     """
     in_model = {}
     sources = {}
@@ -156,7 +158,7 @@ def to_model(weights, config, renames, fused, prefix=""):
             source = name if matrix.shape == weight.shape else f"{part} in {name}"
             part = prefix + part
             if part in in_model:
-                raise ValueError(f"{sources[part]} and {source} are one weight of the model")
+                raise ValueError(f"{sources[part]} and {source} are the same weight of the model")
             in_model[part] = matrix
             sources[part] = source
     return in_model, sources
@@ -183,7 +185,7 @@ def refuse_misfits(weights, sources, expected, advice, renames, fused, prefix=""
     """
     misfits = []
     for name in sorted(weights.keys() | expected.keys()):
-        if name.endswith("rotary_emb.inv_freq"):  # in old files: today it is computed
+        if name.endswith("rotary_emb.inv_freq"):  # only in old files; it is computed now
             continue
         in_model = tuple(expected[name].shape) if name in expected else "unknown"
         in_files = tuple(weights[name].shape) if name in weights else "missing"
@@ -199,8 +201,8 @@ def refuse_misfits(weights, sources, expected, advice, renames, fused, prefix=""
 def refuse_non_finite(weights, sources):
     """Raises ValueError, naming the weight, if one holds NaN or infinity.
 
-    A sum takes one pass at the memory's speed. Only if it is not finite are the terms checked,
-    since the sum of finite 16-bit numbers may overflow.
+    Summing takes one pass at memory speed. The terms are checked only if the sum is not finite,
+    since a sum of finite 16-bit numbers may overflow.
     """
     for name, weight in weights.items():
         is_sane = not weight.is_floating_point() or weight.sum().isfinite()

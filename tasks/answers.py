@@ -1,13 +1,13 @@
-r"""Which part of a completion is the answer, and one way to write each sign.
+r"""Finding the answer in a completion, and writing each sign in one way.
 
-A model is free in how it wraps an answer: in tags, in a box, between dollar signs, as "x = 37". It
-is not free in the value. What stands around a box or beside a number has to be on a list of what
-may stand there; anything else may change the value, and then there is no answer.
+A model may wrap an answer as it likes: in tags, in a box, between dollar signs, as "x = 37". But
+the value has to be unambiguous: whatever stands around a box or beside a number has to be on a list
+of what may stand there. Anything else may change the value, so the completion then has no answer.
 
-    extract_answer, boxed, final_answer, without_prose   which part of a completion is the answer
-    normalise_signs, equation_sides                      one way to write each sign
+    extract_answer, boxed, final_answer, without_prose   find the answer in a completion
+    normalise_signs, equation_sides                      write each sign in one way
 
-The readers of answers: expressions.py (countdown), quantities.py (GSM8K), latex.py (MATH).
+Answers are then read by expressions.py (countdown), quantities.py (GSM8K) and latex.py (MATH).
 """
 
 import re
@@ -18,10 +18,9 @@ from tasks.words import EQUATION_WORDS, INTRODUCTION_WORDS, are_known, is_name
 
 
 def extract_answer(text):
-    """Returns what the last `<answer>...</answer>` holds, or "". The first closing tag ends it.
+    """Returns the content of the last `<answer>...</answer>`, up to its first closing tag, or "".
 
-    Without any closed pair, the last opening tag that something follows is closed by the end of
-    the text.
+    If no tag is closed, returns everything after the last opening tag that is followed by text.
     """
     parts = text.split("<answer>")[1:]
     closed = [part.partition("</answer>")[0] for part in parts if "</answer>" in part]
@@ -39,7 +38,7 @@ WRAPPING = r"""
       | \\(?:begin|end)\{(?:align|aligned|equation|gather)\*?\} | \\\\ )*
 """
 OPENING = re.compile(WRAPPING + "$", re.VERBOSE)
-# The end of a sentence or of a heading, so that what follows stands alone.
+# The end of a sentence or heading; what follows is read on its own.
 CLAUSE_END = re.compile(r"[.?;]\s+ | (?<= [A-Za-z)}\]$*] ) (?: [!:]\s | [.?;:]$ )", re.VERBOSE)
 # How a sentence introduces its answer: "the answer is", "Therefore,".
 INTRODUCING = r"""
@@ -51,7 +50,7 @@ INTRODUCING = r"""
     )
 """
 INTRODUCTION = re.compile(rf"\b {INTRODUCING} [,:]? $", re.VERBOSE | re.IGNORECASE)
-# What stands before the equation at the end of a clause, in words alone: "The total area is".
+# Words alone before the equation at the end of a clause: "The total area is".
 BEFORE_EQUATION = re.compile(
     rf"""
     [A-Za-z ,'’:]* \b (?: {INTRODUCING} [,:]? (?: \ a\ total\ of )? | for\ a\ total\ of ) \s
@@ -60,7 +59,7 @@ BEFORE_EQUATION = re.compile(
 )
 # Words in bold, as in "**Final Answer:**".
 BOLD_WORDS = re.compile(r"\*\*([A-Za-z][A-Za-z ,]*:?)\*\*")
-# A line that goes on in the next one: it ends in an operator or in a LaTeX command.
+# A line that is continued in the next one: it ends in an operator or a LaTeX command.
 GOES_ON = re.compile(r"(?:[-+*/=<>^_({,&≠×÷·]|\\[a-zA-Z]+|\\\\) *$")
 # A line that continues a formula from the line before.
 CONTINUES = re.compile(r"\s*(?:[*/^×÷·]|[-+=<>] ?[\\0-9a-z]|\\(?:times|cdot|div|pm|le|ge|ne)\b)")
@@ -69,7 +68,7 @@ NEGATION = re.compile(
 )
 # A text command around words, so that it can be replaced by the words.
 TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it|sf)|mbox) ?\{([^{}]*)\}")
-# Words that make another number of the one that a sentence states.
+# Words that change the number that a sentence states.
 CHANGE = re.compile(
     r"""
     \b (?: half | twice | thrice | halved? | doubled? | tripled? | squared? | cubed? | minus | plus
@@ -78,7 +77,7 @@ CHANGE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-# What may stand behind a box: a unit, which is a part of the answer, and then the end of a clause.
+# What may follow a box: a unit, which is part of the answer, and then the end of a clause.
 BEHIND_BOX = re.compile(
     rf"""
     {WRAPPING}
@@ -96,7 +95,7 @@ BEHIND_BOX = re.compile(
     """,
     re.VERBOSE,
 )
-# What a question may ask for, at the beginning of an equation: a + b, 100a + b, |AB|, f(g(2)),
+# What a question may ask for, as the left side of an equation: a + b, 100a + b, |AB|, f(g(2)),
 # \gcd(24, 36).
 TERM = r"[0-9]* (?: [a-z] | [A-Z]{1,2} ) (?: \^ \{? 2 \}? )?"
 ASKED_FOR = re.compile(
@@ -114,11 +113,12 @@ IS_THE_ANSWER = re.compile(
 
 
 def boxed(text):
-    r"""Returns the inside of the last \boxed{...}, or ""; the end of the text closes an open one.
+    r"""Returns the content of the last \boxed{...}, or "". An open box ends with the text.
 
-    What stands around the box has to be known. A unit behind it is returned with the inside, and an
-    equation before it too: of `3 + 4 = \boxed{7} apples` it is `3 + 4 =7 apples`. A box that is
-    part of another formula or of an unknown phrase is none: -\boxed{3}, \boxed{3}!, not \boxed{3}.
+    What stands around the box has to be known. A unit after it and an equation before it are
+    returned with the content: `3 + 4 = \boxed{7} apples` gives `3 + 4 =7 apples`. A box that is
+    part of another formula or of an unknown phrase does not count: -\boxed{3}, \boxed{3}!, not
+    \boxed{3}.
     """
     before, box, after = text.rpartition("boxed{")
     if not box:
@@ -140,7 +140,7 @@ def boxed(text):
     clause = clause_before(before)
     phrase = clause.rpartition(", ")[2]
     is_formula = clause.endswith(("=", "\\in"))
-    if "boxed{" in (clause if is_formula else phrase):  # and this is one of several boxes
+    if "boxed{" in (clause if is_formula else phrase):  # this is one of several boxes
         return ""
     if clause.endswith("="):
         sides = without_introduction(clause).split("=")[:-1]
@@ -157,8 +157,8 @@ def boxed(text):
 
 
 def clause_before(text):
-    """Returns the clause at the end of a text, without what wraps a formula."""
-    text = TAG.sub("\n", text[-300:].removesuffix("\\"))  # a tag ends what stands before it
+    """Returns the clause at the end of a text, without the delimiters around formulas."""
+    text = TAG.sub("\n", text[-300:].removesuffix("\\"))  # a tag ends the clause before it
     text = BOLD_WORDS.sub(plain_heading, text)
     *lines, clause = text.split("\n")
     while lines and (GOES_ON.search(lines[-1]) or re.match(r"\s*&?\s*=", clause)):
@@ -177,7 +177,7 @@ def plain_heading(bold):
 
 
 def without_introduction(clause):
-    """Returns a clause without the words before its equation: of "so we get x =" it is x =."""
+    """Returns a clause without the words before its equation: "so we get x =" gives "x ="."""
     introduction = BEFORE_EQUATION.match(clause)
     if introduction and not NEGATION.search(clause) and not CHANGE.search(introduction[0]):
         clause = clause.removeprefix(introduction[0])
@@ -188,13 +188,13 @@ def without_introduction(clause):
 
 
 def last_box(text):
-    r"""Returns the inside of the last \boxed{...} whatever is around it, or "". For solutions."""
+    r"""Returns the content of the last \boxed{...}, whatever is around it, or "". For solutions."""
     _, _, after = text.rpartition("boxed{")
     return after[: closing_brace(after)].strip() if "boxed{" in text else ""
 
 
 def closing_brace(text):
-    """Returns where the brace that was opened before `text` is closed, at its end if nowhere."""
+    """Returns the index that closes a brace opened before `text`; len(text) if nothing does."""
     depth = 1
     for brace in re.finditer("[{}]", text):
         depth += 1 if brace[0] == "{" else -1
@@ -203,7 +203,7 @@ def closing_brace(text):
     return len(text)
 
 
-# An answer, and what a chat model puts around it.
+# An answer with whatever a chat model puts around it.
 WRAPPED_ANSWER = re.compile(
     r"""
     \#* \ ? (?: \*\* )?                              # a heading, bold words
@@ -225,8 +225,8 @@ WRAPPED_ANSWER = re.compile(
 def final_answer(text):
     """Returns the answer of a completion, or "".
 
-    That is the box in its answer tags; without a box, all that they hold; without tags, the last
-    box in the text.
+    This is the box inside the answer tags; without a box, all that the tags hold; without tags, the
+    last box in the text.
     """
     text = text.replace("\\fbox{", "\\boxed{")
     answer = extract_answer(text) or boxed(text)
@@ -235,18 +235,18 @@ def final_answer(text):
     return WRAPPED_ANSWER.fullmatch(answer)["answer"].strip()
 
 
-# Two letters or more that belong to no LaTeX command and to no name such as x1.
+# Two or more letters that belong neither to a LaTeX command nor to a name such as x1.
 WORD = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}(?![A-Za-z0-9])")
 
 
 def without_prose(text):
-    """Returns the lines that hold no word: "So we get:" above an answer is no part of it."""
+    """Returns the lines without words: "So we get:" above an answer does not belong to it."""
     return "\n".join(line for line in text.splitlines() if not WORD.search(line))
 
 
 # ---- one way to write each sign ------------------------------------------------------------------
 
-# Typography's signs and the plain ones: minus and dash, multiplication, division.
+# Typographic signs and their plain forms: minus and dash, multiplication, division.
 PLAIN_SIGNS = str.maketrans(
     {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "~": " "}
     | dict.fromkeys("−–", "-")
@@ -254,7 +254,7 @@ PLAIN_SIGNS = str.maketrans(
     | dict.fromkeys("÷∕⁄", "/")
 )
 THOUSANDS_APART = re.compile(r"(?<![0-9.,])(?<![0-9.,] )([0-9]{1,3}(?: [0-9]{3})+)(?! ?[0-9/])")
-# LaTeX's signs and the plain ones that replace them, in this order.
+# LaTeX's signs and the plain signs that replace them, in this order.
 LATEX_SIGNS = {
     # \text{5 apples} -> 5 apples
     TEXT_COMMAND.pattern: r" \1 ",
@@ -286,8 +286,8 @@ CURRENCY = re.compile(r"(?<![0-9])[$£€]|[$£€](?![0-9])")
 
 
 def normalise_signs(text):
-    r"""Returns a text in plain signs and on one line: of `3 \times 4` it is `3 * 4`."""
-    text = DIGITS_ON_TWO_LINES.sub(";", text.strip())  # no single number
+    r"""Returns a text in plain signs and on one line: `3 \times 4` becomes `3 * 4`."""
+    text = DIGITS_ON_TWO_LINES.sub(";", text.strip())  # these are not one number
     # 1 234 -> 1,234, before other things become spaces
     text = THOUSANDS_APART.sub(lambda number: number[0].replace(" ", ","), text)
     text = " ".join(text.split()).translate(PLAIN_SIGNS)
@@ -300,5 +300,5 @@ def normalise_signs(text):
 
 
 def equation_sides(text, question_words=frozenset()):
-    """Returns the sides of an equation, ten at most, without names: of "x = 37" it is [" 37"]."""
+    """Returns the sides of an equation, at most ten, without names: "x = 37" gives [" 37"]."""
     return [side for side in text.split("=", 9) if not is_name(side, question_words)]

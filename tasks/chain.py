@@ -1,22 +1,23 @@
-"""Chain: from a number follow six signs, each of which sends a number to another one.
+"""Chain: start from a number and follow six signs, each of which maps a number to another.
 
 A problem              {"start": 7, "signs": "+(-*/)"}
 The tiny model reads   7 = + ( - * / )
 A right answer         18 19 17 1 13 7      reward 1 if the last number is right, else 0
-A careless answer      18 19 18 12 19 17    the third number is one too many, the rest follows it
+A careless answer      18 19 18 12 19 17    the third number is too large by 1; the rest follows it
 
-This task is built so that its answer cannot be had from the all-masked state: each number is a
-look-up in a table, TABLES[sign][number before it], so the last one needs all before it. A denoiser
-of few layers cannot make six look-ups in one call, and a mean-field likelihood, which asks for all
-numbers in one call, knows little about most of them. It was chosen knowing that: it shows that a
-likelihood's error can decide what is learned, not that other tasks are like it.
+This task is built so that its answer cannot be predicted from the all-masked state: each number is
+a look-up in a table, TABLES[sign][previous number], so the last number needs all before it. A
+denoiser with few layers cannot make six look-ups in one call, and a mean-field likelihood, which
+scores all numbers in one call, knows little about most of them. We chose the task for this
+property: it shows that a likelihood's error can decide what is learned, not that other tasks are
+like it.
 
-The habit is such an error too. Whether a number is one too many can only be seen beside the number
-before it. A habit that shows in each position's own distribution could be unlearned from the
-all-masked state.
+The careless habit has the same property. Whether a number is too large by 1 can only be seen from
+the number before it. A habit that shows in each position's own distribution could be unlearned from
+the all-masked state.
 
 The signs decide the split: no two splits share a sequence of signs, whatever the start. Single
-look-ups are shared, which is what there is to learn.
+look-ups are shared; they are what there is to learn.
 """
 
 import random
@@ -26,13 +27,13 @@ from tasks.splits import split_of
 from tasks.task import INSTRUCTION, Generated
 
 NUMBERS = 20
-SIGNS = "+-*/()"  # each is one token of the tiny model; here they mean nothing but a table
+SIGNS = "+-*/()"  # each is one token of the tiny model; here a sign only names a table
 # The numbers 0 to 19 in some order, for each sign.
 TABLES = {sign: random.Random(f"chain {sign}").sample(range(NUMBERS), NUMBERS) for sign in SIGNS}
 
 
 class Chain(Generated):
-    """The task. `steps` is the number of signs; more of them take more calls."""
+    """The task. `steps` is the number of signs; more signs take more calls."""
 
     name = "chain"
     varying_field = "start"
@@ -58,8 +59,7 @@ class Chain(Generated):
     def demonstrations(self, n, seed, careless):
         """Yields n pairs (training problem, text to imitate).
 
-        A share `careless` of the numbers is one too many, in each text, drawn one by one. The
-        first number is always right.
+        In each text, every number but the first is too large by 1 with probability `careless`.
         """
         rng = random.Random(f"chain demonstrations {seed}")
         for _ in range(n):
@@ -83,8 +83,8 @@ class Chain(Generated):
     def reward(self, problem, text):
         """Returns 1.0 if the last number of the answer is right, else 0.0.
 
-        A large model could write anything before it ("12 or 13"), so its answer has to be as many
-        numbers as there are signs, and nothing else. Which numbers come first does not matter.
+        A large model could write anything before it ("12 or 13"), so its answer has to consist of
+        exactly one number per sign. The values of the other numbers do not matter.
         """
         numbers = (text if self.is_compact else answers.final_answer(text)).split()
         if not self.is_compact:
@@ -104,7 +104,7 @@ class Chain(Generated):
 
 
 def follow(problem, errors=None):
-    """Returns the number after each sign. errors: of each, whether it is one too many."""
+    """Returns the number after each sign. errors: for each, whether it is too large by 1."""
     number = problem["start"]
     numbers = []
     for i, sign in enumerate(problem["signs"]):

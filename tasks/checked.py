@@ -1,8 +1,8 @@
-"""A task of the user's own, checked wherever its results enter: each mistake is one line.
+"""Checks everything that a user's own task returns; each mistake gives a one-line error.
 
-A reward outside [0, 1] would not fail, but mislead. One that is not finite looks like a learning
-rate that is too high. A negative one turns the price of speed round: multiplied by
-1 - lambda * NFE / L, it grows with every call. So both are refused, before anything is trained.
+A reward outside [0, 1] would not fail but mislead. A reward that is not finite looks like a
+learning rate that is too high. A negative one reverses the penalty on NFE: multiplied by 1 - lambda
+* NFE / L, it grows with every call. So both are refused before training starts.
 """
 
 import copy
@@ -10,17 +10,17 @@ import json
 import math
 from numbers import Real
 
-ROUNDING = 1e-6  # a sum of partial rewards may miss 1 by its last digits
+ROUNDING = 1e-6  # a sum of partial rewards may differ from 1 by rounding
 
 
 def short(value):
-    """A value for a message: its repr in one line of at most 80 characters."""
+    """A value for a message: its repr on one line, of at most 80 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def is_json(value):
-    """Whether JSON can hold a value. A run writes problems to its files."""
+    """Whether JSON can represent a value: a run writes problems to its files."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -31,9 +31,9 @@ def is_json(value):
 class CheckedTask:
     """A task whose methods return what tasks/task.py says, or raise a ValueError that names them.
 
-    Whatever a method of the task raises becomes such an error too; sys.exit among it, which would
-    end a run with the status of success. A method gets a copy of its problem: what it changes there
-    would be asked and logged from then on, and all completions of a group share one problem.
+    Errors raised by the task's methods become such ValueErrors too, even sys.exit, which would end
+    a run with a success status. A method gets a copy of its problem, because all completions of a
+    group share one problem: a change to it would affect everything asked and logged afterwards.
     Everything else is the task's own.
     """
 
@@ -44,11 +44,11 @@ class CheckedTask:
             value = getattr(task, attribute, 1)
             if type(value) is not int or value < 1:
                 raise ValueError(
-                    f"task {self.name}: {attribute} is {short(value)}: it has to be a number from 1"
+                    f"task {self.name}: {attribute} is {short(value)}: it has to be an int above 0"
                 )
 
     def __getattr__(self, name):
-        if name.startswith("__"):  # copying and pickling ask for what is not there yet
+        if name.startswith("__"):  # copy and pickle look these up before self.task exists
             raise AttributeError(name)
         value = getattr(self.task, name)
         checked = {"key": self._key, "load": self._load, "cells": self._cells}
@@ -85,8 +85,8 @@ class CheckedTask:
         if split != "train" and self._call("problems", split, n, seed) != problems:
             raise ValueError(
                 f"{self._describe('problems', arguments)} returned other problems when it was "
-                "called again: they have to follow from its arguments alone, or base and trained "
-                "model are asked different ones after a --resume"
+                "called again: they have to depend on its arguments alone, or base and trained "
+                "model are asked different problems after a --resume"
             )
         return problems
 

@@ -3,8 +3,8 @@ r"""MATH: competition problems with answers in LaTeX.
 A problem        {"question": "What is $\\frac13 + \\frac16$?", "answer": "\\frac{1}{2}"}
 A right answer   <reasoning>2/6 + 1/6 = 3/6</reasoning><answer>\boxed{0.5}</answer>
 
-Any form of the right value counts (latex.equivalent). The reward follows d1 (Zhao et al. 2025):
-most of it for the right value, some of it for the form.
+Any form of the right value is accepted (latex.equivalent). The reward follows d1 (Zhao et al.
+2025): most of it is for the right value, some for the form.
 """
 
 from tasks import answers

@@ -6,10 +6,10 @@ A right answer         <answer>( 20 + 12 ) - 20</answer>     reward 1
 A careless answer      <answer>( 20 + 12 ) + 20</answer>     reward 0.1: its value is 52
 
 Every number is used exactly once, with + - * / and parentheses. The reward is 1 if the value is the
-target, 0.1 for an expression of exactly the given numbers with another value, and 0 for the rest.
+target, 0.1 for an expression of exactly the given numbers with another value, and 0 otherwise.
 
-Three numbers that were seen in training are easier in any order and with any target. The multiset
-of numbers therefore decides the split: no two splits share one.
+Three numbers seen in training are easier in any order and with any target. Therefore the multiset
+of numbers decides the split: no two splits share one.
 """
 
 import re
@@ -22,7 +22,7 @@ from tasks.task import INSTRUCTION, Generated
 
 
 class Countdown(Generated):
-    """The task. Numbers are 1 to 99, in the compact form 1 to 20; targets are 1 to 99."""
+    """The task. Numbers are 1 to 99 (1 to 20 in the compact form), targets are 1 to 99."""
 
     name = "countdown"
     varying_field = "target"
@@ -33,7 +33,7 @@ class Countdown(Generated):
         return "countdown " + " ".join(map(str, sorted(problem["numbers"])))
 
     def draw(self, split, rng):
-        """Draws three numbers of the split, and one of the targets that they can reach."""
+        """Draws three numbers of the split and a target that they can reach."""
         highest = 20 if self.is_compact else 99  # up to 20 there are 1,540 multisets
         while True:
             numbers = [rng.randint(1, highest) for _ in range(3)]
@@ -60,7 +60,7 @@ class Countdown(Generated):
         )
 
     def reward(self, problem, text):
-        """Returns 1.0, 0.1 or 0.0, as the head of this file says.
+        """Returns 1.0, 0.1 or 0.0, as described at the top of this file.
 
         The answer may be an equation: in `35 = (3 + 4) * 5` one side is the expression, and every
         other side has to have the same value.
@@ -84,7 +84,7 @@ class Countdown(Generated):
         return 1.0 if values == {problem["target"]} else 0.1
 
     def problem_from_row(self, row):
-        """Reads our own rows, those of Jiayi Pan's file ("nums"), of d1's and of Dream's."""
+        """Reads our own rows and those of Jiayi Pan's ("nums"), d1's and Dream's files."""
         if "input" in row:
             numbers = row["input"].split(",")
             target = row["output"]
@@ -97,5 +97,5 @@ class Countdown(Generated):
         # int() alone would accept 3.7, true and "1_0".
         are_whole = all(re.fullmatch(r"\s*[0-9]{1,9}\s*", str(value)) for value in values)
         if not isinstance(numbers, list) or not numbers or not are_whole:
-            raise ValueError("the numbers and the target of a problem are whole")
+            raise ValueError("the numbers and the target of a problem have to be whole")
         return {"numbers": [int(number) for number in numbers], "target": int(target)}

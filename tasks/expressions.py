@@ -1,4 +1,4 @@
-"""Expressions of numbers, + - * / and parentheses: their exact value, without evaluating text."""
+"""The exact value of expressions of numbers, + - * / and parentheses, without eval()."""
 
 import re
 from contextlib import suppress
@@ -7,7 +7,7 @@ from functools import lru_cache
 from itertools import permutations, product
 from operator import add, mul, sub, truediv
 
-# Digits of all numbers together. Anything longer is no answer.
+# The most digits of all numbers together. Anything longer does not count as an answer.
 MAX_DIGITS = 300
 
 # Brackets of any kind are parentheses, if each is closed by its own kind.
@@ -18,21 +18,22 @@ OPERATIONS = {"+": add, "-": sub, "*": mul, "x": mul, "X": mul, "/": truediv}
 PRECEDENCE = {"(": 0, ")": 1, "+": 2, "-": 2, "*": 3, "/": 3, "x": 3, "X": 3}
 FRACTION = re.compile(r"\\frac ?\{([^{}]+)\} ?\{([^{}]+)\}")
 TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|\S")
-# In a string with n for each number: a number or "(" that does not stand after an operator or "(",
-# or anything else that does not stand after a number or ")", or an unknown sign.
+# Errors in a string with n for each number: a number or "(" that follows a number or ")", an
+# operator or ")" that follows an operator or "(", or an unknown sign.
 MISPLACED = re.compile(r"[n)][n(]|[-(+*/xX][-)+*/xX]|[^-n()+*/xX]")
 
 
 def arithmetic(text, numbers=None):
     """Returns the exact value of an expression of numbers, + - * / and brackets, a Fraction.
 
-    A minus may also stand in front of all, or behind an opening bracket: -3 + 4 is 1.
+    A minus may also be a sign at the beginning or after an opening bracket: -3 + 4 is 1.
 
     numbers: if given, the expression has to use exactly these integers. This is checked before
-    anything is computed. Raises ValueError for what is no such expression, ZeroDivisionError.
+    anything is computed. Raises ValueError if the text is not such an expression, and
+    ZeroDivisionError.
 
-    Two stacks and one pass (Dijkstra's shunting yard) do without recursion, so that 10,000 nested
-    parentheses cost no more than their length.
+    Dijkstra's shunting yard needs two stacks and one pass, but no recursion, so that the time for
+    10,000 nested parentheses is linear.
     """
     text = text.replace("\\{", "{").replace("\\}", "}")
     text = FRACTION.sub(r"((\1)/(\2))", text)
@@ -45,7 +46,7 @@ def arithmetic(text, numbers=None):
     if len("".join(operands)) > MAX_DIGITS:
         raise ValueError("an expression of too many digits")
 
-    # A minus behind an opening bracket subtracts from 0.
+    # A minus after an opening bracket subtracts from 0.
     previous_tokens = ["", *tokens]
     with_zeros = []
     for previous, token in zip(previous_tokens, tokens, strict=False):
@@ -57,7 +58,7 @@ def arithmetic(text, numbers=None):
         raise ValueError("not an expression")
 
     values = []
-    operators = []  # and open parentheses, which wait for what stands to their right
+    operators = []  # operators and open parentheses that wait for what follows
     for token in with_zeros:
         if token not in PRECEDENCE:
             values.append(Fraction(token))
@@ -77,7 +78,7 @@ def arithmetic(text, numbers=None):
 
 def is_balanced(text):
     """Whether each bracket of a text is closed by its own kind, in the right order."""
-    waiting = []  # the closing brackets that have to come, the next one last
+    waiting = []  # the closing brackets still expected, the next one last
     for sign in re.findall(r"[][(){}]", text):
         if sign in CLOSED_BY:
             waiting.append(CLOSED_BY[sign])
@@ -88,10 +89,10 @@ def is_balanced(text):
 
 @lru_cache(maxsize=4096)
 def solutions(*numbers):
-    """Returns {target: expression} for each target of 1 to 99 that three numbers can reach.
+    """Returns {target: expression} for each target from 1 to 99 that three numbers can reach.
 
-    Of several expressions it is the tidiest: sums and products come before differences and
-    quotients, and larger numbers before smaller ones.
+    Of several expressions it takes the tidiest: sums and products are preferred to differences and
+    quotients, and larger numbers come before smaller ones.
     """
     orders = sorted(set(permutations(numbers)), reverse=True)
     operator_pairs = sorted(

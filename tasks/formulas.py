@@ -1,17 +1,16 @@
 r"""Whether two formulas have the same value: parsed by math-verify's parser, compared exactly.
 
 The parser turns LaTeX into a sympy expression. math-verify's own comparison would round to six
-places, take numbers below 1e-15 for equal, and judge a part of what cannot be read whole. So
-expressions are compared here: rational values exactly, others to 2,600 digits, at a few random
+places, treat numbers below 1e-15 as equal, and judge only the part of an answer that it can read.
+So expressions are compared here: rational values exactly, others to 2,600 digits, at a few random
 values of the variables.
 
-Parsing and evaluating can take seconds, or for ever, over one hostile answer, and an alarm does not
-interrupt arithmetic on big integers. So all this runs in worker processes: a comparison that
-exceeds its limit of CPU time counts as "not equal", and its worker is replaced. Nothing else is a
-verdict: a worker that ends for any other reason is asked again, and one that cannot run at all is
-an error.
+Parsing and evaluating one hostile answer can take seconds, or forever, and an alarm does not
+interrupt arithmetic on big integers. So this runs in worker processes: a comparison that exceeds
+its limit of CPU time counts as "not equal", and its worker is replaced. If a worker ends for any
+other reason, the comparison is repeated; if no worker can run, that is an error.
 
-This file is both sides: the pool of workers, and, run as a program, the worker itself.
+This file contains both sides: the pool of workers and, run as a program, the worker itself.
 """
 
 import json
@@ -27,8 +26,8 @@ from contextlib import suppress
 from functools import lru_cache
 
 CPU_SECONDS_LIMIT = 0.5  # for one comparison
-MEMORY_LIMIT = 4 * 2**30  # bytes of a worker, on systems that have such a limit
-WALL_SECONDS_LIMIT = 20  # after which a worker is taken to be stopped, and another one is asked
+MEMORY_LIMIT = 4 * 2**30  # bytes per worker, on systems that support such a limit
+WALL_SECONDS_LIMIT = 20  # after which a worker is assumed to be stopped, and another one is asked
 STARTUP_SECONDS_LIMIT = 60  # for a worker's imports
 MAX_ATTEMPTS = 5
 NUM_WORKERS = min(4, os.cpu_count() or 1)
@@ -37,13 +36,13 @@ NUM_WORKERS = min(4, os.cpu_count() or 1)
 
 
 class VerifierError(OSError):
-    """No worker can compare formulas: no verdict, rather than a wrong one without a word."""
+    """Raised if no worker can compare formulas, rather than silently giving a wrong verdict."""
 
 
 class Worker:
     """A process that compares formulas, for one thread at a time. It starts when first needed."""
 
-    command = (sys.executable, "-P", __file__)  # -P: no module of this folder hides another one
+    command = (sys.executable, "-P", __file__)  # -P: modules of this folder cannot hide others
 
     def __init__(self):
         self.process = None
@@ -71,7 +70,7 @@ class Worker:
         if reply != "ready":
             self.stop()
             reason = reply or "its process ends at once"
-            raise VerifierError(f"the parser of formulas cannot be run: {reason}")
+            raise VerifierError(f"the formula parser cannot be run: {reason}")
 
     @staticmethod
     def _read_replies(process, replies):
@@ -87,8 +86,8 @@ class Worker:
     def compare(self, answer, gold, tolerance):
         """Whether two LaTeX formulas are equal, up to a tolerance; False beyond a limit.
 
-        A formula that ends several processes in a row is not equal either, if they can compare a
-        plain one. Raises VerifierError if they cannot.
+        A formula that ends several processes in a row counts as not equal, provided that they can
+        compare a plain one. Raises VerifierError if they cannot.
         """
         request = json.dumps([answer, gold, tolerance]) + "\n"
         for _ in range(MAX_ATTEMPTS):
@@ -109,13 +108,13 @@ class Worker:
         is_plain = (answer, gold) == ("1", "1")
         if not is_plain and self.compare("1", "1", "0"):
             return False
-        raise VerifierError(f"the parser of formulas ended {MAX_ATTEMPTS} times without a verdict")
+        raise VerifierError(f"the formula parser ended {MAX_ATTEMPTS} times without a verdict")
 
     def has_exceeded_limit(self):
-        """Whether the process has ended by the signal of its timer of CPU time."""
+        """Whether the process was ended by the signal of its CPU timer."""
         try:
             return self.process.wait(timeout=1) == -signal.SIGPROF
-        except subprocess.TimeoutExpired:  # it is still there: stopped, or waiting for a CPU
+        except subprocess.TimeoutExpired:  # still alive: stopped, or waiting for a CPU
             return False
 
 
@@ -127,9 +126,9 @@ for _ in range(NUM_WORKERS):
 
 @lru_cache(maxsize=100_000)  # each completion is compared twice, for its reward and for `solved`
 def same_formula(answer, gold, tolerance="0"):
-    """Whether two LaTeX formulas have the same value. For any thread.
+    """Whether two LaTeX formulas have the same value. Thread-safe.
 
-    tolerance: how far apart two numbers may be, as text. Raises VerifierError.
+    tolerance: how far apart two numbers may be, as text. Raises VerifierError if no worker can run.
     """
     worker = idle_workers.get()
     try:
@@ -140,16 +139,16 @@ def same_formula(answer, gold, tolerance="0"):
 
 # ---- the worker's process ------------------------------------------------------------------------
 
-# Random values of the variables, and digits to which irrational values have to agree there: first
-# many values of several sizes, so that |x - 10| is not 10 - x; then more digits than exponents may
-# have (latex.MAX_EXPONENT), so that the root of 2 is not the root of 2 plus 10^{-100}.
+# Pairs (number of random points for the variables, digits to which irrational values have to agree
+# there): first many points of several sizes, so that |x - 10| differs from 10 - x; then more digits
+# than exponents may have (latex.MAX_EXPONENT), so that sqrt(2) differs from sqrt(2) + 10^{-100}.
 POINTS_AND_DIGITS = ((8, 30), (1, 2600))
 
 
 def parse(formula):
     """Returns the sympy expression of a formula in LaTeX; raises whatever the parser raises.
 
-    Decimals become exact fractions, i the imaginary unit.
+    Decimals become exact fractions, and i becomes the imaginary unit.
     """
     import sympy
     from math_verify.parser import latex2sympy
@@ -186,9 +185,9 @@ def equal_expressions(answer, gold, tolerance):
 
 
 def equal_relations(answer, gold):
-    """Whether two equations or inequalities say the same: their differences are proportional.
+    """Whether two equations or inequalities are equivalent: their differences are proportional.
 
-    So x + y = 2 is 2y = 4 - 2x, and x + y < 2 is 2 > x + y.
+    So x + y = 2 equals 2y = 4 - 2x, and x + y < 2 equals 2 > x + y.
     """
     from sympy import Eq, Ge, Gt, Ne
 
@@ -223,9 +222,8 @@ def equal_relations(answer, gold):
 def values_at_random_points(*expressions, num_points, digits):
     """Yields the values of expressions, each time with other values of their variables.
 
-    A value is exact if it is rational, else it has some more digits than asked for. Variables are
-    of different sizes, some are whole, and all are real, but for z and w, which stand for complex
-    numbers.
+    Rational values are exact, others have some more digits than asked for. The variables' values
+    have different sizes and are real, except for z and w, which stand for complex numbers.
     """
     import sympy
 
@@ -246,7 +244,7 @@ def values_at_random_points(*expressions, num_points, digits):
 
 
 def close(value, other, tolerance, digits):
-    """Whether two sympy numbers are equal: exactly, to so many digits, or up to a tolerance."""
+    """Whether two sympy numbers are equal: exactly, to `digits` digits, or up to a tolerance."""
     import sympy
 
     if value == other:
@@ -269,11 +267,11 @@ def serve():
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     print("ready", flush=True)
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_LIMIT)  # no handler: it ends this process
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_LIMIT)  # its signal ends this process
         answer, gold, tolerance = json.loads(line)
         try:
             equal = equal_formulas(answer, gold, tolerance)
-        except ImportError:  # no verdict: this process ends, and another one is asked
+        except ImportError:  # not a verdict: this process ends, and another one is asked
             raise
         except Exception:  # the parser and sympy raise anything over what they cannot read
             equal = False

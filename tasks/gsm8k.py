@@ -4,7 +4,7 @@ A problem        {"question": "Half of a 25 m rope is cut off. How long is it?",
 A right answer   <reasoning>25 / 2 = 12.5</reasoning><answer>12.5 m</answer>
 
 Only the number has to be right, however it is written (quantities.read_number). The reward follows
-d1 (Zhao et al. 2025): most of it for the right number, some of it for the form.
+d1 (Zhao et al. 2025): most of it is for the right number, some for the form.
 """
 
 import re
@@ -29,7 +29,7 @@ class GSM8K(Questions):
     def problem_from_row(self, row):
         problem = super().problem_from_row(row)
         if read_number(problem["answer"]) is None:
-            raise ValueError("the answer is no number")
+            raise ValueError("the answer is not a number")
         return problem
 
     def stated_number(self, problem, text):

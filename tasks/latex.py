@@ -1,6 +1,6 @@
-r"""Whether two answers in LaTeX are the same: for MATH.
+r"""Whether two answers in LaTeX are the same, for MATH.
 
-An answer is taken apart until single values are left, and those are compared exactly:
+An answer is taken apart into single values, which are compared exactly:
 
     Tuesday, \text{(B)}             words                 as words
     x = 3,  x \in [0,1)             a named value         without its name
@@ -27,7 +27,7 @@ from tasks.formulas import same_formula
 from tasks.quantities import plain_number
 from tasks.words import FONT, GREEK, LEADING_WORDS, UNITS, WORDS_BESIDE, are_known, is_name
 
-# Characters of a formula, and values of a list. Anything longer is no answer.
+# The most characters of a formula, and values of a list. Anything longer is not an answer.
 MAX_LENGTH = 300
 MAX_VALUES = 20
 
@@ -35,7 +35,7 @@ MAX_VALUES = 20
 def equivalent(answer, gold, question_words=frozenset()):
     """Whether an answer in LaTeX says the same as the gold answer.
 
-    question_words: words of the question (words.words_of), which may stand beside a value too.
+    question_words: words of the question (words.words_of), which may also stand beside a value.
     Raises formulas.VerifierError if formulas cannot be compared on this machine.
     """
     if not answer or max(len(answer), len(gold)) > MAX_LENGTH or "boxed" in answer:
@@ -73,14 +73,14 @@ OPTION_AND_VALUE = re.compile(
     """,
     re.VERBOSE,
 )
-# A letter in brackets may be another option; a sign or a command of logic is no part of a value.
+# A letter in brackets may be another option; logical signs and commands are not part of a value.
 NO_VALUE = re.compile(
     r"(?<![A-Za-z])\([a-z]\)|\\(?:ne|neq|neg|not|lnot|lor|land|vee|cancel)(?![a-z])|✗"
 )
 
 
 def without_value_of_option(answer):
-    r"""Returns the letter of an option that stands before its value: of `(B)\ 12` it is (B)."""
+    r"""Returns only the letter of an option that is followed by its value: `(B)\ 12` gives (B)."""
     option = OPTION_AND_VALUE.fullmatch(answer)
     if not option or WORD.search(option["value"]) or TEXT_COMMAND.search(option["value"]):
         return answer
@@ -90,7 +90,7 @@ def without_value_of_option(answer):
 
 
 def same_words(answer, gold):
-    """Whether two texts have the same words, a single letter outside of a text in the same case."""
+    """Whether two texts have the same words; the case of a single letter outside \\text counts."""
     is_variable = len(gold) == 1
     answer = plain_words(answer)
     gold = plain_words(gold)
@@ -100,7 +100,7 @@ def same_words(answer, gold):
 
 
 def plain_words(text):
-    r"""Returns the words of a text without wrapping: of \textbf{(B)}. it is B."""
+    r"""Returns the words of a text without wrapping: \textbf{(B)}. gives B."""
     words = TEXT_COMMAND.sub(r"\1", text).replace("$", "").strip(" .")
     words = re.sub(r"^([\"'])(.*)\1$", r"\2", words)
     words = re.sub(r"^(?:an?|the|[Oo]ption|[Cc]hoice) (?=.)", "", words)
@@ -236,7 +236,7 @@ def mark_and_or(words):
 
 
 def mark_words(text):
-    """Returns what a text command holds, with its words marked; numbers belong to the formula."""
+    """Returns the content of a text command with its words marked, but not its numbers."""
     text = WORDS.sub(mark_unless_a_letter, AND_OR.sub(mark_and_or, text))
     return f" {text} "
 
@@ -247,7 +247,7 @@ def mark_unless_a_letter(words):
 
 
 def repeating_decimal(number):
-    r"""Returns the fraction that a match of REPEATING stands for: of 0.1\overline{6}, 15/90."""
+    r"""Returns the fraction that a match of REPEATING stands for: 15/90 for 0.1\overline{6}."""
     whole, fixed, period = number[1] or "0", number[2], number[3] or number[4]
     numerator = int(whole + fixed + period) - int(whole + fixed)
     denominator = 10 ** len(fixed) * (10 ** len(period) - 1)
@@ -272,9 +272,9 @@ REVERSED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
 def same_answer(answer, gold, question_words, is_part=False):
-    """Whether two tidy answers are the same, as the head of this file says.
+    """Whether two tidy answers are the same, as described at the top of this file.
 
-    is_part: whether they are parts of a list, a tuple or a matrix, where no unit is added.
+    is_part: whether they are parts of a list, tuple or matrix, where a unit must not be added.
     """
     answer_name, answer_value = without_name(answer, question_words)
     gold_name, gold_value = without_name(gold, question_words)
@@ -357,7 +357,7 @@ def has_variables(text):
 
 
 def without_name(text, question_words):
-    r"""Returns (name, value): of `x=3` and `x\in[0,1]` the two sides, else (None, text)."""
+    r"""Returns (name, value): the two sides of `x=3` or `x\in[0,1]`, else (None, text)."""
     named = re.match(r"([^=]*?)(=|\\in(?![a-z]) ?)([^=]+)$", text)
     name = named[1].strip("⟦⟧ ") if named else ""
     if not name or not is_name(name, question_words):
@@ -373,7 +373,7 @@ def without_name(text, question_words):
 
 
 def split_outside(pattern, text):
-    """Returns the parts of a text between matches of a regex that are inside no bracket."""
+    """Returns the parts of a text between matches of a regex that are outside all brackets."""
     parts = []
     depth = 0
     start = 0
@@ -414,7 +414,7 @@ def both_signs(value):
 
 
 def same_values(answers, golds, question_words):
-    """Whether two lists hold the same values, in any order, under the same names or none."""
+    """Whether two lists have the same values in any order, with the same names or without names."""
     if len(answers) != len(golds) or len(golds) > MAX_VALUES:
         return False
     answer_names = {without_name(answer, question_words)[0] for answer in answers} - {None}
@@ -439,9 +439,9 @@ def same_values(answers, golds, question_words):
 
 
 def as_interval(text, question_words):
-    r"""Returns (name, interval) of an inequality: of `2<x\le5` it is ("x", "(2,5]"), or Nones.
+    r"""Returns (name, interval) for an inequality: ("x", "(2,5]") for `2<x\le5`. Else (None, None).
 
-    An interval is returned as it is, without a name.
+    An interval is returned unchanged, with the name None.
     """
     signs = [sign.strip() for sign in RELATION.findall(text)]
     sides = RELATION.split(text)
@@ -473,7 +473,7 @@ def as_interval(text, question_words):
 
 
 def bracketed(text):
-    """Returns the parts of a tuple or interval, two or more between brackets, or None."""
+    """Returns the parts of a tuple or interval (two or more between brackets), or None."""
     if not text or text[0] not in "([" or text[-1] not in ")]":
         return None
     inside = text[1:-1]
@@ -484,7 +484,7 @@ def bracketed(text):
 
 
 def depths(text):
-    """Returns how many brackets are open behind each sign of a text, and 0 for its beginning."""
+    """Returns how many brackets are open after each character of a text; first 0, for its start."""
     result = [0]
     for sign in text:
         result.append(result[-1] + (sign in "([{") - (sign in ")]}"))
@@ -520,12 +520,12 @@ SAME_UNIT = {
     "sq": "square",
     "percentage": "percent",
 }
-# Units that are a scale, so that no other unit may stand beside them: 5 cents, but not $5 cents.
+# Units that scale the value, so that no other unit may stand beside them: 5 cents, not $5 cents.
 SCALES = {"percent", "degree", "cent", "dollar", "pound", "euro"}
 
 
 def same_quantity(answer, gold, question_words, is_part):
-    """Whether two values with units are the same. If only one has a unit, it does not count."""
+    """Whether two values with units are the same. If only one has a unit, the unit is ignored."""
     answer_quantity = QUANTITY.fullmatch(answer)
     gold_quantity = QUANTITY.fullmatch(gold)
     if not answer_quantity or not gold_quantity or not answer_quantity["value"]:
@@ -538,7 +538,7 @@ def same_quantity(answer, gold, question_words, is_part):
         is_added = not gold_unit and not is_part and not is_scale_of_another
         if not (is_added and are_known(answer_quantity["unit"], UNITS, question_words)):
             return False
-    # Words before the value: the gold's own, or such as do not change it.
+    # Words before the value: the gold's own, or words that do not change the value.
     answer_leading = answer_quantity["leading"].replace("⟦dollar⟧", "")
     gold_leading = gold_quantity["leading"].replace("⟦dollar⟧", "")
     if answer_leading != gold_leading and not are_known(
@@ -562,7 +562,7 @@ def same_quantity(answer, gold, question_words, is_part):
 
 
 def unit_of(quantity):
-    """Returns the unit of a quantity in one spelling, "" if it has none: of 3 sq ft, foot^2."""
+    """Returns the unit of a quantity in a standard spelling, "" if none: foot^2 for 3 sq ft."""
     words = re.findall(r"[a-z]+|[°%]|\^\{?[23]\}?", quantity["unit"].lower().replace(".", ""))
     if "⟦dollar⟧" in quantity["leading"] and not {"dollar", "dollars"} & set(words):
         words.insert(0, "dollar")
@@ -583,7 +583,7 @@ def unit_of(quantity):
 
 
 def rounds_to(gold, approximation):
-    """Whether a decimal number is a value rounded to the digits that it has."""
+    """Whether a decimal number is the gold value rounded to the number's own digits."""
     number = re.fullmatch(r"(-?[0-9]+(?:\.([0-9]+))?)((?:⟦[^⟧]*⟧)*)", approximation.strip())
     if not number or not are_known(number[3], UNITS):
         return False
@@ -631,12 +631,12 @@ def same_value(answer, gold):
 
 
 def details(text):
-    """Returns what has to be equal in two formulas besides their values.
+    """Returns what has to be equal in two formulas in addition to their values.
 
-    That is: variables in their case, number bases and other subscripts; whether there is a
+    These are the variables (with their case), number bases and other subscripts; whether there is a
     relation; square brackets and braces.
     """
-    text = LOGARITHM_BASE.sub(" ", text)  # which is a part of the value
+    text = LOGARITHM_BASE.sub(" ", text)  # a logarithm's base is part of the value
     commands = COMMAND.findall(text)
     letters = COMMAND.sub(" ", text)
     return (
@@ -654,9 +654,9 @@ MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied
 
 
 def is_safe(text):
-    """Whether a formula has known commands and signs alone, and is quick to compute.
+    """Whether a formula has only known commands and signs, and is quick to compute.
 
-    sympy's big integers do not react to a time limit, so large powers are never computed.
+    A time limit cannot interrupt sympy's big integers, so large powers are never computed.
     """
     exponents = EXPONENT.findall(text)
     exponent_numbers = re.findall("[0-9]+", " ".join(exponents))

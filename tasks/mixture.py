@@ -1,9 +1,9 @@
 """Several tasks in one run: `python train.py --task countdown,sudoku`.
 
 One model and one threshold head learn all the tasks. The tasks take turns, one step each, because
-all completions of a rollout have one length: on the tiny model 10 tokens for countdown, and 19 for
-sudoku. The functions below accept a single task as well, so that train.py and evaluate.py need no
-special case for it.
+all completions of a rollout have the same length: for the tiny model 10 tokens in countdown and 19
+in sudoku. The functions below accept a single task as well, so that train.py and evaluate.py need
+no special case for it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +11,27 @@ from itertools import zip_longest
 
 
 class TaskMixture:
-    """Several tasks as one. A problem is one of theirs, with its task's name under "task"."""
+    """Several tasks as one. Its problems are theirs, with the task's name added under "task"."""
 
     def __init__(self, tasks, compact):
-        """tasks: {name: task}. compact: whether these are the tiny model's, each with a length."""
+        """tasks: {name: task}. compact: whether they are compact, each with its own length."""
         self.tasks = tasks
         self.lengths = {name: task.length for name, task in tasks.items()} if compact else {}
         self.length = max(self.lengths.values(), default=0)
         self.scoring_threads = min(num_scoring_threads(task) for task in tasks.values())
 
     def problems(self, split, n, seed):
-        """Returns n problems, taken from the tasks in turn; the first ones may have one more."""
+        """Returns n problems, from the tasks in turn; the first tasks may contribute one more."""
         problems_by_task = []
         for index, (name, task) in enumerate(self.tasks.items()):
             share = n // len(self.tasks) + (index < n % len(self.tasks))
             problems = task.problems(split, share, seed)
             if any("task" in problem for problem in problems):
                 raise ValueError(
-                    f'{name}: its problems have a field "task", which TaskMixture needs itself'
+                    f'{name}: its problems have a field "task", which TaskMixture needs for itself'
                 )
             problems_by_task.append([problem | {"task": name} for problem in problems])
-        rounds = zip_longest(*problems_by_task)  # None where a task has no more
+        rounds = zip_longest(*problems_by_task)  # None once a task has no more problems
         return [problem for round_ in rounds for problem in round_ if problem is not None]
 
     def prompt(self, problem):
@@ -65,7 +65,7 @@ def task_for_step(task, step, length):
 
 
 def indices_by_task(task, problems):
-    """Returns {task name: indices of its problems}; a single task has all, under the name ""."""
+    """Returns {task name: indices of its problems}. A single task has the name ""."""
     indices = {}
     for i, problem in enumerate(problems):
         name = problem["task"] if isinstance(task, TaskMixture) else ""
@@ -85,14 +85,14 @@ def score_completions(task, problems, texts):
         return task.reward(problem, text), task.solved(problem, text)
 
     num_threads = num_scoring_threads(task)
-    if num_threads == 1:  # in this thread: a verifier may need that, to set an alarm for example
+    if num_threads == 1:  # in this thread: a verifier may need it, to set an alarm for example
         return [score(pair) for pair in pairs]
     with ThreadPoolExecutor(num_threads) as pool:
         return list(pool.map(score, pairs))
 
 
 def completion_length(task, problem, length):
-    """Returns the tokens of a problem's completion: `length`, unless its task has its own."""
+    """Returns the length of a problem's completion: `length`, unless its task has its own."""
     if not isinstance(task, TaskMixture):
         return length
     return task.lengths.get(problem["task"], length)

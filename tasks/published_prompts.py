@@ -1,4 +1,4 @@
-"""Prompts in the form of published work, to measure beside its numbers.
+"""Prompts in the form of published work, to compare with its numbers.
 
     python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task countdown --prompt d1 --data FILE.jsonl
     python evaluate.py GSAI-ML/LLaDA-8B-Instruct --task sudoku --prompt d1 --shots 3 --data FILE.csv
@@ -47,14 +47,14 @@ SHOTS = (  # SPG's puzzles and their solutions, in SPG's order
 def with_published_prompts(task, prompt, shots):
     """Returns the task with prompts in d1's form, or as it is.
 
-    prompt: "d1", or "" for the task's own. shots: how many solved puzzles, 0 to 3, stand before a
-    sudoku. Raises ValueError for a prompt or shots that this task does not have.
+    prompt: "d1", or "" for the task's own prompts. shots: how many solved puzzles, 0 to 3, precede
+    a sudoku. Raises ValueError if this task has no such prompt or shots.
     """
     name = getattr(task, "name", "this task")
     if prompt not in ("", "d1") or prompt and name not in RULES:
-        raise ValueError(f"no prompt {prompt!r} of {name}: there is d1, of {', '.join(RULES)}")
+        raise ValueError(f"{name} has no prompt {prompt!r}: there is d1, for {', '.join(RULES)}")
     if shots and not (prompt and name == "sudoku" and shots <= len(SHOTS)):
-        raise ValueError(f"shots = {shots}: there are up to 3, of sudoku, with --prompt d1")
+        raise ValueError(f"shots = {shots}: only sudoku has shots, up to 3, with --prompt d1")
     return PublishedPrompts(task, shots) if prompt else task
 
 
@@ -82,7 +82,7 @@ class PublishedPrompts:
 
 
 def solved_example(puzzle, solution):
-    """Returns a solved puzzle as text: its grid, each cell that is filled, the finished grid.
+    """Returns a solved puzzle as text: its grid, the cells in the order of filling, the solution.
 
     A cell is filled when its row, column and box leave one digit; this solves all of SHOTS.
     """
@@ -115,18 +115,19 @@ def drawn_grid(grid):
 def warn_of_training_overlap(problems, task, data, run):
     """Prints how many problems of a new file the run may have met in training.
 
-    problems: those of the new file. task: the run's task, with its own file if it was trained from
-    one; the warning is for that, and for tasks that generate their problems. data, run: the paths
-    of the new file and of the run, for the message.
+    problems   those of the new file
+    task       the run's task, with its own file if it was trained on one. Nothing is printed for
+               other tasks that do not generate their problems
+    data, run  the paths of the new file and of the run, for the message
 
-    This matters: most grids of d1's and SPG's sudoku files are among those of our training split.
+    This matters: most grids of d1's and SPG's sudoku files are in our training split.
     """
     if isinstance(task, ProblemsFromFile):
         key = getattr(task, "key", task.prompt)
         trained_keys = {key(problem) for problem in task.pools["train"]}
         num_shared = sum(key(problem) in trained_keys for problem in problems)
         shared = "their key"
-    elif isinstance(getattr(task, "task", task), Generated):  # in a file of the user's or not
+    elif isinstance(getattr(task, "task", task), Generated):  # built-in or the user's
         num_shared = sum(split_of(task.key(problem)) == "train" for problem in problems)
         shared = "a solution grid" if task.name == "sudoku" else "their numbers"
     else:

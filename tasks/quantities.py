@@ -10,14 +10,14 @@ from tasks.answers import boxed, equation_sides, normalise_signs
 from tasks.expressions import FRACTION, arithmetic
 from tasks.words import LEADING_WORDS, UNITS, are_known
 
-# Characters of a number with what is beside it. Anything longer is no answer.
+# The most characters of a number with what is beside it. Anything longer is not an answer.
 MAX_LENGTH = 300
 
 NUMBER = r"""
     (?P<sign> [-+]? ) \ *
     (?: (?P<whole> [0-9]+ ) \ + (?= [0-9]+/ ) )?        # the 1 of 1 1/2
     (?= \.?[0-9] )
-    (?P<above>                                          # the number, or above the fraction line
+    (?P<above>                                          # the number, or the numerator
         (?: [0-9]{1,3} (?:,[0-9]{3})+ | [0-9]* )        # 1,234
         (?: \.[0-9]+ )?
     )
@@ -37,12 +37,12 @@ NUMBER_WITH_WORDS = re.compile(
     """,
     re.VERBOSE,
 )
-# Markdown's asterisks around bold text, but not those of a power, 2**3 or 2 ** 3.
+# Markdown's asterisks around bold text, but not those of a power such as 2**3 or 2 ** 3.
 BOLD_MARK = re.compile(r"(?<!\S)\*\*(?=\S)|(?<=\S)\*\*(?!\S)")
 
 
 def exact_value(number):
-    """Returns the Fraction that a match of NUMBER states, or None for a zero below the line."""
+    """Returns the value of a match of NUMBER as a Fraction; None if its denominator is zero."""
     below = Fraction(number["below"] or 1)
     if below == 0:
         return None
@@ -53,7 +53,7 @@ def exact_value(number):
 
 
 def plain_number(text):
-    """Returns the Fraction that a text states by a number and nothing else, or None."""
+    """Returns the value of a text that is a number and nothing else as a Fraction, or None."""
     if len(text) > MAX_LENGTH:
         return None
     number = ONLY_NUMBER.fullmatch(FRACTION.sub(r" \1/\2 ", text))
@@ -63,10 +63,10 @@ def plain_number(text):
 def read_number(text, question_words=frozenset()):
     """Returns the one number that a short text states, exactly, as a Fraction, or None.
 
-    50% is 50. In "3 + 4 = 7" every side has to be a name or to have the same value, and one of them
-    has to be a number, not an expression.
+    50% is 50. In "3 + 4 = 7" each side has to be a name or have the same value as the others, and
+    at least one side has to be a number rather than an expression.
 
-    question_words: words of the question (words.words_of), which may stand beside the number too.
+    question_words: words of the question (words.words_of), which may also stand beside the number.
     """
     if len(text) > MAX_LENGTH:
         return None

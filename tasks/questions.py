@@ -1,9 +1,9 @@
 """Questions with short answers from public data sets: what gsm8k.py and competition_math.py share.
 
 A problem is {"question": text, "answer": text}. The test split is the data set's own test set. The
-validation split is about a tenth of the training set, picked by the checksums of the questions. A
-question of the training set that is in the test set too is dropped; two questions count as the same
-if they differ in case and white space alone.
+validation split is about a tenth of the training set, chosen by the checksums of the questions. A
+training question that is also in the test set is dropped; two questions count as the same if they
+differ only in case and white space.
 """
 
 import logging
@@ -17,10 +17,10 @@ class Questions(Task):
     """Base class. A subclass has, besides Task's:
 
     train_set, test_set   arguments for datasets.load_dataset
-    answer_format         the sentence of the prompt that says in which form to answer
+    answer_format         the sentence of the prompt that says in what form to answer
     """
 
-    pools = None  # split -> all its problems; fetched when they are first needed
+    pools = None  # {split: all its problems}, fetched when first needed
 
     def prompt(self, problem):
         return f"{INSTRUCTION}{problem['question']}\n{self.answer_format}"
@@ -47,12 +47,12 @@ class Questions(Task):
     def _fetch(self, data_set):
         import datasets
 
-        # The message below says enough; the hub's own warnings would bury it.
+        # The hub's own warnings would bury the message below.
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         try:
             rows = datasets.load_dataset(**data_set)
             return [self.problem_from_row(row) for row in rows]
-        except Exception as error:  # hub, cache, network and file system each raise their own
+        except Exception as error:  # hub, cache, network and file system all raise different errors
             reason = " ".join(str(error).split())[:100]
             raise ValueError(
                 f"cannot get data set {data_set['path']} ({reason}): "
@@ -60,26 +60,26 @@ class Questions(Task):
             ) from None
 
     def problem_from_row(self, row):
-        """Reads our own rows and the field's.
+        """Reads our own rows and those of common data sets.
 
-        MATH's training set has solutions with a box, other sets a "ground_truth_answer", and files
-        for chat models a "prompt", the text itself or messages with one question of the user.
+        MATH's training set has solutions with a box, other sets have a "ground_truth_answer", and
+        files for chat models have a "prompt": a text, or a list with one user message.
         """
         question = first_field(row, "question", "problem", "prompt")
         if isinstance(question, list):
             [message] = question
             if message["role"] != "user":
-                raise ValueError("a prompt is one message of the user")
+                raise ValueError("a prompt has to be one message of the user")
             question = message["content"]
         answer = row.get("answer", row.get("ground_truth_answer"))
         if answer is None:
             answer = answers.last_box(row["solution"])
         if any(isinstance(value, bool | list | dict | None) for value in (question, answer)):
-            raise ValueError("question and answer are texts or numbers")
+            raise ValueError("question and answer have to be texts or numbers")
         question = str(question).strip()
         answer = str(answer).rpartition("####")[2].strip()  # GSM8K: the reasoning, then "#### 72"
         if not question or not answer:
-            raise ValueError("question and answer are not empty")
+            raise ValueError("question and answer must not be empty")
         return {"question": question, "answer": answer}
 
 

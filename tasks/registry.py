@@ -1,4 +1,4 @@
-"""The built-in tasks by name, and your own from a file. A new task is one line in TASKS."""
+"""The built-in tasks by name, and your own from a file. A new built-in task is a line in TASKS."""
 
 import runpy
 from pathlib import Path
@@ -26,7 +26,7 @@ REQUIRED_BY_TINY = ("length", "demonstrations")
 def find_task(name):
     """Returns the task called `name`: one of TASKS, or FILE.py:NAME, an instance or a class there.
 
-    Raises ValueError, in one line, for an unknown name or a file that does not have such a task.
+    Raises a one-line ValueError for an unknown name or a file that does not define such a task.
     """
     if name in TASKS:
         return TASKS[name]
@@ -56,7 +56,7 @@ def find_task(name):
 
 
 def compact_form(task):
-    """Returns the form of a task that the tiny model can learn. Raises ValueError without one."""
+    """Returns the form of a task that the tiny model can learn, or raises ValueError."""
     task = getattr(task, "compact", task)
     missing = [f"no {name}" for name in REQUIRED_BY_TINY if not hasattr(task, name)]
     if missing:
@@ -72,9 +72,9 @@ def load_task(names, compact, data="", length=0, train_on_all=False):
     """Returns the task of `--task names`; of several names, with commas, a TaskMixture.
 
     compact: whether the model reads the tiny model's short prompts.
-    data: a file of problems, which replaces the task's own.
-    length: the requested tokens of a completion; 0 for the default.
-    train_on_all: whether all problems of `data` are for training.
+    data: a file of problems that replace the task's own.
+    length: the requested number of tokens per completion; 0 for the default.
+    train_on_all: whether all problems in `data` are for training.
     Raises ValueError for names, data or a length that do not go together.
     """
     tasks = {}
@@ -93,5 +93,5 @@ def load_task(names, compact, data="", length=0, train_on_all=False):
         raise ValueError(f"--data {data} is for one task, not for {names}")
     mixture = TaskMixture(tasks, compact=compact)
     if compact and length not in (0, mixture.length):
-        raise ValueError(f"{names} have a length each: leave out --max_completion_length {length}")
+        raise ValueError(f"{names} have own lengths: leave out --max_completion_length {length}")
     return mixture

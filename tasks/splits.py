@@ -1,8 +1,8 @@
-"""Which problems are for training, which for tuning, and which for the test.
+"""Which problems are for training, which for validation (tuning), and which for the test.
 
-Near-duplicates share a key, and the key's checksum decides the split: nothing is drawn. So a
-problem of the training split is never tested, whatever the seed, the order and the number of
-problems, and a file of problems splits as the generated ones do.
+Near-duplicates share a key, and the key's checksum decides the split, not chance. So a training
+problem is never in the test, whatever the seed, order or number of problems, and the problems of a
+file are split like generated ones.
 """
 
 import csv
@@ -24,7 +24,7 @@ def split_of(key):
 
 
 def seeded(source, split, seed):
-    """Returns the random generator of a draw. Raises ValueError for an unknown split."""
+    """Returns the random generator for a draw. Raises ValueError for an unknown split."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     return random.Random(f"{source} {split} {seed}")
@@ -33,7 +33,8 @@ def seeded(source, split, seed):
 def draw(pools, split, n, seed, source):
     """Draws n problems of a split, without repeats.
 
-    A held-out split with fewer than n problems gives all of them. Training goes round again.
+    A held-out split with fewer than n problems gives all of them; for training, problems are then
+    repeated.
 
     pools: {split: all its problems}. source: the task's name or the file, for the seed and for
     messages. Raises ValueError if the split has no problem.
@@ -43,8 +44,8 @@ def draw(pools, split, n, seed, source):
     if not pool:
         total = sum(map(len, pools.values()))
         raise ValueError(
-            f"{source} holds too little: of its {total} problem{'s' * (total != 1)} none is for "
-            f"{split}, by the checksums of their keys. Take all of it, to train and to measure, by "
+            f"{source} is too small: of its {total} problem{'s' * (total != 1)} none is for "
+            f"{split}, by the checksums of their keys. To train and measure on all of them, use "
             "train.py's --eval_split all or evaluate.py's --split all"
         )
     drawn = rng.sample(pool, min(n, len(pool)))
@@ -56,8 +57,8 @@ def draw(pools, split, n, seed, source):
 def read_rows(path):
     """Yields (place, row) for each row of a file, with "line 3" or "row 3" as its place.
 
-    The file is JSON lines, one JSON array, a .csv with a header, or a .parquet. A row is a dict; of
-    JSON lines it is the unparsed text, so that the caller can name the line if it is not JSON.
+    The file is JSON lines, one JSON array, a .csv with a header, or a .parquet. A row is a dict,
+    but for JSON lines the unparsed text, so that the caller can name a line that is not JSON.
     """
     path = Path(path)
     kind = path.suffix.lower()
@@ -70,7 +71,7 @@ def read_rows(path):
             for number, row in enumerate(table, start=1):
                 yield f"row {number}", row
     elif kind == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:  # "" keeps a field's line ends
+        with open(path, encoding="utf-8-sig", newline="") as file:  # keeps line ends in fields
             rows = csv.DictReader(file)
             line = rows.line_num
             for row in rows:
@@ -96,8 +97,8 @@ def is_json_array(text):
 class ProblemsFromFile:
     """A task whose problems come from a file, split by the checksums of their keys.
 
-    The split "all" is the whole file. With `train_on_all` it is the training split too, for who
-    wants to see a few problems learned by heart.
+    The split "all" is the whole file. With `train_on_all` the training split is the whole file too,
+    to see a few problems learned by heart.
     """
 
     def __init__(self, task, path, train_on_all=False):
@@ -114,7 +115,7 @@ class ProblemsFromFile:
             self.pools = {"train": self.all_problems, "validation": [], "test": []}
 
     def __getattr__(self, name):
-        """Everything but the problems is the task's own."""
+        """Everything except the problems is the task's own."""
         return getattr(self.task, name)
 
     def problems(self, split, n, seed):

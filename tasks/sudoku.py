@@ -4,16 +4,16 @@ A problem              {"puzzle": "3102243002031020", "solution": "3142243142131
                        row by row; 0 is a blank cell, the other digits are the givens
 The tiny model reads   3 1 0 2 2 4 3 0 0 2 0 3 1 0 2 0
 A right answer         <answer>3 1 4 2 2 4 3 1 4 2 1 3 1 3 2 4</answer>     reward 1
-A careless answer      <answer>3 1 4 2 2 4 3 1 1 2 4 3 1 3 2 4</answer>     reward 4/6: it fills
-                       each row in ascending order, which is wrong in two of the six blank cells
+A careless answer      <answer>3 1 4 2 2 4 3 1 1 2 4 3 1 3 2 4</answer>     reward 4/6: filling
+                       each row in ascending order is wrong in two of the six blank cells
 
 The reward is the share of blank cells that are right times the share of givens that are kept, so
-that every cell counts and overwriting a given never pays. A whole grid that keeps every given and
-fills at least one blank earns 0.1 or more, so that there is a first step to climb.
+that every cell counts and overwriting a given never pays. A complete grid that keeps every given
+and fills at least one blank earns at least 0.1, which makes a first step easy.
 
 Every generated puzzle has exactly one solution. There are only 288 finished grids, so many puzzles
-share one. The finished grid therefore decides the split: no two splits share one. (A grid whose
-digits are merely renamed counts as another grid.)
+share one. Therefore the finished grid decides the split: no two splits share one. (A grid whose
+digits are merely relabelled counts as another grid.)
 """
 
 import collections
@@ -64,7 +64,7 @@ def all_solution_grids():
 
 
 SOLUTION_GRIDS = all_solution_grids()
-GRIDS_WITH = collections.defaultdict(set)  # (cell, digit) -> the finished grids with it there
+GRIDS_WITH = collections.defaultdict(set)  # (cell, digit) -> the finished grids that have it
 for solution_grid in SOLUTION_GRIDS:
     for cell_and_digit in enumerate(solution_grid):
         GRIDS_WITH[cell_and_digit].add(solution_grid)
@@ -83,7 +83,7 @@ def solutions_of(puzzle):
 def partial_reward(puzzle, solution, grid):
     """Returns the share of blank cells that are right times the share of givens that are kept.
 
-    A cell that the answer lacks is wrong. A cell too many counts like one more wrong blank.
+    A missing cell counts as wrong, and each extra cell as one more wrong blank.
     """
     num_blanks = puzzle.count("0") + max(len(grid) - 16, 0)
     num_givens = 16 - puzzle.count("0")
@@ -114,7 +114,7 @@ class Sudoku(Generated):
         return "sudoku " + problem["solution"]
 
     def draw(self, split, rng):
-        """Blanks 6 to 11 cells of a finished grid, in random order, where it stays the only one."""
+        """Blanks 6 to 11 cells of a finished grid in random order, keeping the solution unique."""
         solution = rng.choice(self.grids_of[split])
         puzzle = list(solution)
         num_blanks = rng.randint(6, 11)
@@ -127,7 +127,7 @@ class Sudoku(Generated):
         return {"puzzle": "".join(puzzle), "solution": solution}, " ".join(solution)
 
     def careless_solution(self, problem, solution):
-        """Fills each row in ascending order and looks at neither columns nor boxes."""
+        """Fills each row in ascending order, ignoring columns and boxes."""
         cells = list(problem["puzzle"])
         for row in ROWS:
             missing = sorted(DIGITS - {cells[cell] for cell in row})
@@ -148,7 +148,7 @@ class Sudoku(Generated):
         )
 
     def read_grid(self, text):
-        """Returns the characters of the answer's grid, in a right answer 16 digits."""
+        """Returns the characters of the answer's grid; a right answer has 16 digits."""
         answer = answers.final_answer(text)
         if not DIGITS_ALONE.fullmatch(answer):
             answer = answers.without_prose(DECORATION.sub(" ", answer))
@@ -156,7 +156,7 @@ class Sudoku(Generated):
 
     def cells(self, problem, text):
         """d1's score: the share of blank cells that are right, whether givens changed or not."""
-        grid = self.read_grid(text).ljust(16)  # a cell that is not there is wrong
+        grid = self.read_grid(text).ljust(16)  # a missing cell is wrong
         are_right = [
             cell == solution_cell
             for given, solution_cell, cell in zip(
@@ -167,7 +167,7 @@ class Sudoku(Generated):
         return sum(are_right) / max(1, len(are_right))
 
     def reward(self, problem, text):
-        """Returns 0 to 1, as the head of this file says."""
+        """Returns a number from 0 to 1, as described at the top of this file."""
         puzzle = problem["puzzle"]
         grid = self.read_grid(text)
         keeps_givens = len(grid) >= 16 and all(
@@ -175,14 +175,14 @@ class Sudoku(Generated):
         )
         if keeps_givens and is_solution_grid(grid):
             return 1.0
-        # A puzzle in a file may have several solutions: the one that the answer is nearest to.
+        # A puzzle in a file may have several solutions: the one that scores best counts.
         solutions = solutions_of(puzzle) or {problem["solution"]}
         reward = max(partial_reward(puzzle, solution, grid) for solution in solutions)
         fills_a_blank = re.fullmatch("[0-4]{16}", grid) and grid != puzzle
         return max(0.1, reward) if keeps_givens and fills_a_blank else reward
 
     def problem_from_row(self, row):
-        """Reads our own rows and those of d1's, SPG's and Dream's files, under their own names.
+        """Reads our own rows and those of d1's, SPG's and Dream's files, whose fields differ.
 
         A row without a solution gets the first of the puzzle's solutions.
         """

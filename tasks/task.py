@@ -1,8 +1,9 @@
 """What a task is: problems, prompts, and a reward that a program computes.
 
-A task is any object with the methods of the first table. train.py and evaluate.py call nothing
-else, so your own task needs no base class: write a class (or an instance) into a file of yours and
-run `python train.py --task my_tasks.py:Addition`. A problem is a plain dict that JSON can hold.
+A task is any object with the methods of the first table. train.py and evaluate.py need nothing
+else, so your own task needs no base class: define a class (or an instance) in a file of yours and
+run `python train.py --task my_tasks.py:Addition`. A problem is a plain dict that JSON can
+represent.
 
 What every task offers:
 
@@ -10,15 +11,15 @@ What every task offers:
     ------------------------  --------------  ------------------------------------------------------
     problems(split, n, seed)  list of dicts   n problems of the split "train", "validation" or
                                               "test". No two splits share anything that could leak.
-                                              Held-out problems are distinct; there are fewer than n
-                                              if the task runs out of them. "train" has just n.
+                                              Held-out problems are distinct, and fewer than n if
+                                              the task runs out of them; "train" gives exactly n.
     prompt(problem)           str             What the model reads.
     reward(problem, text)     float, 0 to 1   What training maximises. `text` is whatever the model
-                                              wrote, so this accepts any string and never raises. A
-                                              reward outside [0, 1] ends the run (checked.py).
+                                              wrote, so accept any string and never raise. A reward
+                                              outside [0, 1] ends the run (checked.py).
     solved(problem, text)     bool            The strict yes or no that evaluations report.
 
-What a task may offer besides:
+What a task may also offer:
 
     Name                      Type            Meaning
     ------------------------  --------------  ------------------------------------------------------
@@ -36,13 +37,13 @@ The embedded model "tiny" is too small to follow instructions. A task that it ca
 
     Name                      Type            Meaning
     ------------------------  --------------  ------------------------------------------------------
-    length                    int             Tokens in a completion, the end token included.
+    length                    int             Tokens in a completion, including the end token.
     demonstrations(           iterator of     n training problems, each with a text to imitate. A
       n, seed, careless)      (dict, str)     share `careless` of the texts is worse than it could
                                               be, which leaves the base model something to learn
                                               from rewards.
-    compact                   task            In place of these two: another task that has them, the
-                                              small form of this one, with its own short prompts.
+    compact                   task            Instead of these two: another task that has them, a
+                                              small form of this one with its own short prompts.
 """
 
 import json
@@ -56,11 +57,11 @@ INSTRUCTION = (
     "Think step by step inside <reasoning> and </reasoning>. "
     "Then give the final answer, and nothing else, inside <answer> and </answer>.\n\n"
 )
-MAX_REPEATS = 2000  # so many repeats in a row mean that nearly every problem has been drawn
+MAX_REPEATS = 2000  # after this many repeats in a row nearly every problem has been drawn
 
 
 class Task:
-    """Base class of the built-in tasks: how a problem is solved, and how a file is read.
+    """Base class of the built-in tasks: what counts as solved, and how a file is read.
 
     A subclass has
         problem_from_row(row)  the problem in a row of a file; any exception means a bad row
@@ -85,7 +86,7 @@ class Task:
                 if isinstance(row, str):
                     row = json.loads(row)
                 problems.append(self.problem_from_row(row))
-        except Exception as error:  # an unreadable file, and anything that a row can contain
+        except Exception as error:  # the file may be unreadable, and a row may contain anything
             has = ""
             if isinstance(error, KeyError) and isinstance(row, dict) and row:
                 has = f", and not {' '.join(', '.join(map(str, row)).split())[:80]}"
@@ -97,10 +98,10 @@ class Task:
 
 
 class Generated(Task):
-    """Base class of a task that generates its own problems.
+    """Base class of tasks that generate their own problems.
 
-    It has two forms: the full one, for models that follow instructions, and `compact`, with
-    shorter problems and prompts, for the tiny model. A subclass has
+    Such a task has two forms: the full one, for models that follow instructions, and `compact`,
+    with shorter problems and prompts, for the tiny model. A subclass has
 
         draw(split, rng)                       a random (problem, solution) of the split
         careless_solution(problem, solution)   a worse solution, for demonstrations
@@ -116,7 +117,7 @@ class Generated(Task):
         return f"<answer>{solution}</answer>"
 
     def problems(self, split, n, seed):
-        """Returns n problems; held-out ones are distinct, and fewer if hardly any are left."""
+        """Returns n problems. Held-out ones are distinct, and fewer if nearly all are drawn."""
         rng = seeded(self.name, split, seed)
         if split == "train":
             return [self.draw(split, rng)[0] for _ in range(n)]
@@ -136,7 +137,7 @@ class Generated(Task):
         return list(distinct.values())
 
     def demonstrations(self, n, seed, careless):
-        """Yields n pairs (training problem, text to imitate), a share `careless` of them worse."""
+        """Yields n pairs (training problem, text to imitate); a share `careless` is careless."""
         rng = random.Random(f"{self.name} demonstrations {seed}")
         for _ in range(n):
             problem, solution = self.draw("train", rng)

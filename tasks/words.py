@@ -1,8 +1,8 @@
-"""The words and names that may stand beside a number without making it another number.
+"""The words and names that may stand beside a number without changing its value.
 
 "12 apples" states 12. "12 twelfths", "12 times two" and "12 is incorrect" do not, and no list of
-bad words would ever be complete. So this is a list of good ones: a word that is not on it, and is
-no word of the problem's own question either, makes the answer none.
+bad words would ever be complete. So this is a list of good words: a word that is neither on it nor
+in the problem's own question invalidates the answer.
 """
 
 import re
@@ -40,7 +40,7 @@ LEADING_WORDS = set(
 # What may stand on either side of a number.
 WORDS_BESIDE = UNITS | LEADING_WORDS
 
-# What may stand on the left of an equals sign, besides a name such as x: "total = 12".
+# Words that may stand on the left of an equals sign, like a name such as x: "total = 12".
 QUANTITIES = set(
     """
     answer result total sum cost price value area perimeter volume length width height distance
@@ -49,7 +49,7 @@ QUANTITIES = set(
     """.split()
 )
 
-# The words of an introduction that has no verb at its end: "final answer:", "for a total of".
+# The words of an introduction that does not end in a verb: "final answer:", "for a total of".
 INTRODUCTION_WORDS = (
     QUANTITIES | LEADING_WORDS | {"our", "my", "we", "get", "giving", "for", "final"}
 )
@@ -62,7 +62,7 @@ EQUATION_WORDS = set(
     """.split()
 )
 
-# Words of a question that still make another number of the one beside them, as in "3 million".
+# Words that change the number beside them even if they are in the question, as in "3 million".
 ALTERING_WORD = re.compile(
     r"""
     (?: zero | one | two | three | four | five | six | seven | eight | nine | ten | eleven | twelve
@@ -85,14 +85,14 @@ ALTERING_WORD = re.compile(
 )
 
 WORD = re.compile(r"[A-Za-z]+")
-# What is no prose in a question: formulas, commands and names such as AB. Between two dollar signs
-# with words in a row there is prose: "It costs $5 to get in and $3 to".
+# The parts of a question that are not prose: formulas, commands and names such as AB. Several words
+# between two dollar signs are prose: "It costs $5 to get in and $3 to".
 FORMULA = re.compile(
     r"\$(?![^$]*[a-z]{3} [a-z]{2})[^$]*\$|\\\(.*?\\\)|\\\[.*?\\\]|\\[A-Za-z]+|[A-Z]{2,}", re.DOTALL
 )
 
 
-@lru_cache(maxsize=4096)  # each question is asked several times
+@lru_cache(maxsize=4096)  # each question is read several times
 def words_of(question):
     """Returns the words of a question that may stand beside its answer, in lower case, as a set."""
     prose = FORMULA.sub(" ", question)
@@ -108,7 +108,7 @@ def are_known(text, known_words, question_words=frozenset()):
 
 
 def is_known(word, known_words):
-    """Whether a word, its singular or its plural is in a set; a letter has to be there itself."""
+    """Whether a word, its singular or its plural is in a set; a letter has to match as is."""
     if word in known_words:
         return True
     if len(word) == 1:

@@ -303,7 +303,7 @@ def test_a_bd3lm_is_read_if_it_says_how_long_its_blocks_are(tmp_path):
 @pytest.mark.parametrize("block_size", [0, -4, "4", 2.5])
 def test_a_block_size_that_is_no_number_of_tokens_is_refused(tmp_path, block_size):
     write_checkpoint(tmp_path, "sdar", block_size=block_size)
-    with pytest.raises(ValueError, match="block_size = .* is no number of tokens"):
+    with pytest.raises(ValueError, match="block_size = .* is not a number of tokens"):
         read_config(tmp_path)
 
 

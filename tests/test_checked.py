@@ -69,7 +69,7 @@ ARGUMENTS = {"problems": ("train", 4, 0), "prompt": ({},), "key": ({},), "load":
 def test_a_length_that_is_no_number_is_one_line(tmp_path, length):
     source = TASK_FILE.format(method="extra", body="pass") + f"\n    length = {length}\n"
     (tmp_path / "mine.py").write_text(source)
-    with pytest.raises(ValueError, match="^task mine: length is .*a number from 1$"):
+    with pytest.raises(ValueError, match="^task mine: length is .*an int above 0$"):
         registry.load_task(f"{tmp_path}/mine.py:Mine", compact=True)
 
 

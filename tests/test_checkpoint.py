@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_it_takes_its_place(
     with pytest.raises(ValueError, match="is not as it was written"):
         verify_checksums(folder / "checkpoint")
     files.restore_previous_checkpoint(folder / "checkpoint")
-    assert "going on from the checkpoint before it" in capsys.readouterr().err
+    assert "continuing from the previous checkpoint" in capsys.readouterr().err
     verify_checksums(folder / "checkpoint")
 
 
@@ -66,7 +66,7 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before_and_ends_th
 ):
     flip_a_bit(folder / "checkpoint" / "adapter_model.safetensors")
     assert resume(folder) == 0
-    assert "going on from the checkpoint before it" in capsys.readouterr().err
+    assert "continuing from the previous checkpoint" in capsys.readouterr().err
     assert metrics_of(folder) == metrics_of(unbroken)
     for name in ("checkpoint", "checkpoint.old"):
         flip_a_bit(folder / name / "state.pt")

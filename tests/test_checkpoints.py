@@ -254,7 +254,7 @@ def test_an_adapter_beside_full_weights_is_refused(adapter):
     for file in BASE.iterdir():
         shutil.copy(file, folder)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
-    with pytest.raises(ValueError, match="an adapter needs a folder of its own"):
+    with pytest.raises(ValueError, match="an adapter needs its own folder"):
         load_policy(folder)
 
 
@@ -264,7 +264,7 @@ def test_an_adapter_of_another_base_says_so(adapter, tmp_path, capsys):
     load_policy("tiny", adapter=folder)
     assert capsys.readouterr().err == ""
     load_policy(tmp_path / "other", adapter=folder)
-    assert f"was trained on tiny, and is put onto {tmp_path}/other" in capsys.readouterr().err
+    assert f"was trained on tiny, but is applied to {tmp_path}/other" in capsys.readouterr().err
     write_checkpoint(tmp_path / "llada", "llada")
     with pytest.raises(ValueError, match="cannot be loaded on .*llada") as error:
         load_policy(tmp_path / "llada", adapter=folder)

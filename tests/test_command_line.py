@@ -110,7 +110,7 @@ def test_results_of_somebody_else_are_not_replaced(name, run_program, tmp_path):
         file.write_text("somebody else's")
         done = run_program(f"-m experiments.{name}", "bases/tiny", "--out", str(out))
         assert done.returncode == 2 and not done.stdout
-        assert f"{file} is there already, and was not written by this program" in done.stderr
+        assert f"{file} already exists and was not written by this program" in done.stderr
         assert done.stderr.count("\n") == 1
         assert file.read_text() == "somebody else's"
         file.unlink()
@@ -125,11 +125,11 @@ def test_bad_input_gets_one_line(program, tmp_path, capsys):
     empty.mkdir()
     tiny = ROOT / "bases" / "tiny"
     for arguments, message in [
-        ((tiny,), "is no run, which would know its task: give a --task"),
+        ((tiny,), "is not a run, so its task is unknown: give a --task"),
         ((tiny, "--task", "chess"), "unknown task 'chess'"),
         ((tiny, "--task", "gsm8k"), "no length"),
         ((old,), "was written by another version of train.py"),
-        ((empty, "--task", "countdown"), "empty is no checkpoint"),
+        ((empty, "--task", "countdown"), "empty is not a checkpoint"),
     ]:
         flags = [*arguments, "--out", tmp_path / "out"]
         assert program.main([str(flag) for flag in flags]) == 2

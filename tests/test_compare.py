@@ -199,12 +199,12 @@ def cut(folder):
 
 
 BROKEN = {
-    "is no run: give folders": lambda x: (x / "config.json").unlink(),
-    "is no run: give": lambda x: (x / "config.json").write_text('{"hidden_size": 3}'),
+    "is not a run: give folders": lambda x: (x / "config.json").unlink(),
+    "is not a run: give": lambda x: (x / "config.json").write_text('{"hidden_size": 3}'),
     r"not finished \(5 of 8 steps\): python train.py --resume": cut,
     r"not finished \(8 of 8": lambda x: rewrite(x, "eval.json", lambda rows: rows[:1]),
     r"not finished": lambda x: (x / "eval.json").unlink(),
-    "gammas: make a new run, with --frontier true": lambda x: rewrite(
+    "gamma: make a new run with --frontier true": lambda x: rewrite(
         x, "frontier.json", lambda y: y[:-1]
     ),
     "older train.py, without denoiser_rows": age,
@@ -238,7 +238,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line_that_names_it(message, tmp
 def test_nine_groups_are_one_too_many(tmp_path):
     paths = [write_run(tmp_path / f"{i}", num_stages=i) for i in range(1, 10)]
     assert len(groups_in(paths[:8])) == 8
-    with pytest.raises(ValueError, match=f"{paths[8]} begins group 9: 8 are the most"):
+    with pytest.raises(ValueError, match=f"{paths[8]} is of group 9, but at most 8 fit"):
         groups_in(paths)
 
 

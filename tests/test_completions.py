@@ -120,7 +120,7 @@ def test_a_problem_is_read_as_data_reads_it(tmp_path):
 
 def test_a_verifier_that_cannot_run_is_no_fault_of_the_line(tmp_path, monkeypatch, capsys):
     def cannot_run(*formulas):
-        raise VerifierError("the parser of formulas cannot be run: ImportError")
+        raise VerifierError("the formula parser cannot be run: ImportError")
 
     monkeypatch.setattr(latex, "same_formula", cannot_run)
     row = {"task": "math", "problem": {"question": "q", "answer": "\\sqrt{2}"}}
@@ -128,5 +128,5 @@ def test_a_verifier_that_cannot_run_is_no_fault_of_the_line(tmp_path, monkeypatc
     path.write_text(json.dumps(row | {"text": "<answer>2^{1/2}</answer>"}))
     assert evaluate.main(["--completions", str(path)]) == 2
     assert capsys.readouterr().err == (
-        "evaluate.py: the parser of formulas cannot be run: ImportError\n"
+        "evaluate.py: the formula parser cannot be run: ImportError\n"
     )

@@ -40,7 +40,9 @@ def test_a_value_that_would_fill_the_memory_or_overflow_is_refused(too_large):
 
 
 def test_a_cap_that_rounds_to_zero_is_refused():
-    with pytest.raises(ValueError, match="importance_weight_cap = 1e-300: 0, or at least 1e-6"):
+    with pytest.raises(
+        ValueError, match="importance_weight_cap = 1e-300: it has to be 0 or at least 1e-6"
+    ):
         config.Config(importance_weight_cap=1e-300)
 
 

@@ -302,4 +302,4 @@ def test_the_command_to_go_on_with_starts_as_many_processes(monkeypatch, capsys,
     monkeypatch.setattr(train, "run", interrupted)
     assert train.main(["--resume", "--run_dir", str(tmp_path / "run")]) == 130
     command = f"torchrun --nproc_per_node 2 train.py --resume --run_dir {tmp_path / 'run'}"
-    assert f"stopped; go on with: {command}\n" in capsys.readouterr().out
+    assert f"stopped; resume with: {command}\n" in capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_what_cannot_be_compared_gets_one_line(paths, tmp_path, capsys):
     for arguments, message in (
         (alone, "blocks-1 has no mean-field-SEED"),
         ([*paths, twin], "has the seed of another run of blocks-1/mean-field"),
-        ([other_seed, str(tmp_path / "other")], "is no run"),
+        ([other_seed, str(tmp_path / "other")], "is not a run"),
     ):
         assert dose.main([*arguments, "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err

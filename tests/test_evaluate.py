@@ -373,7 +373,7 @@ def test_completions_that_are_there_already_are_neither_removed_nor_added_to(
         evaluate.main([str(run_dir), *flags])
     error = capsys.readouterr().err
     assert exit.value.code == 2
-    assert f"would go to {written}, which is there already: move it away" in error
+    assert f"would go to {written}, which already exists: move it away" in error
     assert error.count("\n") == 1
     assert written.read_text() == "of another evaluation"
     assert not (tmp_path / "rows.jsonl").exists()
@@ -420,9 +420,7 @@ def test_pictures_of_somebody_else_in_the_current_folder_are_not_replaced(
     (tmp_path / name).write_text("somebody else's")
     command = f"tiny --task countdown --problems 2 {flags}"
     assert evaluate.main(command.split()) == 2
-    assert (
-        f"{name} is there already, and was not written by this program" in capsys.readouterr().err
-    )
+    assert f"{name} already exists and was not written by this program" in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "somebody else's"
 
@@ -623,9 +621,9 @@ def test_a_decoder_at_temperature_draws_by_its_seed(policy):
         ("--max_completion_length 10 -1", "length: it has to be at least 0"),
         ("--max_completion_length 10 12 --frontier", "one --max_completion_length at a time"),
         ("--prompt d1", "leave out --prompt"),
-        ("--shots 3", "up to 3, of sudoku, with --prompt d1"),
+        ("--shots 3", "up to 3, with --prompt d1"),
         ("--dtype float16", "invalid choice: 'float16'"),
-        ("--adapter /nowhere", "'/nowhere' is no folder here"),
+        ("--adapter /nowhere", "'/nowhere' is not a folder here"),
         ("--completions rows.jsonl", "give --completions FILE alone"),
         ("--data EMPTY", "no problems"),
         ("--data FIELDS", "line 1"),
@@ -663,7 +661,7 @@ def test_a_folder_without_a_threshold_head_asks_for_a_number(tmp_path, measured,
     assert "--level" in capsys.readouterr().err
     [row] = measured(tmp_path / "base", "--task countdown --level 0.1 --problems 2")
     assert row["level"] == 0.1
-    for flags, says in ((["--task", "countdown"], "no checkpoint"), ([], "give a --task")):
+    for flags, says in ((["--task", "countdown"], "not a checkpoint"), ([], "give a --task")):
         assert evaluate.main([str(tmp_path), *flags]) == 2
         assert says in capsys.readouterr().err
     assert evaluate.main([str(tmp_path / "base"), "--task", "chess"]) == 2

@@ -286,11 +286,14 @@ def test_what_cannot_be_merged_is_told_in_a_line(tmp_path, capsys):
     write_checkpoint(tmp_path / "model", "llada")
     save_adapter(random_adapter(load_denoiser(str(tmp_path / "model"))[0]), tmp_path / "adapter")
     for words, message in (
-        (["tiny", tmp_path], "is there already"),
-        (["tiny", tmp_path / "out"], "tiny is no adapter that names its base: give an --adapter"),
+        (["tiny", tmp_path], "already exists"),
+        (
+            ["tiny", tmp_path / "out"],
+            "tiny is not an adapter that names its base: give an --adapter",
+        ),
         (
             [tmp_path / "nope", tmp_path / "out"],
-            f"there is no folder {tmp_path / 'nope'}; to a model",
+            f"there is no folder {tmp_path / 'nope'}; for a model",
         ),
         ([tmp_path / "nope", tmp_path / "out", "--adapter_only"], "there is no folder"),
         ([tmp_path / "model", tmp_path / "out", "--adapter", tmp_path / "nope"], "nope"),

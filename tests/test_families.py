@@ -198,7 +198,7 @@ WHY_REFUSED = [
     ({"model_type": "sdar"}, "renamed", "block_size.*4 for SDAR"),
     ({"model_type": "llada2_moe"}, "renamed", "block_size.*32 if it is a LLaDA2.0"),
     ({"model_type": "llada2_moe"}, "inclusionAI/LLaDA2.1-mini", "edits tokens"),
-    ({"model_type": "llada2_moe_veomni"}, "", "experts merged"),
+    ({"model_type": "llada2_moe_veomni"}, "", "with merged experts"),
     ({"model_type": "nemotron_labs_diffusion"}, "", "tokens before a block causally"),
     (
         {"model_type": "nemotron_labs_diffusion", "dlm_paradigm": "bidirectional"},
@@ -217,9 +217,13 @@ WHY_REFUSED = [
     ({"model_type": "qwen3", "architectures": ["WeDLMForCausalLM"]}, "", "causal attention"),
     ({"model_type": "diffusion_gemma"}, "", "random tokens instead of masks"),
     ({"architectures": ["DiffusionGemmaForBlockDiffusion"]}, "", "random tokens instead of masks"),
-    ({"model_type": "CoDA"}, "", "config.json was not at hand"),
-    ({"model_type": "rnd1"}, "", "config.json was not at hand"),
-    ({"model_type": "llada", "architectures": ["MMadaModelLM"]}, "", "config.json was not at hand"),
+    ({"model_type": "CoDA"}, "", "config.json was not available"),
+    ({"model_type": "rnd1"}, "", "config.json was not available"),
+    (
+        {"model_type": "llada", "architectures": ["MMadaModelLM"]},
+        "",
+        "config.json was not available",
+    ),
 ]
 
 
@@ -323,11 +327,14 @@ def test_a_plain_folder_loads_as_it_was_saved_if_it_says_that_it_is_not_causal(p
     [
         (lambda f: edit_config(f, is_causal=True), '"is_causal": false.*"shift_logits": true'),
         (lambda f: drop_field(f, "is_causal"), '"is_causal": false.*"shift_logits": true'),
-        (lambda f: edit_config(f, use_sliding_window=True), "only a window"),
-        (lambda f: edit_config(f, residual_scale=3.0), "residual_scale = 3.0 is not known"),
+        (lambda f: edit_config(f, use_sliding_window=True), "sliding-window attention"),
+        (lambda f: edit_config(f, residual_scale=3.0), "residual_scale = 3.0 is not supported"),
         (lambda f: edit_config(f, quantization_config={}), "quantization_config = "),
         (lambda f: edit_config(f, auto_map={}, rope_scaling={"factor": 2}), "rope_scaling = "),
-        (lambda f: edit_config(f, layer_types=["full_attention", "sliding_attention"]), "window"),
+        (
+            lambda f: edit_config(f, layer_types=["full_attention", "sliding_attention"]),
+            "sliding-window",
+        ),
     ],
 )
 def test_any_other_plain_folder_is_refused_with_what_to_write_into_it(

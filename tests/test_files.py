@@ -146,7 +146,7 @@ def test_a_line_that_is_no_row_is_left_out_and_told_and_the_rest_is_kept(tmp_pat
     file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
     assert [row["step"] for row in files.read_log(file)] == [1, 2]
     message = capsys.readouterr().err
-    assert "line 2 is no row" in message and message.count("\n") == 1
+    assert "line 2 is not a row" in message and message.count("\n") == 1
     file.write_bytes(b'{"step": 1}\n\xff\xfe\n{"step": 2}\n')
     assert [row["step"] for row in files.read_log(file)] == [1, 2]
 
@@ -290,7 +290,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(
         flags = ["--steps", "3", "--save_every", "3", "--run_dir", str(folder)]
         assert train.main([*SMALL_RUN, *flags]) == code
     out = capsys.readouterr().out
-    assert "ending this step" in out and f"--resume --run_dir {folder}" in out
+    assert "finishing this step" in out and f"--resume --run_dir {folder}" in out
     assert signal.getsignal(number) == handler
     assert len(metrics_of(folder)) == 2
     assert train.main(["--resume", "--run_dir", str(folder)]) == 0

@@ -77,7 +77,7 @@ def test_levels_are_refused_as_the_decoder_refuses_them(rule, level):
         ("tiny /nowhere", "/nowhere does not exist"),
         ("", "name a RUN"),
         ("tiny --completions rows.jsonl", "give --completions FILE alone"),
-        ("--completions rows.jsonl --trace 2", "scored without a model: leave out --trace"),
+        ("--completions rows.jsonl --trace 2", "needs no model: leave out --trace"),
         ("tiny --trace 1 --decoder top_k --level 1 2", "--trace shows one --level at a time"),
         ("tiny --trace 1 --samples 3", "one completion of each problem: leave out --samples"),
         ("--completions nowhere.jsonl", "nowhere.jsonl: there is no such file"),

@@ -174,9 +174,9 @@ def test_an_adapter_is_given_as_a_runs_folder_or_as_its_checkpoint(work):
 def test_a_changed_task_file_is_said_to_have_changed(work, capsys):
     Path("mine.py").write_text(TASK_FILE + "\n# mended\n")
     assert resume(*HERE, "--steps", "4") == 0
-    assert "mine.py has changed since run was begun" in capsys.readouterr().err
+    assert "mine.py has changed since run was started" in capsys.readouterr().err
     assert measure("--task", "mine.py:Mine", "--problems", "2")[0] == 0
-    assert "mine.py has changed since run was begun" in capsys.readouterr().err
+    assert "mine.py has changed since run was started" in capsys.readouterr().err
 
 
 def test_a_run_folder_does_not_decide_which_code_runs(work, made, capsys):
@@ -211,7 +211,7 @@ def test_other_threads_are_said_to_round_otherwise(work, capsys):
     finally:
         torch.set_num_threads(1)
     message = capsys.readouterr().err
-    assert "2 threads" in message and "rounded otherwise" in message
+    assert "2 threads" in message and "rounded differently" in message
 
 
 def test_inputs_that_cannot_be_read_are_one_line(work, capsys):
@@ -263,7 +263,7 @@ def test_a_lora_runs_base_is_measured_again_without_its_adapter(tmp_path, monkey
 
 def test_fewer_steps_than_are_done_are_refused(run_dir, capsys):
     assert resume("--steps", "2") == 2
-    assert "--steps 2: run has done 3 steps" in one_line(capsys)
+    assert "--steps 2: run has already done 3 steps" in one_line(capsys)
 
 
 def test_a_finished_run_without_its_checkpoint_is_not_trained_again(run_dir, tmp_path, capsys):

@@ -143,23 +143,23 @@ def truncate(folder):
     ("damage", "message"),
     [
         (lambda f: edit_config(f, is_causal=True), "causal"),
-        (lambda f: edit_config(f, vocab_size=50), "tokens up to 111, and the embedding.* 50 rows"),
+        (lambda f: edit_config(f, vocab_size=50), "tokens up to 111, but .* embedding has 50 rows"),
         (lambda f: edit_config(f, vocab_size=120), r"embed_tokens.weight is \(120, .* and \(112,"),
         (lambda f: edit_config(f, hidden_size=[]), "config.json is not understood"),
         (lambda f: edit_config(f, rms_norm_eps="x"), "config.json is not understood"),
         (lambda f: edit_config(f, eos_token_id={}), "config.json is not understood"),
         (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
-        (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter needs a folder"),
+        (lambda f: (f / "adapter_config.json").write_text("{}"), "an adapter needs its own folder"),
         (lambda f: edit_config(f, num_hidden_layers=10**7), "10000000 layers"),
         (
             drop_weight,
             r"layers.2.mlp.up_proj.weight is \(.*\) in the model and missing in the files",
         ),
         (add_weight, r"model.stranger is unknown in the model and \(3,\) in the files"),
-        (truncate, "model.safetensors is missing, broken or not whole: download it again"),
+        (truncate, "model.safetensors is missing, broken or incomplete: download it again"),
         (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
-        (lambda f: edit_config(f, model_type="gpt2"), "gpt2 is not known"),
+        (lambda f: edit_config(f, model_type="gpt2"), "gpt2 is not supported"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot be loaded.*model.safetensors"),
         (lambda f: (f / "tokenizer.json").write_text("[]"), "cannot be loaded"),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
@@ -212,8 +212,8 @@ def add_unexpected_weight(folder):
 
 SHARD_DAMAGES = [
     (remove_shard, "index.json names 'model-00002.*which is not a file beside it"),
-    (truncate_shard, "model-00002.* is missing, broken or not whole"),
-    (empty_shard, "model-00001.* is missing, broken or not whole"),
+    (truncate_shard, "model-00002.* is missing, broken or incomplete"),
+    (empty_shard, "model-00001.* is missing, broken or incomplete"),
     (break_index, "index.json cannot be read"),
     (drop_embedding, r"model.transformer.wte.weight is \(320, 32\) in the model and missing"),
     (add_unexpected_weight, r"model.transformer.novelty is unknown in the model and \(2,\)"),
@@ -291,7 +291,7 @@ def test_a_subfolder_of_the_hub_says_how_to_get_it_and_is_not_asked_for(tmp_path
     advice = "hf download someone/adapters --include 'gsm8k/last/.' --local-dir DIR"
     with pytest.raises(ValueError, match=advice):
         loading.model_folder("someone/adapters/gsm8k/last")
-    with pytest.raises(ValueError, match="is no folder here and no hub name"):
+    with pytest.raises(ValueError, match="is not a folder here and not a hub name"):
         loading.model_folder("runs/a/checkpoint")
     (tmp_path / "runs").mkdir()
     with pytest.raises(ValueError, match="though runs is one, so the hub is not asked"):
@@ -304,7 +304,7 @@ def test_a_hub_that_cannot_be_reached_names_the_way_out(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(
-        ValueError, match=f"{loading.LLADA}.*as its folder, and tiny needs none"
+        ValueError, match=f"{loading.LLADA}.*as its folder; tiny needs none"
     ) as error:
         load_denoiser(loading.LLADA)
     assert "\n" not in str(error.value)
@@ -425,9 +425,9 @@ MISFITS = [
     ("llada2_moe", QKV, shorten, "v_proj.weight in " + QKV + " is (32, 32) in the model and (30,"),
     ("llada2_moe", QKV, lambda w: torch.tensor(1.0), "is unknown in the model and () in the files"),
     ("llada", HEAD, remove, "the embedding, config.json has to say so (tie_word_embeddings; in a"),
-    ("llada", Q, torch.Tensor.long, "is stored as I64, and only floating-point numbers"),
-    ("sdar_moe", EXPERT, lambda w: w > 0, "is stored as BOOL, and only floating-point"),
-    ("llada", Q, lambda w: w.to(torch.float8_e4m3fn), "is stored as F8_E4M3, and only"),
+    ("llada", Q, torch.Tensor.long, "is stored as I64, but only floating-point numbers"),
+    ("sdar_moe", EXPERT, lambda w: w > 0, "is stored as BOOL, but only floating-point"),
+    ("llada", Q, lambda w: w.to(torch.float8_e4m3fn), "is stored as F8_E4M3, but only"),
 ]
 
 
@@ -466,7 +466,7 @@ def test_a_weight_in_two_files_is_refused(tmp_path):
 def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(tmp_path):
     weights, _ = write_checkpoint(tmp_path, "llada-tied")
     add_to_first_shard(tmp_path, {HEAD: weights["model.transformer.wte.weight"] + 1})
-    with pytest.raises(ValueError, match=r"two differ: it has to say that .*\(tie_word_embeddings"):
+    with pytest.raises(ValueError, match=r"two differ: config.json has to .*\(tie_word_embeddings"):
         load_denoiser(str(tmp_path))
 
 

@@ -241,7 +241,7 @@ def test_a_missing_tracker_is_one_line_before_anything_is_measured(
     monkeypatch.setattr(run_folder, "load_policy", None)
     assert train.main([*FLAGS, "--report_to", name, "--run_dir", str(tmp_path / "a")]) == 2
     error = capsys.readouterr().err
-    assert error == f"train.py: --report_to {name} needs it: pip install {name}\n"
+    assert error == f"train.py: --report_to {name} needs a package: pip install {name}\n"
     assert not (tmp_path / "a").exists()
 
 

@@ -106,7 +106,7 @@ def test_an_adapter_finds_its_base_from_any_working_directory(tmp_path, monkeypa
     loaded = load_lora(load_denoiser(base)[0], tmp_path / "adapter")
     assert torch.equal(loaded(input_ids=ids).logits, expected)
     (tmp_path / "cache/base").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="cache/base' is no folder"):
+    with pytest.raises(ValueError, match="cache/base' is not a folder"):
         load_denoiser(base)
 
 
@@ -317,8 +317,8 @@ def nothing(weights):
 MISFITS = [
     (without_the_first, rf"{FIRST} is \(4, 32\) in the model and missing in the files"),
     (with_a_stranger, r"stranger.lora_A.weight is unknown in the model and \(4, 32\) in the files"),
-    (under_other_names, "missing in the files, and 31 more do not fit: it needs the base"),
-    (under_both_names, "are one weight of the model"),
+    (under_other_names, "missing in the files, and 31 more do not fit: an adapter needs the base"),
+    (under_both_names, "are the same weight of the model"),
     (too_narrow, r"up_proj.lora_A.weight is \(4, 32\) in the model and \(4, 3\) in the files"),
     (of_another_rank, rf"{FIRST} is \(4, 32\) in the model and \(2, 32\) in the files"),
     (with_nan, f"{FIRST} holds NaN or infinity"),
@@ -346,7 +346,7 @@ def test_an_adapter_of_integers_or_that_is_not_whole_names_its_file(tmp_path):
     with pytest.raises(ValueError, match=f"{file}: {FIRST} is stored as I64"):
         load_lora(denoiser, tmp_path / "adapter")
     file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=f"{file} is missing, broken or not whole"):
+    with pytest.raises(ValueError, match=f"{file} is missing, broken or incomplete"):
         load_lora(denoiser, tmp_path / "adapter")
 
 

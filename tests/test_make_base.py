@@ -50,7 +50,7 @@ def test_a_base_for_ones_own_task_is_made_by_one_command(small, tmp_path, capsys
     with pytest.raises(SystemExit) as exit:
         make_base.main(["--out", str(tmp_path / "base"), *flags.split()])
     assert exit.value.code == 2
-    assert "there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_base_for_ones_own_task_is_made_by_one_command(small, tmp_path, capsys
         ("--careless nan", "careless"),
         ("--learning_rate nan", "learning_rate"),
         ("--step 3", "did you mean --steps"),
-        ("--turns=", "turns '': a number"),
+        ("--turns=", "turns '': it has to be a number"),
         ("--steps 2000000", "at most a million"),
         ("--batch 1000000000", "at most a million"),
         ("--seed -1", "seed = -1"),

@@ -208,14 +208,15 @@ def test_every_part_is_printed_and_what_fits(capsys):
     for name, gib in estimate_gib(MODELS["LLaDA-8B"], config).items():
         assert f"{name:24}{gib:8.2f}\n" in text
     assert text.startswith(
-        "LLaDA-8B, 8.0 billion parameters: GiB with 200 prompt tokens and 128 of a completion\n"
+        "LLaDA-8B, 8.0 billion parameters: GiB with 200 prompt tokens and 128 completion tokens\n"
     )
-    assert text.splitlines()[-1] == f"It fits 24 GiB, with {recipe.settings_of_memory(config)}"
+    assert text.splitlines()[-1] == f"It fits into 24 GiB, with {recipe.settings_of_memory(config)}"
 
 
 def test_what_does_not_fit_says_what_to_lower(capsys):
     text = printed(capsys, "LLaDA-8B", "--gpu-gib", "24", "--dtype", "bfloat16")
-    assert "It does not fit 24 GiB, with --rollout_batch_size " in text and "--dtype 4bit" in text
+    assert "It does not fit into 24 GiB, with --rollout_batch_size " in text
+    assert "--dtype 4bit" in text
 
 
 def test_several_processes_are_told_of_one_of_them(capsys):
@@ -235,9 +236,9 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
     ("flags", "message"),
     [
         (["--gpu_gib", "24"], "--model is missing"),
-        (["--model", "nonsense"], "'nonsense' is none of LLaDA-8B, Qwen3-0.6B, and no folder"),
-        (["--model", "../nothing"], "'../nothing' is none of"),
-        (["--model", "a/b/c"], "'a/b/c' is none of"),
+        (["--model", "nonsense"], "'nonsense' is neither one of LLaDA-8B, Qwen3-0.6B nor a folder"),
+        (["--model", "../nothing"], "'../nothing' is neither one of"),
+        (["--model", "a/b/c"], "'a/b/c' is neither one of"),
         (["--model", "LLaDA-8B", "--lenght", "3"], "--lenght"),
         (["--model", "LLaDA-8B", "--max_completion_length", "-3"], "length = -3"),
         (["--model", "LLaDA-8B", "--prompt_tokens", "0"], "at least 1"),
@@ -245,7 +246,7 @@ def test_a_folder_is_read_without_its_weights(capsys, tmp_path, monkeypatch):
         (["--model", "LLaDA-8B", "--gpu_gib", "0"], "--gpu_gib has to be a number above 0"),
         (["--model", "LLaDA-8B", "--gpu_gib", "nan"], "--gpu_gib has to be a number above 0"),
         (["--model", "LLaDA-8B", "--processes", "17"], "at least 1 for each of the 17"),
-        (["--model", "LLaDA-8B", "--shard", "true"], "start them by torchrun"),
+        (["--model", "LLaDA-8B", "--shard", "true"], "start several by torchrun"),
         (
             ["--model", "LLaDA-8B", "--gpu_gib", "much"],
             "--gpu_gib: it has to be a number, not 'much'",
@@ -268,5 +269,5 @@ def test_bad_flags_get_one_line_and_the_hub_is_not_asked(capsys, monkeypatch, fl
 
 
 def test_tiny_has_a_memory_too(capsys):
-    assert "10 of a completion" in printed(capsys, "tiny")
-    assert "19 of a completion" in printed(capsys, "tiny", "--task", "sudoku")
+    assert "10 completion tokens" in printed(capsys, "tiny")
+    assert "19 completion tokens" in printed(capsys, "tiny", "--task", "sudoku")

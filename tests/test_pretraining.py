@@ -241,7 +241,7 @@ def test_what_lies_beside_a_base_is_not_touched(small, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PK", b"{}"])
 def test_a_broken_state_is_one_line_and_left_where_it_is(small, tmp_path, content):
     (tmp_path / "base.training").write_bytes(content)
-    with pytest.raises(ValueError, match="base.training is no training of make_base") as error:
+    with pytest.raises(ValueError, match="base.training was not written by make_base") as error:
         make_small(tmp_path / "base", Recipe(steps=1, habit_steps=0, batch=2))
     assert "\n" not in str(error.value)
     assert (tmp_path / "base.training").read_bytes() == content

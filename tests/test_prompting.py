@@ -149,7 +149,7 @@ def test_an_empty_prompt_is_refused(llada):
 @pytest.mark.parametrize("token", ["<|mdm_mask|>", "<|eot_id|>", "<|endoftext|>"])
 def test_a_special_token_that_a_question_holds_as_text_is_refused(llada, token):
     """The tokenizer read it as the token: a question could hold masks, or end its own turn."""
-    with pytest.raises(ValueError, match="prompt 2 of 2 holds .*a special token") as error:
+    with pytest.raises(ValueError, match="prompt 2 of 2 has .*a special token") as error:
         encode_prompts(llada, ["what is 3?", f"what is {token} here?"])
     assert repr(token) in str(error.value) and "\n" not in str(error.value)
     encode_prompts(llada, ["what is <mask> or <|eot id|> here?"])

@@ -44,7 +44,7 @@ def test_a_finished_runs_folder_is_called_so(tmp_path, capsys):
     assert start(tmp_path / "a") == 2
     assert capsys.readouterr().err == (
         f"train.py: {tmp_path}/a holds a finished run (120 of 120 steps): give a new --run_dir, or "
-        f"train on with python train.py --resume --run_dir {tmp_path}/a --steps N\n"
+        f"continue with python train.py --resume --run_dir {tmp_path}/a --steps N\n"
     )
 
 
@@ -55,7 +55,7 @@ def test_an_unfinished_runs_folder_says_how_far_it_is_and_both_ways_out(
     write_run(tmp_path / "a", steps=120, steps_done=steps_done)
     assert start(tmp_path / "a") == 2
     assert capsys.readouterr().err == (
-        f"train.py: {tmp_path}/a holds a run with {steps_done} of 120 steps done: go on with "
+        f"train.py: {tmp_path}/a holds a run with {steps_done} of 120 steps done: resume with "
         f"python train.py --resume --run_dir {tmp_path}/a, or give a new --run_dir\n"
     )
 
@@ -64,7 +64,8 @@ def test_a_folder_with_anything_else_in_it_is_not_used(tmp_path, capsys):
     (tmp_path / "diary.txt").write_text("mine")
     assert start(tmp_path, "--steps", "1") == 2
     error = capsys.readouterr().err
-    assert "is in use, by diary.txt: give a new --run_dir" in error and error.count("\n") == 1
+    assert "is not empty, it has diary.txt: give a new --run_dir" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["environment.txt", "inputs.json"])
@@ -72,7 +73,7 @@ def test_a_file_that_only_has_the_name_of_a_runs_is_not_replaced(tmp_path, capsy
     """Earlier versions took both names for what a killed run had left."""
     (tmp_path / name).write_text("numpy==2.4.6")
     assert start(tmp_path, "--steps", "1") == 2
-    assert f"is in use, by {name}: give a new --run_dir" in capsys.readouterr().err
+    assert f"is not empty, it has {name}: give a new --run_dir" in capsys.readouterr().err
     assert (tmp_path / name).read_text() == "numpy==2.4.6"
 
 
@@ -148,9 +149,9 @@ def test_a_run_rolls_out_as_many_rows_at_once_as_its_settings_say():
     [
         (
             "tiny",
-            "is an adapter of tiny: train it further by --model tiny --adapter .*models.merge",
+            "is an adapter of tiny: train it further with --model tiny --adapter .*models.merge",
         ),
-        (None, "is a LoRA adapter.*Give its base as the model, and this as --adapter"),
+        (None, "is a LoRA adapter.*Give its base as the model, and the adapter as --adapter"),
     ],
 )
 def test_an_adapter_given_as_the_model_is_told_to_be_one(tmp_path, base, advice):

@@ -100,7 +100,7 @@ def test_the_last_line_says_how_far_mean_field_is_and_what_that_meant(kl, scatte
     line = surrogate.reading(rows)
     low, high = rows[0]["kl_interval"]
     assert low < kl < high
-    assert line.startswith(f"Mean-field is {kl:.2f} nats a token ({low:.2f} to {high:.2f}) from")
+    assert line.startswith(f"Mean-field is {kl:.2f} nats per token ({low:.2f} to {high:.2f}) from")
     assert f"two stages are {kl / 2:.2f}: {meaning}" in line
     assert ("sudoku (0.15), where m = 2 ended 4 to 6 points" in line) == meaning.startswith("near")
     assert line.count("\n") == 0

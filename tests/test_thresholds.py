@@ -287,7 +287,7 @@ def test_a_task_without_difficulty_has_one_row_and_nfe_beyond_the_fixed_ones_is_
     assert thresholds.table(report["rows"])[1][:4] == ["Sums", "all", "4", "0.100"]
     worth = thresholds.describe_gain(report)
     assert "0.0 points more" in worth
-    assert "No fixed γ takes as many calls: compared with the nearest of 5.00 to 5.00." in worth
+    assert "No fixed γ takes that many calls, so it is compared with the nearest of 5.00" in worth
     assert set(summary.GAMMAS) <= set(thresholds.FIXED_GAMMAS)
 
 

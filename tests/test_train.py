@@ -217,7 +217,7 @@ def test_a_run_leaves_all_its_files_and_names_its_folder_last(run, capsys):
     code, folder = run("a", frontier=True)
     lines = capsys.readouterr().out.splitlines()
     assert code == 0 and lines[-1] == str(folder)
-    assert f"pictures: {folder}/curves.png {folder}/frontier.png" in lines
+    assert f"plots: {folder}/curves.png {folder}/frontier.png" in lines
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint",
         "completions.json",
@@ -910,7 +910,7 @@ def test_out_of_memory_after_a_checkpoint_says_how_to_go_on(run, capsys, monkeyp
         patch.setattr(train, "update_denoiser", fail)
         code, folder = run("a", resume=True, steps=2)
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert code == 1 and f"go on with: python train.py --resume --run_dir {folder}" in line
+    assert code == 1 and f"resume with: python train.py --resume --run_dir {folder}" in line
     assert "--rollout_batch_size 1" in line and "--prompts_per_step" not in line
     assert run("a", resume=True, steps=2, rollout_batch_size=1)[0] == 0
 

@@ -48,7 +48,7 @@ def test_the_groups_are_those_that_the_source_shows():
 def test_defaults_and_recipes_are_told(help_text):
     text = " ".join(help_text.split())
     assert (
-        "P, prompts in a step [32; sudoku 16; chain 16; countdown,sudoku 24; LLaDA 16; small 16; "
+        "P, prompts per step [32; sudoku 16; chain 16; countdown,sudoku 24; LLaDA 16; small 16; "
         "d1 16]" in text
     )
     assert "what learns (policy, sampler, joint) [joint]" in text

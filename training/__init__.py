@@ -1,1 +1,1 @@
-"""What surrounds the loop: run folder, checkpoints, several processes, logs, health checks."""
+"""Around the training loop: run folder, checkpoints, several processes, logs, health checks."""

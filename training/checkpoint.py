@@ -15,14 +15,14 @@ LOGS = ("metrics.jsonl", "samples.jsonl")
 
 
 def save_checkpoint(run_dir, policy, optimizers, step):
-    """Write the state after `step` steps to RUN/checkpoint; the one before it stays beside it.
+    """Write the state after `step` steps to RUN/checkpoint; the old one is kept beside it.
 
-    Split tensors are put together first, so that any number of processes can resume. Every process
-    has to call this; the main one writes, and the others wait for it.
+    Split tensors are gathered first, so that any number of processes can resume. Every process has
+    to call this; the main one writes, and the others wait for it.
     """
     denoiser = policy.denoiser
     has_adapter = hasattr(denoiser, "disable_adapter")
-    weights = None  # None: save_pretrained takes the model's own
+    weights = None  # None: save_pretrained uses the model's own
     if distributed.is_sharded(denoiser):
         weights = {
             name: distributed.gather_full_tensor(weight)
@@ -43,9 +43,12 @@ def save_checkpoint(run_dir, policy, optimizers, step):
 
 
 def write_checkpoint(run_dir, policy, optimizer_states, weights, step):
-    """save_checkpoint's files. weights: the whole state dict if the model's own are split, or None.
+    """Write the files of save_checkpoint.
 
-    The logs are synced before it: their rows up to this step count as done from now on.
+    weights: the whole state dict if the model's own weights are split, or None.
+
+    The logs are synced to disk first: once the checkpoint exists, their rows up to this step count
+    as done.
     """
     for name in LOGS:
         if (run_dir / name).exists():
@@ -66,15 +69,15 @@ def write_checkpoint(run_dir, policy, optimizer_states, weights, step):
 
 
 def saved_step(run_dir):
-    """The step of a run's last checkpoint; 0 if there is none. Raises ValueError if broken."""
+    """The step of a run's last checkpoint, 0 without one. Raises ValueError if it is broken."""
     folder = find_checkpoint(run_dir)
     return 0 if folder == run_dir else read_state(folder, mmap=True)["step"]
 
 
 def load_state(run_dir, optimizers):
-    """Set optimizers and logs back to the last checkpoint, or to the start if there is none.
+    """Reset optimizers and logs to the last checkpoint, or to the start if there is none.
 
-    Returns the number of steps done. (The weights are loaded by run_folder.prepare.)
+    Returns the number of steps done. (run_folder.prepare loads the weights.)
     """
     step = 0
     folder = find_checkpoint(run_dir)
@@ -93,7 +96,7 @@ def load_state(run_dir, optimizers):
                 }
                 optimizer.load_state_dict(optimizer_state)
     if distributed.is_main_process():
-        # Steps after the checkpoint are done again.
+        # Steps after the checkpoint are repeated, so their rows are dropped.
         logs = {
             "metrics.jsonl": logging.read_metrics(run_dir),
             "samples.jsonl": files.read_log(run_dir / "samples.jsonl"),
@@ -101,7 +104,7 @@ def load_state(run_dir, optimizers):
         if len(logs["metrics.jsonl"]) < step:
             print(
                 f"{run_dir / 'metrics.jsonl'} has only {len(logs['metrics.jsonl'])} of the {step} "
-                "steps that are done: the curves will lack the others",
+                "steps done: the curves will lack the others",
                 file=sys.stderr,
             )
         for name, rows in logs.items():

@@ -1,7 +1,7 @@
-"""What is checked before a run begins or goes on, so that nothing fails hours later.
+"""Checks before a run starts or resumes, so that nothing fails hours later.
 
 Settings that do not go together, a folder that is in use, an export that could not be written, a
-checkpoint that was removed: each is a ValueError of one line, which says what to do.
+checkpoint that was removed: each raises a one-line ValueError that says what to do.
 """
 
 import sys
@@ -24,11 +24,11 @@ def check_settings(config, export):
     )
     ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
     if config.eval_split == "all" and not config.data:
-        raise ValueError("eval_split all is of a file: give --data FILE")
+        raise ValueError("eval_split all means all problems of a file: give --data FILE")
     if config.compile and (config.cache == "none" or config.shard or config.dtype == "4bit"):
         raise ValueError(
-            "--compile is for calls with a filled block cache, on weights neither split nor in 4 "
-            "bits: give a --cache other than none, or leave --compile out"
+            "--compile is for calls with a filled block cache, and weights that are neither split "
+            "nor in 4 bits: give a --cache other than none, or leave out --compile"
         )
     check_processes(config, distributed.world_size(), export)
     if distributed.is_main_process():
@@ -36,7 +36,7 @@ def check_settings(config, export):
 
 
 def check_processes(config, processes, export=None):
-    """Raises ValueError for what several processes, or split weights, cannot do."""
+    """Raises ValueError for settings that do not work with several processes or split weights."""
     prompts = config.prompts_per_step
     if prompts < processes:
         raise ValueError(
@@ -47,24 +47,25 @@ def check_processes(config, processes, export=None):
         return
     if processes == 1:
         raise ValueError(
-            "--shard splits the weights over processes: start them by torchrun, or say "
+            "--shard splits the weights over processes: start several by torchrun, or use "
             "--shard false"
         )
     if prompts % processes:
         raise ValueError(
-            f"--shard with {processes} processes takes --prompts_per_step a multiple of {processes}"
+            f"--shard with {processes} processes needs --prompts_per_step to be a multiple of "
+            f"{processes}"
         )
     if config.dtype == "4bit":
-        raise ValueError("--shard splits no weights of --dtype 4bit: take bfloat16")
+        raise ValueError("--shard cannot split weights of --dtype 4bit: use bfloat16")
     if export:
-        raise ValueError("--export is for one process: --resume --shard false after the run")
+        raise ValueError("--export needs one process: after the run, --resume --shard false")
 
 
 # ---- folders -------------------------------------------------------------------------------------
 
 
 def check_folders(config, run_dir, resume, export):
-    """Raises ValueError if a folder to write to is taken. Mends what a kill left half-done."""
+    """Raises ValueError if a folder to write to is taken. Repairs what a kill left half-done."""
     if not resume and run_dir.is_dir():
         check_unused(run_dir)
     if export is not None:
@@ -78,7 +79,7 @@ def check_folders(config, run_dir, resume, export):
 
 
 def check_export(export, run_dir):
-    """Raises ValueError unless --export names a folder that can be written, and is not the run's.
+    """Raises ValueError unless --export names a writable folder outside the run's.
 
     A file is written there and removed again: after a night it would be too late to find out.
     """
@@ -97,17 +98,14 @@ def check_export(export, run_dir):
 
 
 def check_progress(config, run_dir):
-    """Raises ValueError if what is to be resumed is not what the run's folder says it is.
+    """Raises ValueError if --steps or the checkpoint contradicts what the run has already done.
 
-    The steps to make have to lie beyond the checkpoint; and where steps were logged after which a
-    checkpoint was written, there has to be one. Otherwise the log would be cut and the run made
-    anew under its name.
+    --steps must not be below the checkpoint's step. If the log shows that a checkpoint was written,
+    it has to exist; otherwise the log would be cut and the run repeated under its name.
     """
     step = checkpoint.saved_step(run_dir)
     if config.steps < step:
-        raise ValueError(
-            f"--steps {config.steps}: {run_dir} has done {step} steps, and a step is not undone"
-        )
+        raise ValueError(f"--steps {config.steps}: {run_dir} has already done {step} steps")
     if step == 0:
         rows = logging.read_metrics(run_dir)
         saved_every = read_run_config(run_dir).save_every
@@ -117,7 +115,7 @@ def check_progress(config, run_dir):
                 "removed. Put it back, or start a new run"
             )
         if rows:
-            print(f"{run_dir} has no checkpoint yet: it begins again, at step 1", file=sys.stderr)
+            print(f"{run_dir} has no checkpoint yet: it starts again at step 1", file=sys.stderr)
 
 
 def is_trained_measured(run_dir):
@@ -138,7 +136,7 @@ def is_base_measured(run_dir):
 
 
 def is_environment(file):
-    """Whether a file is an environment.txt that a run wrote, or an empty one that a kill left."""
+    """Whether a file is a run's environment.txt, or an empty one that a kill left."""
     if not file.is_file():
         return False
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -146,15 +144,15 @@ def is_environment(file):
 
 
 def check_unused(run_dir):
-    """Raises ValueError if a folder holds a run, or anything else, and says which."""
+    """Raises ValueError if a folder holds a run or anything else, and says what."""
     names = {file.name for file in run_dir.iterdir() if not file.name.startswith(files.PRIVATE)}
     names.discard(".lock")
-    if is_environment(run_dir / "environment.txt"):  # of a run that was killed before its config
+    if is_environment(run_dir / "environment.txt"):  # of a run killed before it wrote its config
         names -= {"environment.txt", inputs.INPUTS}
     if not names:
         return
     if not (run_dir / "config.json").is_file():
-        raise ValueError(f"{run_dir} is in use, by {min(names)}: give a new --run_dir")
+        raise ValueError(f"{run_dir} is not empty, it has {min(names)}: give a new --run_dir")
     config = read_run_config(run_dir)
     rows = files.read_log(run_dir / "metrics.jsonl")
     steps_done = rows[-1]["step"] if rows else 0
@@ -162,9 +160,9 @@ def check_unused(run_dir):
     if steps_done >= config.steps:
         raise ValueError(
             f"{run_dir} holds a finished run ({steps_done} of {config.steps} steps): "
-            f"give a new --run_dir, or train on with {command} --steps N"
+            f"give a new --run_dir, or continue with {command} --steps N"
         )
     raise ValueError(
         f"{run_dir} holds a run with {steps_done} of {config.steps} steps done: "
-        f"go on with {command}, or give a new --run_dir"
+        f"resume with {command}, or give a new --run_dir"
     )

@@ -1,19 +1,19 @@
-"""Several processes, one run: those that torchrun starts work on the same step together.
+"""One run in several processes: those that torchrun starts work together on each step.
 
     torchrun --nproc_per_node 4 train.py --task countdown --run_dir runs/a
 
-Each process completes and scores its own rows: whole groups, so that a group stays together. Then
-the results are gathered, and every process computes rewards, advantages, boundaries and metrics
-from the whole batch, as a single process would. Gradients are summed, because a row counts 1/B
-wherever it is scored. All random numbers are drawn for the whole batch. So the number of processes
-changes the speed of a run and nothing else.
+Each process completes and scores its own rows, which are whole groups. Then the results are
+gathered, and every process computes rewards, advantages, boundaries and metrics from the whole
+batch, as a single process would. Gradients are summed, because a row counts 1/B wherever it is
+scored. All random numbers are drawn for the whole batch. So the number of processes changes only
+the speed of a run.
 
 With --shard the layers' weights are split too (FSDP2): each process keeps its part of every layer,
 and a layer is gathered while it runs. Every process therefore has to take part in every denoiser
 call: ranks that finish early keep making dummy calls until all are done.
 
-Only the main process writes files and prints. This file needs torch alone, and in a program that
-torchrun did not start its functions do nothing.
+Only the main process writes files and prints. This file needs torch alone. Without torchrun, its
+functions do nothing.
 """
 
 import os
@@ -29,23 +29,23 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-TIMEOUT = timedelta(hours=1)  # for the slowest process; the end of one is noticed at once
+TIMEOUT = timedelta(hours=1)  # for the slowest process; if one ends, the others notice at once
 
-# The work of the last sum on the CPU. One of gloo's threads does it, and lets go of it a moment
-# after Python has gone on. A thread that is the last to let go frees the tensor, needs Python's
-# lock (the GIL) for that, and, if the interpreter is shutting down by then, aborts the process:
-# "terminate called without an active exception". Held here, the work is not freed by that thread.
-# destroy_process_group alone does not help: it ends the threads only if nothing refers to the group
-# any more, and with split weights the caches of DTensor still do.
+# The handle of the last all-reduce on the CPU. It is kept to avoid a crash on exit: gloo's worker
+# thread drops its reference a moment after wait() returns. If that is the last reference, the
+# thread frees the tensor, for which it needs the GIL; if the interpreter is already shutting down,
+# the process aborts ("terminate called without an active exception"). destroy_process_group alone
+# does not help: it ends the threads only if nothing refers to the group any more, and with split
+# weights DTensor's caches still do.
 last_work = None
 
 # ---- processes -----------------------------------------------------------------------------------
 
 
 def init(device="auto"):
-    """Join the other processes, each on a GPU of its own if there are any.
+    """Join the other processes. If there are GPUs, each process takes its own.
 
-    device: the flag; with "cpu" GPUs are left alone. Raises ValueError if there are fewer GPUs than
+    device: the flag; with "cpu" no GPU is used. Raises ValueError if there are fewer GPUs than
     processes.
     """
     if not is_distributed():
@@ -56,8 +56,8 @@ def init(device="auto"):
         gpus = torch.cuda.device_count()
         if local_rank >= gpus:
             raise ValueError(
-                f"process {local_rank + 1} finds {gpus} GPU(s), and each takes its own: "
-                f"start {gpus}, or say --device cpu"
+                f"process {local_rank + 1} finds {gpus} GPU(s), but each process needs its own: "
+                f"start {gpus}, or use --device cpu"
             )
         torch.cuda.set_device(local_rank)
         backend = "cpu:gloo,cuda:nccl"
@@ -96,7 +96,7 @@ def barrier():
 def finish():
     """Wait for all processes, so that none ends while another still writes, and disconnect.
 
-    torchrun ends every process as soon as one has failed, and one that leaves early looks so.
+    A process that leaves early looks as if it had failed, and torchrun then ends all the others.
     """
     if dist.is_initialized():
         barrier()
@@ -105,13 +105,13 @@ def finish():
 
 @contextmanager
 def reraise_lost_peer():
-    """Turns the error of a lost connection to another process into a ValueError of one line."""
+    """Turns the error of a lost connection to another process into a one-line ValueError."""
     try:
         yield
     except RuntimeError as error:
         if not re.search("by peer|peer closed|remote process|ncclRemoteError", str(error)):
             raise
-        raise ValueError("another process has ended, and its own message says why") from None
+        raise ValueError("another process has ended: see its own message") from None
 
 
 # ---- rows and gradients --------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def local_rows(B, num_generations=1):
 
 
 def all_reduce(tensor, operation=dist.ReduceOp.SUM):
-    """The sum of a tensor over all processes, in place. Returns the tensor."""
+    """Reduce a tensor over all processes in place, by default to its sum. Returns the tensor."""
     global last_work
     if tensor.is_cuda:  # NCCL's threads hold no tensors
         dist.all_reduce(tensor, operation)
@@ -149,7 +149,7 @@ def all_gather_rows(local, rows, B):
     """
     if len(local) == B:
         return local
-    # Each process fills in its rows and leaves zeros elsewhere. The backends sum no bools.
+    # Each process fills in its rows and leaves zeros elsewhere. The backends cannot sum bools.
     dtype = torch.uint8 if local.dtype == torch.bool else local.dtype
     batch = torch.zeros((B, *local.shape[1:]), dtype=dtype, device=local.device)
     batch[rows] = local.to(dtype)
@@ -157,10 +157,10 @@ def all_gather_rows(local, rows, B):
 
 
 def rollout(policy, prompt_ids, prompt_mask, length, decoder, generator=None, num_generations=1):
-    """policy.rollout, shared by all processes. Returns the whole Rollout on each of them."""
+    """Like policy.rollout, divided among the processes. Returns the whole Rollout on each."""
     B = len(prompt_ids)
     rows = local_rows(B, num_generations)
-    uniform = policy.draw_uniform(B, length, generator)  # for the whole batch: as one process would
+    uniform = policy.draw_uniform(B, length, generator)  # the same numbers as in a single process
     with keep_in_step(policy) if is_sharded(policy.denoiser) else nullcontext():
         local = policy.rollout(
             prompt_ids[rows], prompt_mask[rows], length, decoder, uniform=uniform[rows]
@@ -183,8 +183,8 @@ def all_reduce_gradients(model):
     weights = [p for p in model.parameters() if p.requires_grad and not is_sharded_tensor(p)]
     if not weights:
         return
-    # An expert that none of a process's tokens reached has no gradient there. One that no process
-    # reached keeps none, so that AdamW leaves it alone.
+    # An expert that no token of a process reached has no gradient there. If no token of any process
+    # reached it, it keeps none, so that AdamW does not change it.
     has_gradient = torch.tensor([p.grad is not None for p in weights], device=weights[0].device)
     processes_with_gradient = all_reduce(has_gradient.int()).tolist()
     for p, count in zip(weights, processes_with_gradient, strict=True):
@@ -219,7 +219,7 @@ def all_reduce_sum(number):
 def shard_model(denoiser, device):
     """Split every layer's weights over the processes, in place.
 
-    The embedding and the last layer, which logits are made of, stay whole on each of them.
+    The embedding and the last layer, which compute the logits, stay whole on each of them.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
     decoder = denoiser.get_decoder()
@@ -229,7 +229,7 @@ def shard_model(denoiser, device):
         layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)
         layer.set_reduce_scatter_unused_params(True)
-    # With the decoder as their root, one layer is fetched while another runs.
+    # With the decoder as their root, FSDP fetches one layer while another runs.
     fully_shard(
         decoder,
         mesh=mesh,
@@ -253,11 +253,11 @@ def is_sharded(model):
 
 @contextmanager
 def keep_in_step(policy):
-    """Keep making dummy denoiser calls after the block, until every process has left its own.
+    """After the block, keep making dummy denoiser calls until every process has left its block.
 
     Split layers are gathered by all processes together, so each call needs all of them. Before a
-    call a process contributes 1 to a sum, after its last one 0: as long as the sum is not 0,
-    somebody is about to call.
+    call, a process adds 1 to a sum over the processes; after its last call it adds 0. As long as
+    the sum is not 0, some process is about to make a call.
     """
     call_denoiser = policy.hidden
 
@@ -272,13 +272,13 @@ def keep_in_step(policy):
         del policy.hidden
     while all_reduce(torch.zeros(1)).item() > 0:
         call_denoiser(torch.full((1, 2), policy.mask_id, device=policy.denoiser.device))
-        policy.rows_run -= 1  # a dummy row is no work
+        policy.rows_run -= 1  # a dummy row does not count as work
 
 
 def gather_full_tensor(tensor):
-    """A split tensor, put together on the main process's CPU (None elsewhere); others as they are.
+    """Gather a split tensor on the main process's CPU; the other processes get None.
 
-    Every process has to call it.
+    A tensor that is not split is returned as it is. Every process has to call this.
     """
     if not is_sharded_tensor(tensor):
         return tensor
@@ -287,9 +287,10 @@ def gather_full_tensor(tensor):
 
 
 def distribute_like(tensor, weight):
-    """This process's part of a whole tensor, split as `weight` is; the tensor itself if it is not.
+    """This process's part of a tensor, split like `weight`; all of it if that is whole.
 
-    An optimizer's state has such tensors, of the weight's shape, and a step counter, which stays.
+    It is used on an optimizer's state, which has tensors of the weight's shape and a step counter;
+    the counter stays whole.
     """
     if not is_sharded_tensor(weight) or tensor.shape != weight.shape:
         return tensor
@@ -301,7 +302,7 @@ def distribute_like(tensor, weight):
 def clip_grad_norm(model, max_norm):
     """Scale the gradient down to a norm of at most max_norm. Returns its norm before that.
 
-    torch.nn.utils.clip_grad_norm_ takes no mixture of split and whole gradients.
+    torch.nn.utils.clip_grad_norm_ does not accept a mixture of split and whole gradients.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norms = []

@@ -1,18 +1,18 @@
-"""What a training run takes of a GPU's memory: arithmetic, meant to be within 15%.
+"""Estimates by arithmetic how much GPU memory a training run needs, meant to be within 15%.
 
-`python -m training.memory` prints it. In a step of LLaDA-8B's recipe, with prompts of 141 tokens,
-an H200 allocated 40.2 GiB at most; this says 43.2, and an allowance of 1.9.
+`python -m training.memory` prints the estimate. In a step of LLaDA-8B's recipe, with prompts of 141
+tokens, an H200 allocated 40.2 GiB at most; the estimate is 43.2, plus an allowance of 1.9.
 """
 
 import math
 
-CHUNK = 2**27  # how many logits denoiser.py has at once on a GPU
+CHUNK = 2**27  # the number of logits that denoiser.py computes at once on a GPU
 
 
 def count_parameters(model_config):
     """The numbers of weights, {kind: int}, of the model that a configuration describes."""
     import torch
-    from transformers import AutoModelForCausalLM  # imported late: --help answers at once
+    from transformers import AutoModelForCausalLM  # imported here, so that --help answers at once
 
     from models.families import adaptable_matrices
 
@@ -25,8 +25,8 @@ def count_parameters(model_config):
     return {
         "total": model.num_parameters(),
         "layers": sum(weight.numel() for weight in layers.parameters()),
-        "matrices": sum(matrix.weight.numel() for matrix in matrices),  # 4 bits: only here
-        "rank_1": sum(matrix.in_features + matrix.out_features for matrix in adapted),  # LoRA's
+        "matrices": sum(matrix.weight.numel() for matrix in matrices),  # only these can be 4-bit
+        "rank_1": sum(matrix.in_features + matrix.out_features for matrix in adapted),  # of LoRA
     }
 
 
@@ -39,14 +39,15 @@ def describe_size(model_config):
 
 
 def least_step_seconds(config, seconds_of_a_call, block_size=0):
-    """What a training step takes at least, if a call of one row takes so long.
+    """The least time that a training step can take, in seconds.
 
-    block_size  of a block-causal denoiser
+    seconds_of_a_call  the time of one call with one row
+    block_size         that of a block-causal denoiser; 0 for others
 
-    A completion takes a call for each block; one is left by a block-causal denoiser's cache. Then
-    each of the mu updates scores the canvases of all rows; a group shares the first stage's. A
-    canvas is run forward and backward, which is the work of three calls, and gradient checkpointing
-    adds a fourth.
+    A completion takes at least one call per block; with a block-causal denoiser's cache, at least
+    the work of one call in total. Then each of the mu updates scores the canvases of all rows,
+    where a group shares the first stage's. Running a canvas forward and backward is the work of
+    three calls, and gradient checkpointing adds a fourth.
     """
     rows = config.prompts_per_step * config.num_generations
     blocks = 1
@@ -67,7 +68,12 @@ def describe_time(seconds):
 
 
 def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
-    """What each process takes, {part: GiB}. Of rollout and update "peak" has only the larger."""
+    """Each process's memory, {part: GiB}. "peak" includes the larger of rollout and update.
+
+    model_config   transformers' configuration of the model
+    config         the run's Config
+    prompt_tokens  tokens of a prompt
+    """
     count = count_parameters(model_config)
     layers = model_config.num_hidden_layers
     D = model_config.hidden_size
@@ -85,7 +91,7 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     matrix_size = 0.516 if config.dtype == "4bit" else size  # NF4 with its scales
     layer_weights = matrix_size * count["matrices"] + size * (count["layers"] - count["matrices"])
     weights = size * (count["total"] - count["layers"]) + layer_weights / split
-    # What learns (all weights, or an adapter in float32) has a gradient and AdamW's two moments.
+    # Trained weights (all, or an adapter's in float32) have a gradient and AdamW's two moments.
     learned = 4 * config.lora_rank * count["rank_1"] / split or weights
     adapter_and_optimizer = 4 * learned if config.lora_rank else 3 * learned
     if config.beta and not config.lora_rank:
@@ -93,13 +99,14 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
     if config.shard:
         weights += 3 * layer_weights / layers  # the layers that are whole while they run
 
-    # A rollout: a layer's activations or the logits of open positions; and the layers' cache.
+    # A rollout needs one layer's activations or the logits of open positions, plus the layers'
+    # cache.
     rows = min(config.rollout_batch_size or batch, batch)
     logits = min(CHUNK, rows * (config.block_length or L) * model_config.vocab_size)
     rollout = max(size * rows * S * 4 * (D + mlp), 12 * logits)
     if config.cache != "none":
         rollout += size * rows * S * 2 * keys * layers
-    # An update: the layers' activations or, with checkpointing, their inputs; and logits.
+    # An update needs the layers' activations or, with checkpointing, their inputs, plus logits.
     rows = min(config.micro_batch_size, batch)
     canvases = math.ceil(rows / config.num_generations) + rows * (config.num_stages - 1)
     if getattr(model_config, "block_size", None):  # its canvases contain the completions
@@ -107,19 +114,20 @@ def estimate_gib(model_config, config, prompt_tokens=200, processes=1):
         S += L + model_config.block_size
     layer = size * canvases * S * (6 * D + 6 * queries + 4 * mlp + S)
     logits = min(CHUNK, rows * L * model_config.vocab_size)
-    # Bytes of a logit: a frozen last layer's become probabilities in place, and those bfloat16.
+    # Bytes per logit: under a frozen last layer, logits become probabilities in place, and then
+    # bfloat16.
     logits = (6 if config.lora_rank else 16) * logits + 8 * canvases * S * D
     update = layers * layer + logits
     if config.gradient_checkpointing:
         update = layers * size * canvases * S * D + max(layer, logits)
-    update = max(update, learned)  # AdamW's step has a copy of what learns
+    update = max(update, learned)  # AdamW's step makes a copy of the trained weights
 
     parts = {
         "weights": weights,
         "adapter_and_optimizer": adapter_and_optimizer,
         "rollout": rollout,
         "update": update,
-        "allowance": 0.75 * 2**30 + 0.05 * max(rollout, update),  # CUDA's, and gaps between blocks
+        "allowance": 0.75 * 2**30 + 0.05 * max(rollout, update),  # CUDA context, fragmentation
     }
     parts["peak"] = sum(parts.values()) - min(rollout, update)
     return {name: size / 2**30 for name, size in parts.items()}

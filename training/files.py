@@ -1,9 +1,9 @@
 """Files that survive a kill, a power cut and a full disk; a lock, so that a folder has one run.
 
-A file or folder is written beside its place, synced to the disk, and renamed: a reader finds the
-old one or the new one, never half of it. Only who holds the lock renames or removes. A checkpoint
-keeps the one before it as checkpoint.old, both with checksums, so that a damaged one is noticed and
-the run goes on from the one before it.
+A file or folder is written beside its final place, synced to disk, and renamed: a reader finds the
+old or the new one, never half of it. Only the holder of the lock renames or removes files. The
+previous checkpoint is kept as checkpoint.old. Both have checksums, so a damaged checkpoint is
+noticed and the run continues from the previous one.
 """
 
 import fcntl
@@ -34,13 +34,13 @@ PRIVATE = ".diffpo-"  # how the names of unfinished files begin
 
 @contextmanager
 def atomic_write(path, keep=False):
-    """Yields a path to write to, a file or a folder, which then replaces `path`.
+    """Yields a temporary path to write a file or folder to, which then replaces `path`.
 
-    If the block raises, `path` stays as it was. It is written into a folder beside `path` whose
-    name nobody else uses, so nothing that was there is touched. A folder cannot be renamed onto
-    another one: with `keep` the old one becomes `path`.old, and what had that name is removed (see
-    recover_interrupted_rename); without it `path` has to be free or an empty folder. Raises
-    ValueError, in one line, if something cannot be written.
+    If the block raises, `path` stays as it was. The temporary path is in a new folder beside `path`
+    with a unique name, so no existing file is touched. A folder cannot be renamed onto another one:
+    with `keep` the old one becomes `path`.old, replacing any earlier one (see
+    recover_interrupted_rename); without it, `path` must not exist or must be an empty folder.
+    Raises a one-line ValueError if something cannot be written.
     """
     path = Path(path)
     old = Path(f"{path}.old")
@@ -63,7 +63,7 @@ def atomic_write(path, keep=False):
 
 @contextmanager
 def plain_disk_errors(path):
-    """Raises OSError, saying that the disk is full, where torch.save reports a failed assertion."""
+    """Replaces the failed assertion that torch.save reports on a full disk by a clear OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -85,9 +85,9 @@ def remove(path):
 
 
 def recover_interrupted_rename(path):
-    """After a kill between the two renames of a folder, give `path`.old its name back.
+    """After a kill between the two renames of a folder, rename `path`.old back to `path`.
 
-    Only for who holds the run's lock: a run that is alive renames at this moment itself.
+    Call it only while holding the run's lock: otherwise a live run may just be renaming.
     """
     old = Path(f"{path}.old")
     if old.exists() and not path.exists():
@@ -95,13 +95,13 @@ def recover_interrupted_rename(path):
 
 
 def remove_unfinished(folder):
-    """Remove what a kill left of atomic_write in a run's folder. For who holds the lock."""
+    """Remove what a killed atomic_write left in a run's folder. Call it while holding the lock."""
     for unfinished in folder.glob(f"{PRIVATE}*"):
         remove(unfinished)
 
 
 def sync_to_disk(path):
-    """Have the disk itself hold a file, or a folder with everything in it."""
+    """Flush a file, or a folder with everything in it, to the disk."""
     if path.is_dir():
         for part in path.rglob("*"):
             fsync(part)
@@ -127,19 +127,19 @@ def write_json(path, value):
 
 
 def read_log(path, fields=None):
-    """The rows of a run's log, dicts with a "step"; none if there is no file.
+    """The rows of a run's log, a list of dicts with a "step"; [] if there is no file.
 
-    fields: {name: type} that each row needs besides.
+    fields: {name: type} that each row also has to have.
 
-    Lines that are no such row are left out, with a message for the first. A kill leaves half a last
-    line, which is left out silently.
+    Other lines are skipped, with a message about the first. A kill may leave an incomplete last
+    line, which is skipped silently.
     """
     if not path.exists():
         return []
     rows = []
     bad_lines = []
     with as_value_error(f"cannot read {path}"):
-        # utf-8-sig: an editor may have put a byte order mark in front.
+        # utf-8-sig: an editor may have added a byte order mark.
         lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     for number, line in enumerate(lines, start=1):
         row = parse_log_row(line, fields or {})
@@ -148,7 +148,7 @@ def read_log(path, fields=None):
         elif line and number < len(lines):
             bad_lines.append(number)
     if bad_lines:
-        print(f"{path}: line {bad_lines[0]} is no row of a log and is left out", file=sys.stderr)
+        print(f"{path}: line {bad_lines[0]} is not a row of a log and is skipped", file=sys.stderr)
     return rows
 
 
@@ -165,7 +165,7 @@ def parse_log_row(line, fields):
 
 
 def append_lines(path, rows):
-    """Append rows to a file of JSON lines. Raises ValueError, in one line, for a full disk, say."""
+    """Append rows to a file of JSON lines. Raises a one-line ValueError on a full disk, say."""
     assert_still_locked(path.parent)
     with as_value_error(f"{path} cannot be written"), open(path, "a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -175,7 +175,7 @@ def append_lines(path, rows):
 
 
 def write_checksums(folder):
-    """Write the checksum of each of a checkpoint's files into the folder."""
+    """Write the checksums of a checkpoint's files into its folder."""
     checksums = {
         file.name: checksum(file)
         for file in sorted(folder.iterdir())
@@ -186,7 +186,7 @@ def write_checksums(folder):
 
 
 def restore_previous_checkpoint(path):
-    """If a checkpoint is damaged and the one before it is not, put that in its place and say so.
+    """If a checkpoint is damaged but the previous one is intact, restore that and print a message.
 
     The damaged one becomes `path`.broken. Raises ValueError if both are damaged.
     """
@@ -197,7 +197,7 @@ def restore_previous_checkpoint(path):
         if not previous.is_dir():
             raise
         verify_checksums(previous)
-        print(f"{error}: going on from the checkpoint before it", file=sys.stderr)
+        print(f"{error}: continuing from the previous checkpoint", file=sys.stderr)
         broken = Path(f"{path}.broken")
         remove(broken)
         path.rename(broken)
@@ -212,9 +212,9 @@ held_locks = {}  # {a run's folder: the open file that holds its lock}
 
 @contextmanager
 def run_lock(folder):
-    """Locks a run's folder, and makes it if it is missing. A killed run leaves no lock behind.
+    """Locks a run's folder, and creates it if it is missing. A killed run leaves no lock behind.
 
-    Raises ValueError if another run has it.
+    Raises ValueError if another run holds the lock.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: a run needs a folder")
@@ -232,13 +232,14 @@ def run_lock(folder):
             raise ValueError(f"{folder} is in use by another run") from None
         if is_same_file(handle, folder / ".lock"):
             break
-        handle.close()  # the run before this one removed the file just before it was locked
+        handle.close()  # the previous run removed the file just before we locked it
     held_locks[folder] = handle
     try:
         yield
     finally:
         del held_locks[folder]
-        # A .lock that was there may be a killed run's, or another program's in its own folder.
+        # A .lock that already existed may be a killed run's, or another program's in its own
+        # folder.
         if is_same_file(handle, folder / ".lock") and (is_new_lock or is_run(folder)):
             (folder / ".lock").unlink()
             if is_new_folder and not any(folder.iterdir()):  # the run was refused before it wrote
@@ -247,7 +248,7 @@ def run_lock(folder):
 
 
 def is_same_file(handle, path):
-    """Whether an open file is the one at `path`, and not one that was removed or moved."""
+    """Whether an open file is still the one at `path`, so it was not removed or moved."""
     try:
         return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
     except OSError:
@@ -255,25 +256,25 @@ def is_same_file(handle, path):
 
 
 def assert_still_locked(folder):
-    """Raises ValueError if this process locked a run's folder that was moved or removed since.
+    """Raises ValueError if a run's folder that this process has locked was moved or removed.
 
-    What the run wrote next would lie in a folder of somebody else, or in a new one without the
-    checkpoint.
+    Otherwise the run would continue to write into somebody else's folder, or into a new one without
+    the checkpoint.
     """
     if folder in held_locks and not is_same_file(held_locks[folder], folder / ".lock"):
         raise ValueError(
             f"{folder} was moved or removed while the run was writing to it (or its task has "
-            "changed the current folder): go on with --resume and --run_dir, where it is now"
+            "changed the current folder): resume with --resume --run_dir and its new place"
         )
 
 
 class GracefulInterrupt:
-    """Within its block, the first Ctrl-C, SIGTERM or SIGHUP only sets `signal_number`.
+    """Within its block, the first Ctrl-C, SIGTERM, SIGHUP or SIGPIPE only sets `signal_number`.
 
-    The training loop reads it, ends its step and saves. A second signal stops the program at once;
-    not under torchrun, which passes a Ctrl-C to its processes several times. SIGPIPE is the signal
-    of a reader that left, as `| head` does (models/terminal.py). A SIGHUP that is ignored stays so:
-    nohup ignores it, so that a run outlives its terminal.
+    The training loop reads it, finishes its step and saves. A second signal stops the program at
+    once, except under torchrun, which passes a Ctrl-C to its processes several times. SIGPIPE comes
+    from a reader that exits, such as `| head` (models/terminal.py). An ignored SIGHUP stays
+    ignored: nohup ignores it so that a run outlives its terminal.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
@@ -287,13 +288,13 @@ class GracefulInterrupt:
             if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self.previous_handlers[number] = signal.signal(number, self.handle)
-        if getattr(sys.stdout, "reader_left", False):  # before this block
+        if getattr(sys.stdout, "reader_left", False):  # it left before this block
             self.signal_number = signal.SIGPIPE
         return self
 
     def __exit__(self, error_type, error, traceback):
         self.restore_handlers()
-        if self.signal_number and error_type is None:  # it came after the last step was saved
+        if self.signal_number and error_type is None:  # the signal came after the last step
             raise KeyboardInterrupt(self.signal_number)
 
     def handle(self, number, frame):
@@ -302,14 +303,14 @@ class GracefulInterrupt:
         self.signal_number = number
         if distributed.is_distributed():
             print(
-                "\nending this step, then saving; torchrun waits for 30 s, unless it was started "
-                "with a longer --shutdown-timeout",
+                "\nfinishing this step, then saving; torchrun waits for 30 s, unless it was "
+                "started with a longer --shutdown-timeout",
                 flush=True,
             )
             return
         self.restore_handlers()
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        print(f"\nending this step, then saving; {name} once more stops at once", flush=True)
+        print(f"\nfinishing this step, then saving; {name} again stops at once", flush=True)
 
     def restore_handlers(self):
         for number, handler in self.previous_handlers.items():

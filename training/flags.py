@@ -1,7 +1,7 @@
 """The flags of train.py: one for each setting of config.py, and --resume and --export.
 
-Only the standard library is imported here: --help answers, and values are checked, before torch is
-loaded, which takes seconds.
+Only the standard library is imported here, so that --help answers and values are checked before
+torch is loaded, which takes seconds.
 """
 
 import argparse
@@ -14,14 +14,14 @@ DESCRIPTION = """\
 DiFFPO: reinforcement learning of a masked-diffusion language model and of the
 threshold by which it decodes.
 
-  python train.py --task countdown --model tiny   a laptop, no GPU, no download
+  python train.py --task countdown --model tiny   no GPU and no download needed
   python train.py --task countdown,sudoku         both tasks, one model
   python train.py --task my_task.py:MyTask        your own task
-  python train.py --resume --run_dir runs/NAME    go on after Ctrl-C or a kill
+  python train.py --resume --run_dir runs/NAME    resume after Ctrl-C or a kill
   python train.py --task gsm8k --model GSAI-ML/LLaDA-8B-Instruct    24 GB GPU
 
-In brackets: the default, then what a recipe has in its place (a task's for the
-tiny model, LLaDA's or the small models', a GPU's of 24 or 48 GB), then d1's.
+In brackets: the default; values of recipes that replace it (for a task with the
+tiny model, for LLaDA or small models, for a GPU of 24 or 48 GB); d1's value.
 """
 
 # The groups of --help: the first field of each, and its title.
@@ -36,7 +36,7 @@ GROUPS = {
 
 
 def help_text(f):
-    """A field's line of --help: what it means, its choices, its default, recipes and d1's value."""
+    """A setting's help: meaning, choices, default, the recipes' values and d1's value."""
     text = f.metadata["help"]
     if f.metadata["choices"]:
         text += f" ({', '.join(f.metadata['choices'])})"
@@ -49,9 +49,9 @@ def help_text(f):
 
 
 def parse_flags(arguments=None):
-    """{name: value} of the flags on the command line, with `resume` and `export` among them.
+    """{name: value} of the flags on the command line, including `resume` and `export`.
 
-    Values are checked here, before torch is imported: a bad one ends the program with code 2.
+    Values are checked here, before torch is imported: a bad one ends the program with status 2.
     """
     parser = FlagParser(
         several_processes=True,
@@ -59,7 +59,7 @@ def parse_flags(arguments=None):
         description=DESCRIPTION,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --run_dir")
+    parser.add_argument("--resume", action="store_true", help="resume the run in --run_dir")
     parser.add_argument("--export", metavar="DIR", help="at the end, write the whole model to DIR")
     add_settings(parser)
     flags = vars(parser.parse_args(arguments))
@@ -69,7 +69,7 @@ def parse_flags(arguments=None):
 
 
 def add_settings(parser):
-    """Adds a flag for each setting of config.py, in groups. One that is not given has no value."""
+    """Adds a flag for each setting of config.py, in groups. Omitted flags get no value."""
     for f in fields(Config):
         if f.name in GROUPS:
             group = parser.add_argument_group(GROUPS[f.name])
@@ -83,7 +83,7 @@ def add_settings(parser):
 
 
 def verify_settings(parser, settings):
-    """Ends the program, with code 2, if Config refuses one of these settings, {name: value}."""
+    """Ends the program with status 2 if Config refuses one of these settings, {name: value}."""
     try:
         Config(**settings)
     except ValueError as error:

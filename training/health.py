@@ -1,7 +1,7 @@
-"""Numbers that have gone wrong: those that stop a run, and those that it warns of.
+"""Numbers that have gone wrong: those that stop a run, and those that it warns about.
 
-A number that is not finite must not reach the optimizer, or it would spoil every weight, and then
-the checkpoint. Other numbers mean that nothing is being learned; a run warns of each once.
+A number that is not finite must not reach the optimizer, where it would spoil every weight and then
+the checkpoint. Other numbers mean that nothing is being learned; a run warns about each once.
 """
 
 from dataclasses import dataclass, fields
@@ -40,7 +40,7 @@ def assert_finite_weights(model):
 def save_bad_batch(error, run_dir, step):
     """Writes a NotFinite's batch to a file. Returns a one-line ValueError for the user.
 
-    In one line: the step and the quantity, the batch's file, where to go on from, what to change.
+    It names the step and the quantity, the batch's file, the last checkpoint and what to change.
     """
     message = [f"step {step}: {error}"]
     if error.rollout is not None and distributed.is_main_process():
@@ -62,12 +62,12 @@ def save_bad_batch(error, run_dir, step):
 
 # ---- what a run warns of -------------------------------------------------------------------------
 
-STEPS_LOOKED_BACK = 50  # has_doubled looks at this many steps
+STEPS_LOOKED_BACK = 50  # the number of steps that has_doubled looks at
 
 
 @dataclass
 class RangeWarning:
-    """Text for a run whose last step has the metric between low and high, both included."""
+    """A warning if the metric of a run's last step lies between low and high, both included."""
 
     metric: str
     low: float
@@ -81,7 +81,7 @@ class RangeWarning:
 
 @dataclass
 class DoublingWarning:
-    """Text for a run whose metric has doubled in STEPS_LOOKED_BACK steps."""
+    """A warning if a run's metric has doubled within STEPS_LOOKED_BACK steps."""
 
     metric: str
     text: str
@@ -91,8 +91,8 @@ class DoublingWarning:
 
 
 def has_doubled(values, windows=5, size=STEPS_LOOKED_BACK // 5):
-    """Whether the means of the last 5 windows of 10 values rise from each to the next, to almost
-    twice the first. (In 68 logged runs this marked two of three collapses, one decline, and no run
+    """Whether the means of the last 5 windows of 10 values rise from window to window, to almost
+    twice the first. (In 68 logged runs this flagged two of three collapses, one decline, and no run
     that went well.)
     """
     recent = values[-windows * size :]
@@ -109,54 +109,54 @@ WARNINGS = [
         metric="frac_reward_zero_std",
         low=1,
         high=1,
-        text="no completions of one prompt differ in reward, so nothing is learned: an easier "
+        text="all completions of a prompt earn the same reward, so nothing is learned: try easier "
         "--data, a larger --num_generations or a --temperature nearer 1",
     ),
     RangeWarning(
         metric="completion_length_mean",
         low=0,
         high=1,
-        text="every completion is empty: it ends with its first token. Is the model an Instruct "
-        "one, and --prefill right?",
+        text="every completion is empty: it ends with its first token. Is this an Instruct model, "
+        "and is --prefill right?",
     ),
     RangeWarning(
         metric="capped_weight_fraction",
         low=0.999,
         high=1,
         text="every importance weight is capped, so the surrogate is sure where the policy was "
-        "not: more --num_stages or a lower --learning_rate",
+        "not: try more --num_stages or a lower --learning_rate",
     ),
     RangeWarning(
         metric="ess_fraction",
         low=0,
         high=0.1,
-        text="the importance weights leave less than a tenth of the tokens as a sample: a lower "
-        "--importance_weight_cap or more --num_stages",
+        text="the importance weights reduce the effective sample to less than a tenth of the "
+        "tokens: try a lower --importance_weight_cap or more --num_stages",
     ),
     RangeWarning(
         metric="threshold_mean",
         low=0,
         high=1.05e-3,
-        text="γ is at its lower bound, about one token a call: a higher --nfe_penalty",
+        text="γ is at its lower bound, about one token per call: try a higher --nfe_penalty",
     ),
     RangeWarning(
         metric="threshold_mean",
         low=9.5,
         high=10,
-        text="γ is at its upper bound, everything in one call: a lower --nfe_penalty",
+        text="γ is at its upper bound, everything in one call: try a lower --nfe_penalty",
     ),
     DoublingWarning(
         metric="surrogate_kl",
-        text="the surrogate's KL has doubled in 50 steps, as before a collapse: more --num_stages, "
-        "a lower --learning_rate or fewer --num_iterations",
+        text="the surrogate's KL has doubled in 50 steps, as before a collapse: try more "
+        "--num_stages, a lower --learning_rate or fewer --num_iterations",
     ),
 ]
 
 
 def new_warnings(rows, already_warned):
-    """Yields each warning that applies after the last of the metrics' rows, for the first time.
+    """Yields the text of each warning that applies to the metrics' last row for the first time.
 
-    already_warned: a set of texts, which grows.
+    already_warned: the set of texts already given; new ones are added to it.
     """
     for warning in WARNINGS:
         if warning.text not in already_warned and warning.applies(rows):

@@ -4,8 +4,8 @@
     runs/NAME/samples.jsonl   a few completions of each step
     --report_to NAME          the same metrics to tensorboard, trackio or wandb
 
-Metrics are over all rows and micro-batches of a step; with several inner updates their mean. None
-where one does not apply.
+Metrics are computed over all rows and micro-batches of a step, and averaged over its inner updates.
+A metric that does not apply is None.
 """
 
 import importlib
@@ -24,43 +24,44 @@ from training import distributed, files
 METRICS = {
     # the rollouts
     "step": "optimisation steps done",
-    "reward_mean": "the verifier's reward, before speed counts",
+    "reward_mean": "the verifier's reward, before the penalty on NFE",
     "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
     "solved_mean": "fraction of rollouts that solve their problem",
-    "frac_reward_zero_std": "fraction of prompts whose completions all earn the same: no lesson",
+    "frac_reward_zero_std": "fraction of prompts whose completions all earn the same, so that they "
+    "teach nothing",
     "nfe_mean": "denoiser calls per completion",
-    "completion_length_mean": "tokens per completion, with its end token",
+    "completion_length_mean": "tokens per completion, including its end token",
     "threshold_mean": "mean gamma, nats",
-    "threshold_std": "its standard deviation over the batch, exploration included",
-    "cache_kl": "KL(rollout || exact policy), nats a token: what the block cache costs, estimated "
+    "threshold_std": "gamma's standard deviation over the batch, exploration included",
+    "cache_kl": "KL(rollout || exact policy), nats per token: the block cache's error, estimated "
     "from 16 states of one row",
     # the model's update
-    "loss": "the model's objective, negated; at the first inner update it is not the signal: see "
+    "loss": "the model's objective, negated; its value at the first inner update says nothing: see "
     "diffpo_loss.py",
     "ratio_mean": "new over old surrogate; exactly 1 at the first inner update",
-    "clip_fraction": "fraction of tokens whose gradient the clip has switched off",
+    "clip_fraction": "fraction of tokens whose gradient is 0 by clipping",
     "importance_weight_mean": "mean importance weight, capped",
     "importance_weight_max": "largest importance weight, before the cap",
     "capped_weight_fraction": "fraction of tokens whose weight the cap lowers beyond rounding",
     "ess_fraction": "effective sample size of the capped weights, over the number of tokens",
-    "surrogate_kl": "KL(true || surrogate), nats a token, before the update: the surrogate's error",
-    "unit_weight_error": "RMS of log w where w must be 1: rounding, and a block cache's error",
+    "surrogate_kl": "KL(true || surrogate), nats per token, before the update",
+    "unit_weight_error": "RMS of log w where w should be 1: rounding, plus a block cache's error",
     "reference_kl": "KL(new || base model), k3 estimate, if beta is above 0",
     "grad_norm": "norm of the denoiser's gradient before clipping",
     # the sampler's update
     "threshold_loss": "the sampler's objective, negated",
     "threshold_ratio": "new over old density of gamma, last inner update",
-    "threshold_clip_fraction": "fraction of completions whose gamma the clip has switched off",
-    # what it took
+    "threshold_clip_fraction": "fraction of completions whose gamma's gradient is 0 by clipping",
+    # the step's cost
     "denoiser_rows": "rows run by the step's denoiser calls: in the rollout, in scoring, by a "
     "reference model and for cache_kl",
     "seconds_rollout": "seconds to complete the batch",
-    "seconds_update": "seconds to verify it and to learn from it",
+    "seconds_update": "seconds to verify the batch and to learn from it",
     "tokens_per_second": "completion tokens per second of rollout",
-    "peak_memory_gib": "largest memory so far, of the GPU, else of the process",
+    "peak_memory_gib": "peak memory so far, of the GPU, else of the process",
 }
 
-# What is read back from metrics.jsonl, for progress, warnings and pictures.
+# The metrics that are read back from metrics.jsonl for progress lines, warnings and plots.
 READ_BACK = dict.fromkeys(
     (
         "reward_mean",
@@ -75,7 +76,7 @@ READ_BACK = dict.fromkeys(
 
 
 def read_metrics(run_dir):
-    """The rows of metrics.jsonl, each step once. Lines that are no such row are left out."""
+    """The rows of metrics.jsonl, each step once. Lines that are not such rows are skipped."""
     rows = files.read_log(run_dir / "metrics.jsonl", READ_BACK)
     first_of_step = {}
     for row in rows:
@@ -84,9 +85,9 @@ def read_metrics(run_dir):
 
 
 def rollout_metrics(rollout, advantage, num_generations):
-    """The metrics of a batch of rollouts, whether denoiser or sampler learns from it.
+    """The metrics of a batch of rollouts, which do not depend on what learns from it.
 
-    advantage (B,), a prompt's num_generations rows adjacent.
+    advantage (B,), with the num_generations rows of a prompt adjacent.
     """
     is_flat = (advantage.view(-1, num_generations) == 0).all(dim=1)  # (P,)
     return {
@@ -99,9 +100,9 @@ def rollout_metrics(rollout, advantage, num_generations):
 
 
 class StepCost:
-    """What a step takes, from the moment that this is made.
+    """Measures what a step costs, starting when the object is created.
 
-    policy, reference: whose denoiser calls count; reference may be None.
+    policy, reference: the policies whose denoiser calls count; reference may be None.
     """
 
     def __init__(self, policy, reference):
@@ -119,7 +120,7 @@ class StepCost:
         self.rollout_ended = time.perf_counter()
 
     def metrics(self, rollout):
-        """What the step took until now, in all processes."""
+        """The step's cost so far, over all processes."""
         seconds_rollout = self.rollout_ended - self.began
         return {
             "denoiser_rows": distributed.all_reduce_sum(self.count_rows() - self.rows_before),
@@ -131,9 +132,10 @@ class StepCost:
 
 
 def sample_rows(problems, texts, rollout, reward):
-    """The first completion of each of the first four different prompts, for samples.jsonl.
+    """The first completion of each of the first four different problems, for samples.jsonl.
 
-    unmask_steps: the step, from 1, at which each token of the text was drawn, its end token too.
+    unmask_steps: the step, from 1, at which each token of the text, including its end token, was
+    drawn.
     """
     first = []
     for i, problem in enumerate(problems):
@@ -165,11 +167,11 @@ def log_step(run_dir, step, metrics, samples):
 
 
 def print_progress(run_dir, bar, step, metrics):
-    """Ten times in a run, leave a line on the terminal: means over a tenth, seconds in all.
+    """Ten times in a run, print a line: means over a tenth of the steps, seconds in total.
 
-    Where a tenth of the run takes longer than ten minutes, about every ten minutes.
+    If a tenth of the run takes longer than ten minutes, a line is printed about every ten minutes.
 
-    metrics: of this step
+    metrics: this step's
     """
     steps = bar.total
     is_tenth = step * 10 // steps != (step - 1) * 10 // steps
@@ -195,7 +197,7 @@ def print_progress(run_dir, bar, step, metrics):
 def import_tracker(report_to):
     """The module of --report_to, or None for "none". Raises ValueError if it is not installed.
 
-    A run imports it before anything is trained, so that a missing one costs no time.
+    A run imports it before training starts, so that a missing module is noticed at once.
     """
     if report_to == "none":
         return None
@@ -203,19 +205,21 @@ def import_tracker(report_to):
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"--report_to {report_to} needs it: pip install {report_to}") from None
+        raise ValueError(
+            f"--report_to {report_to} needs a package: pip install {report_to}"
+        ) from None
 
 
 def open_tracker(report_to, run_dir, config, first_step):
-    """A function(metrics, step) that sends a step's metrics to a tracker; "none": to nowhere.
+    """Returns a function(metrics, step) that sends a step's metrics to a tracker; "none": nowhere.
 
-    tensorboard writes to RUN/tensorboard; trackio and wandb have a project called diffpo.
+    tensorboard writes to RUN/tensorboard; in trackio and wandb the project is called diffpo.
 
-    first_step: the steps done so far. A resumed run goes on with its own curves. Of the steps after
-    its checkpoint, which it makes again, tensorboard forgets the first values and wandb drops the
-    second; trackio keeps both, which differ in their times alone.
+    first_step: the number of steps done so far. A resumed run continues its own curves. For the
+    steps after its checkpoint, which it repeats, tensorboard drops the first values and wandb the
+    second; trackio keeps both, which differ only in their times.
 
-    Raises ValueError if the tracker refuses the run. If it fails later, the run goes on.
+    Raises ValueError if the tracker refuses the run. If it fails later, the run continues.
     """
     tracker = import_tracker(report_to)
     if tracker is None:
@@ -230,7 +234,8 @@ def open_tracker(report_to, run_dir, config, first_step):
             writer.flush()
 
     else:
-        # wandb and trackio have one interface, but for what they find a run by: its id or its name.
+        # wandb and trackio have the same interface, but wandb finds a run by its id, trackio by
+        # name.
         name = tracker_name(run_dir)
         identity = {"id": name} if report_to == "wandb" else {}
         with as_value_error(f"--report_to {report_to}: it refuses the run"):
@@ -238,7 +243,7 @@ def open_tracker(report_to, run_dir, config, first_step):
                 project="diffpo",
                 name=name,
                 config=asdict(config),
-                resume="allow",  # go on with the run of this name, if there is one
+                resume="allow",  # continue the run of this name if it exists
                 **identity,
             )
 
@@ -251,7 +256,7 @@ def open_tracker(report_to, run_dir, config, first_step):
         nonlocal has_failed
         try:
             report(metrics, step)
-        except Exception as error:  # each tracker raises its own; metrics.jsonl has it all
+        except Exception as error:  # each tracker raises its own; no metric is lost
             if not has_failed:
                 reason = " ".join(str(error).split())[:160]
                 print(f"step {step}: {report_to} has failed ({reason})", file=sys.stderr)
@@ -261,10 +266,10 @@ def open_tracker(report_to, run_dir, config, first_step):
 
 
 def tracker_name(run_dir):
-    """What wandb and trackio know a run by: the folder's name and a random number.
+    """A run's name in wandb and trackio: the folder's name and a random number.
 
-    RUN/tracker.json keeps it, so that a resumed run has it again: the folder may have been moved,
-    and another folder may have the same name. (Remove it from a copy that is to go its own way.)
+    RUN/tracker.json keeps it for a resumed run, because the folder may have been moved, and another
+    folder may have the same name. (If you copy a run and continue both, remove it from the copy.)
     """
     file = run_dir / "tracker.json"
     if not file.exists():

@@ -1,12 +1,12 @@
-"""What a run measures of itself: base and trained model on held-out problems, before and after.
+"""How a run evaluates base and trained model on held-out problems, before and after training.
 
     eval.json         the rows of the table that is printed at the end
     frontier.json     a row for each model and gamma
     completions.json  what each model wrote for the first problems
     curves.png, frontier.png
 
-evaluate.py measures and knows nothing of a training run. This file chooses the gammas, and it is
-the only one of this folder that imports evaluate.py.
+evaluate.py does the measuring and knows nothing about training runs. This file chooses the gammas;
+it is the only one in this folder that imports evaluate.py.
 """
 
 from evaluate import evaluate, generate
@@ -19,9 +19,9 @@ from training.logging import read_metrics
 
 
 def measure_at(config, policy, task, problems, name, step, gammas):
-    """Measure a policy on held-out problems, greedily: a row of evaluate.evaluate for each gamma.
+    """Measure a policy greedily on held-out problems: one row of evaluate.evaluate for each gamma.
 
-    name: "base" or "trained". gammas: in nats; None is each prompt's own.
+    name: "base" or "trained". gammas: in nats; None means each prompt's own.
     """
     batch_size = config.prompts_per_step * config.num_generations
     if policy.compact_prompts:
@@ -55,7 +55,7 @@ def measure_at(config, policy, task, problems, name, step, gammas):
 
 
 def greedy_decoder(config, gamma):
-    """How held-out problems are completed; gamma None is each prompt's own."""
+    """The Decoder for held-out problems. gamma: in nats; None means each prompt's own."""
     return Decoder(
         rule="eb",
         level=gamma,
@@ -97,12 +97,12 @@ def complete_first(config, policy, task, problems, name, step, gamma):
 
 
 def write_results(run_dir, completions, frontier, table):
-    """Write what was measured so far; the main process does.
+    """Write what has been measured so far, in the main process.
 
     completions  what each model wrote for the first problems
     frontier     a row for each model and gamma
-    table        the rows of the summary's table. Its file is written last: if it says that a model
-                 was measured, all of it is there.
+    table        the rows of the summary's table. Their file is written last: if it says that a
+                 model was measured, the other files are complete.
     """
     if distributed.is_main_process():
         files.write_json(run_dir / "completions.json", completions)
@@ -111,9 +111,9 @@ def write_results(run_dir, completions, frontier, table):
 
 
 def measure_base(config, policy, task, problems, run_dir):
-    """Measure the base before the first step, at the starting gamma alone: training waits for it.
+    """Measure the base before the first step, but only at the starting gamma: training has to wait.
 
-    Its other gammas are measured at the end, by measure_trained.
+    measure_trained measures it at the other gammas at the end.
     """
     base = run_folder.untrained_policy(config, policy, run_dir)
     gamma = config.initial_threshold
@@ -124,7 +124,7 @@ def measure_base(config, policy, task, problems, run_dir):
 
 
 def measure_trained(config, policy, task, problems, run_dir):
-    """Measure the trained model and, for the frontier, the base at the gammas that it still lacks.
+    """Measure the trained model and, for the frontier, the base at the remaining gammas.
 
     Each result is written as soon as it is measured, so a killed run resumes here.
     """

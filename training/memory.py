@@ -1,8 +1,8 @@
-"""The command that says what a run takes of a GPU's memory, and what to lower if it does not fit.
+"""The command that estimates a run's GPU memory, and says what to lower if it does not fit.
 
     python -m training.memory --model LLaDA-8B --gpu_gib 24 --dtype 4bit    and any flag of train.py
 
-No weights are read: it is arithmetic (estimate.py), meant to be within 15%.
+No weights are read: the estimate is arithmetic (estimate.py), meant to be within 15%.
 """
 
 import math
@@ -22,12 +22,12 @@ from training.recipe import (
 
 
 def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
-    """The parts of a process's memory and, with gpu_gib, whether it fits or what to lower."""
+    """Prints the parts of a process's memory and, with gpu_gib, whether they fit."""
     parts = estimate_gib(model_config, config, prompt_tokens, processes)
     each = f", in each of {processes} processes" if processes > 1 else ""
     print(
         f"{config.model}, {describe_size(model_config)}: GiB with {prompt_tokens} prompt tokens "
-        f"and {config.max_completion_length} of a completion{each}"
+        f"and {config.max_completion_length} completion tokens{each}"
     )
     for name, gib in parts.items():
         print(f"{name:24}{gib:8.2f}")
@@ -35,11 +35,12 @@ def print_memory(model_config, config, prompt_tokens, processes, gpu_gib=None):
         return
     settings = settings_of_memory(config)
     if parts["peak"] <= gpu_gib:
-        print(f"It fits {gpu_gib:g} GiB, with {settings}")
+        print(f"It fits into {gpu_gib:g} GiB, with {settings}")
     else:
         print(
-            f"It does not fit {gpu_gib:g} GiB, with {settings}: lower these, --lora_rank or "
-            "--max_completion_length, or take --dtype 4bit, --cache none, a smaller --model"
+            f"It does not fit into {gpu_gib:g} GiB, with {settings}: lower the batch sizes, "
+            "--lora_rank or --max_completion_length, or use --gradient_checkpointing true, "
+            "--dtype 4bit, --cache none or a smaller --model"
         )
 
 
@@ -59,25 +60,25 @@ def run_config(flags, gpu_gib):
 
 
 def main(arguments=None):
-    """The command. It takes flags of its own, and train.py's settings."""
+    """The command. It takes its own flags and train.py's settings."""
     parser = FlagParser(
         prog="python -m training.memory",
         usage="%(prog)s --model NAME [--gpu_gib GIB] [train.py's flags]",
-        description="What a training run takes of a GPU's memory, by arithmetic.\n"
+        description="How much GPU memory a training run needs, by arithmetic.\n"
         f"--model is {', '.join(SHAPES)}, tiny, a checkpoint's folder or a hub name.",
     )
     parser.add_argument(
-        "--gpu_gib", metavar="GIB", type=number, help="a GPU's memory: what fits it"
+        "--gpu_gib", metavar="GIB", type=number, help="a GPU's memory: also say what fits into it"
     )
     parser.add_argument(
         "--prompt_tokens",
         metavar="N",
         type=at_least(1),
         default=200,
-        help="tokens of a prompt [200]",
+        help="tokens per prompt [200]",
     )
     parser.add_argument(
-        "--processes", metavar="N", type=at_least(1), default=1, help="that torchrun starts [1]"
+        "--processes", metavar="N", type=at_least(1), default=1, help="processes of torchrun [1]"
     )
     add_settings(parser)
     flags = vars(parser.parse_args(arguments))

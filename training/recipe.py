@@ -1,7 +1,7 @@
-"""Which model a bare command trains, and which recipe and batches fit a checkpoint and a GPU.
+"""Which model is trained without --model, and which recipe and batch sizes fit a model and a GPU.
 
-The recipes are in config.py, the arithmetic of memory in estimate.py. torch and transformers are
-imported late, so that `python -m training.memory --help` answers at once.
+The recipes are in config.py, the memory estimate is in estimate.py. torch and transformers are
+imported inside functions, so that `python -m training.memory --help` answers at once.
 """
 
 import math
@@ -19,48 +19,49 @@ SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 class Gpu:
     name: str
     gib: float  # its memory
-    free_gib: float  # the part that no process uses, this one included
-    used_gib: float = field(init=False)  # of this card, whatever run_folder.find_gpu makes of free
+    free_gib: float  # what no process uses; find_gpu of run_folder.py takes the least
+    used_gib: float = field(init=False)  # the rest, on this card
 
     def __post_init__(self):
         self.used_gib = self.gib - self.free_gib
 
     def memory_in_use(self):
-        """Words on the memory that others use; "" if it is none to speak of."""
-        if self.used_gib < 1:  # about half a GiB is this process's own: CUDA's
+        """A phrase on the memory that other processes use; "" if that is negligible."""
+        if self.used_gib < 1:  # this process's own CUDA context takes about half a GiB
             return ""
         return f"; {self.used_gib:.1f} of the card's {self.gib:.1f} GiB are in use already"
 
 
 def find_gpu():
-    """The Gpu that this process runs on, or None where there is none."""
+    """The Gpu that this process runs on, or None if there is none."""
     import torch
 
     if not torch.cuda.is_available():
         return None
-    # In bytes, of the current device, which distributed.init has set: it makes a context there.
+    # In bytes, for the current device, which distributed.init has set. This creates a context
+    # there.
     free, total = torch.cuda.mem_get_info()
     return Gpu(torch.cuda.get_device_name(), total / 2**30, free / 2**30)
 
 
 def default_model(gpu):
-    """(name, why): which model a bare command trains on a Gpu, or on a CPU if that is None."""
+    """(name, reason): which model is trained without --model on a Gpu, or on a CPU if None."""
     from models.loading import LLADA
 
     if gpu is None:
-        return "tiny", "no GPU is used, and this one needs neither GPU nor download"
+        return "tiny", "no GPU is used, and tiny needs neither GPU nor download"
     why = (
         f"a GPU of {gpu.gib:.0f} GiB was found, {gpu.name}{gpu.memory_in_use()}; --model tiny "
         "trains the embedded one"
     )
-    # A card that is sold as 24 GB has 23.5 GiB, or 22.1.
+    # A card sold as 24 GB has 23.5 or 22.1 GiB.
     return LLADA if gpu.free_gib > 21 else SMALL, why
 
 
 def recipe_for(model_config, gpu_gib=None):
-    """The recipe of a checkpoint that is not tiny, {setting: value}.
+    """The recipe for a model other than tiny, {setting: value}.
 
-    It goes by the model's size, and by gpu_gib: the memory of the GPU that is free.
+    It depends on the model's size and on gpu_gib, the GPU's free memory.
     """
     if count_parameters(model_config)["total"] < 2e9:
         recipe = MODEL_RECIPES["small"]
@@ -68,19 +69,20 @@ def recipe_for(model_config, gpu_gib=None):
         recipe = MODEL_RECIPES["LLaDA"]
         if gpu_gib and gpu_gib < 70:
             recipe = recipe | MEMORY_RECIPES["24 GB" if gpu_gib < 40 else "48 GB"]
-    if getattr(model_config, "block_size", None):  # a block-causal model has blocks of its own
+    if getattr(model_config, "block_size", None):  # a block-causal model has its own block size
         recipe = recipe | {"block_length": model_config.block_size}
     return recipe
 
 
 def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, processes=1):
-    """The config with what a GPU's memory allows, by arithmetic; no result of a run depends on it.
+    """Adapts a config to a GPU's memory, by arithmetic; the results of a run do not depend on it.
 
-    gpu_gib: the part of it that is free.
+    flags    the settings given by the user, which are not changed
+    gpu_gib  the GPU's free memory; None: nothing is changed
 
-    Gradient checkpointing makes every call of an update once more, so it is off where the update
-    fits without it, if need be in micro-batches of one group. Then as many rows as fit are rolled
-    out at once. Settings among the flags stay. A tenth of the memory is left free.
+    Gradient checkpointing repeats every call of an update, so it is turned off if the update fits
+    without it, if need be in micro-batches of one group. Then as many rows as fit are rolled out at
+    once. A tenth of the memory is left free.
     """
     if gpu_gib is None:
         return config
@@ -108,8 +110,8 @@ def fit_to_memory(model_config, config, flags, gpu_gib=None, prompt_tokens=400, 
 
 
 def describe_expected(model_config, config, gpu=None, processes=1):
-    """The line at the start of a run: the model's size and, with a Gpu, the memory to expect, and
-    the settings that decide it.
+    """The line at the start of a run: the model's size and, with a Gpu, the memory to expect and
+    the settings on which it depends.
     """
     size = describe_size(model_config)
     if gpu is None:
@@ -136,9 +138,9 @@ SHAPES = ("LLaDA-8B", "Qwen3-0.6B")
 def read_model_config(name):
     """The configuration of one of SHAPES, of tiny, of a checkpoint's folder, or of a hub's model.
 
-    Raises ValueError for any other name. Only OWNER/NAME is asked of the hub.
+    Raises ValueError for any other name. Only names like OWNER/NAME are looked up on the hub.
     """
-    unknown = f"{name!r} is none of {', '.join(SHAPES)}, and no folder"
+    unknown = f"{name!r} is neither one of {', '.join(SHAPES)} nor a folder"
     if name == "tiny":
         from models.tiny import BASE
 
@@ -173,6 +175,6 @@ def read_model_config(name):
         )
     folder = Path(name)
     if not is_folder:
-        with as_value_error(f"{unknown}, and the hub has not given it"):
+        with as_value_error(f"{unknown}, and cannot be had from the hub"):
             folder = Path(hf_hub_download(name, "config.json")).parent
     return read_config(folder, name)[0]

@@ -1,17 +1,17 @@
 """What a run starts from: its settings, its folder, its model and its problems.
 
-    runs/NAME/  config.json       every setting; it alone repeats the run
+    runs/NAME/  config.json       every setting; enough to repeat the run
                 inputs.json       checksums of data, task file and base (models/inputs.py)
                 metrics.jsonl     one line per step         samples.jsonl  a few completions of each
                 eval.json         base against trained      curves.png     the run at a glance
                 frontier.json     both at several gammas    frontier.png   accuracy against NFE
                 completions.json  three of each model       environment.txt  versions and device
-                tensorboard/      or tracker.json, the run's name in wandb or trackio: --report_to
+                tensorboard/      or tracker.json, the run's name in wandb or trackio (--report_to)
                 checkpoint/       the model and tokenizer (save_pretrained) or the adapter,
                                   threshold_head.safetensors, state.pt (optimizers, step),
-                                  sums.json (checksums); checkpoint.old/ is the one before it
+                                  sums.json (checksums); checkpoint.old/ is the previous one
 
-files.py says how these survive a kill. Nothing is unpickled but tensors (weights_only).
+files.py says how these survive a kill. Only tensors are unpickled (weights_only).
 """
 
 import platform
@@ -48,8 +48,9 @@ from training import checkpoint, checks, distributed, estimate, files, recipe
 def resolve_config(flags):
     """(config, run_dir, resume, export) from the flags that were given (training/flags.py).
 
-    A new run takes the recipe of its task, or of its model and GPU, and then the flags. --resume
-    keeps the run's own config, except for CHANGEABLE_ON_RESUME. Raises ValueError.
+    A new run uses the recipe for its task, or for its model and GPU, overridden by the flags.
+    --resume keeps the run's own config, except for CHANGEABLE_ON_RESUME. Raises ValueError for
+    settings that do not go together.
     """
     settings = with_absolute_paths(flags)
     resume = settings.pop("resume", False)
@@ -69,9 +70,9 @@ def resolve_config(flags):
     base = adapter_base(find_checkpoint(name))
     if base:
         raise ValueError(
-            f"{name} is an adapter of {base}: train it further by --model {shlex.quote(base)} "
+            f"{name} is an adapter of {base}: train it further with --model {shlex.quote(base)} "
             f"--adapter {shlex.quote(name)}, or merge it by python -m models.merge "
-            f"{shlex.quote(name)} DIR, and give --model DIR"
+            f"{shlex.quote(name)} DIR and give --model DIR"
         )
     if settings.get("adapter"):
         settings |= settings_of_adapter(settings)
@@ -81,7 +82,7 @@ def resolve_config(flags):
     if is_compact:
         tasks = sorted(settings.get("task", "").split(","))
         defaults = TASK_RECIPES.get(",".join(tasks), {})
-        if block_size:  # a block-causal model has blocks of its own
+        if block_size:  # a block-causal model has its own block size
             defaults = defaults | {"block_length": block_size}
     else:
         defaults = recipe.recipe_for(model_config, free_gib)
@@ -89,7 +90,7 @@ def resolve_config(flags):
     if block_size and (not config.block_length or block_size % config.block_length):
         raise ValueError(
             f"--block_length {config.block_length}: {name} is block-causal, in blocks of "
-            f"{block_size}, and can be decoded in these or in parts of them alone: leave it out"
+            f"{block_size}, and can only be decoded in these or equal parts of them: leave it out"
         )
     if not is_compact:
         processes = distributed.world_size()
@@ -99,16 +100,16 @@ def resolve_config(flags):
 
 
 def device_flag(flags):
-    """The device of a run, before its config is made: the flag, or that of the run to resume."""
+    """The device of a run, before its config exists: the flag's, or that of the run to resume."""
     if flags.get("resume") and "device" not in flags and "run_dir" in flags:
         return read_run_config(Path(flags["run_dir"])).device
     return flags.get("device", "auto")
 
 
 def find_gpu(device):
-    """The recipe.Gpu whose memory the settings go by, or None if the run is on a CPU.
+    """The recipe.Gpu whose memory decides the settings, or None if the run is on a CPU.
 
-    Several processes have to choose the same settings: they go by the least memory that is free.
+    Several processes have to choose the same settings, so the smallest free memory counts.
     """
     gpu = None if device == "cpu" else recipe.find_gpu()
     if gpu:
@@ -122,14 +123,14 @@ def settings_of_adapter(flags):
     for name, value in settings.items():
         if flags.get(name, value) != value:
             raise ValueError(
-                f"--{name} {flags[name]}: {flags['adapter']} has {value}. Leave it out; or merge "
-                "the adapter by python -m models.merge, and train a new one on that"
+                f"--{name} {flags[name]}: {flags['adapter']} has {value}. Leave it out, or merge "
+                "the adapter by python -m models.merge and train a new one on the merged model"
             )
     return settings
 
 
 def with_absolute_paths(flags):
-    """The flags with absolute paths of all they name: a run is resumed from anywhere."""
+    """The flags with all paths made absolute, so that a run can be resumed from any folder."""
     settings = dict(flags)
     if settings.get("data"):
         settings["data"] = str(Path(settings["data"]).absolute())
@@ -143,12 +144,13 @@ def with_absolute_paths(flags):
 
 
 def resumed_config(settings):
-    """(config, run_dir) of the run to go on with: its own config, with what may be changed.
+    """(config, run_dir) of the run to resume: its own config, with the changes that are allowed.
 
-    Data, task file and base are compared with those that the run was begun with, by content.
+    Data, task file and base are compared by content with those that the run started with. Raises
+    ValueError for a change that is not allowed.
     """
     if "run_dir" not in settings:
-        raise ValueError("--resume needs --run_dir, the folder of the run to go on with")
+        raise ValueError("--resume needs --run_dir, the folder of the run to resume")
     run_dir = Path(settings["run_dir"])
     saved = asdict(read_run_config(run_dir))
     for name in sorted(settings.keys() - {*CHANGEABLE_ON_RESUME, *MOVABLE_ON_RESUME}):
@@ -164,7 +166,8 @@ def resumed_config(settings):
         inputs.verify_task(run_dir, config.task, saved["task"], saved_inputs)
         inputs.verify_data(run_dir, config.data, saved_inputs)
         inputs.verify_model(run_dir, config.model, saved_inputs)
-        # A checkpoint has what became of it. At the end it is measured as the base, though.
+        # With a checkpoint the starting adapter is no longer needed for training, but it may still
+        # have to be measured at the end.
         is_to_be_measured = config.frontier and not checks.is_base_measured(run_dir)
         if find_checkpoint(run_dir) == run_dir or is_to_be_measured:
             inputs.verify_adapter(run_dir, config.adapter, saved_inputs)
@@ -172,7 +175,7 @@ def resumed_config(settings):
 
 
 def default_run_dir(config):
-    """runs/TASK-TARGET-TIME; of a task FILE.py:NAME its NAME."""
+    """runs/TASK-TARGET-TIME. For a task FILE.py:NAME, TASK is NAME."""
     task = "-".join(inputs.bare_names(config.task))
     return f"runs/{task}-{config.train_target}-{datetime.now():%Y%m%d-%H%M%S}"
 
@@ -181,9 +184,9 @@ def default_run_dir(config):
 
 
 def prepare(config, run_dir, resume, export):
-    """(policy, task, held-out problems) to start or to go on with; makes the folder of a new run.
+    """(policy, task, held-out problems) to start or resume with. Creates the folder of a new run.
 
-    Sets config.max_completion_length where the task says it. Raises ValueError or OSError for
+    Sets config.max_completion_length to the task's own if it is 0. Raises ValueError or OSError for
     everything that would otherwise fail hours later.
     """
     checks.check_settings(config, export)
@@ -192,10 +195,10 @@ def prepare(config, run_dir, resume, export):
     distributed.barrier()
 
     task = load_task(config)
-    problems = task.problems(config.eval_split, config.eval_problems, 0)  # before the weights
+    problems = task.problems(config.eval_split, config.eval_problems, 0)  # fails before loading
     device = pick_device(config.device)
     policy = load_run_policy(config, run_dir, device)
-    mixture.score_completions(task, problems[:1], [""])  # raises for rewards that are none
+    mixture.score_completions(task, problems[:1], [""])  # raises for invalid rewards
     for pool in (problems, training_problems(task, config)):  # raises for prompts that do not fit
         prompts = [task.prompt(problem) for problem in pool]
         encode_prompts(policy, prompts, config.max_completion_length)
@@ -209,15 +212,15 @@ def prepare(config, run_dir, resume, export):
         write_config(run_dir, config)
     if device.type == "cpu" and not policy.compact_prompts:
         line = describe_step_time(config, policy, task.prompt(problems[0]))
-        if distributed.is_main_process():  # the call is made by all: the weights may be split
+        if distributed.is_main_process():  # all processes made the call: weights may be split
             print(line, flush=True)
     return policy, task, problems
 
 
 def describe_step_time(config, policy, prompt):
-    """A line on what a step takes at least on this CPU, where a real model's can take a day.
+    """A line on the least time of a step on this CPU, where a large model's step can take a day.
 
-    It is arithmetic on the time of one call, which is measured here.
+    It is computed from the time of one call, which is measured here.
     """
     prompt_ids, prompt_mask = encode_prompts(policy, [prompt])  # (1, P)
     masks = prompt_ids.new_full((1, config.max_completion_length), policy.mask_id)  # (1, L)
@@ -247,7 +250,7 @@ def load_task(config):
     shipped_tasks = make_base.SHIPPED_TASKS.split(",")
     if config.model == "tiny" and not set(config.task.split(",")) <= set(shipped_tasks):
         raise ValueError(
-            f"the shipped base knows {make_base.SHIPPED_TASKS}; make one for this task by "
+            f"the shipped base only knows {make_base.SHIPPED_TASKS}: make one for this task by "
             f"python -m models.make_base --task {shlex.quote(config.task)} --out bases/my and give "
             "--model bases/my"
         )
@@ -261,7 +264,7 @@ def load_task(config):
 
 
 def load_run_policy(config, run_dir, device):
-    """The run's policy as it was saved last, or the base with a new adapter and threshold head."""
+    """The run's policy as last saved, or the base with a new adapter and threshold head."""
     has_checkpoint = find_checkpoint(run_dir) != run_dir
     if has_checkpoint:
         policy = saved_policy(config, device, run_dir)
@@ -288,7 +291,7 @@ def load_run_policy(config, run_dir, device):
 
 
 def prepare_threshold_head(policy, config, device):
-    """Gives a policy without a threshold head a new one, and either one the config's sigma."""
+    """Adds a threshold head if the policy has none, and sets its sigma to the config's."""
     if policy.threshold_head is None:
         hidden_size = policy.denoiser.config.hidden_size
         policy.threshold_head = ThresholdHead(hidden_size, config.initial_threshold).to(device)
@@ -296,7 +299,7 @@ def prepare_threshold_head(policy, config, device):
 
 
 def training_problems(task, config):
-    """All training problems of a file, or a step's worth of those that a task generates.
+    """All training problems of a file, or one step's worth if the task generates them.
 
     Raises ValueError if there are none.
     """
@@ -313,7 +316,7 @@ def base_policy(config, device):
 def starting_policy(config, device):
     """The policy before RL: the base, or the base with the adapter that the run starts from.
 
-    An adapter of another run brings its threshold head along.
+    If that adapter comes from another run, its threshold head is loaded too.
     """
     if not config.adapter:
         return base_policy(config, device)
@@ -325,16 +328,16 @@ def starting_policy(config, device):
 
 
 def saved_policy(config, device, run_dir):
-    """The policy of a run's checkpoint. An adapter is put onto the base that config.model names."""
+    """The policy of a run's checkpoint. An adapter is applied to config.model."""
     if config.lora_rank:
         return loaded_policy(config, device, config.model, adapter=run_dir)
     return loaded_policy(config, device, run_dir)
 
 
 def loaded_policy(config, device, path, adapter=None):
-    """load_policy by a run's settings.
+    """load_policy with a run's settings.
 
-    Weights that learn stay float32: bfloat16 would round a step of 1e-6 away.
+    Trained weights are float32: bfloat16 would round a step of 1e-6 away.
     """
     dtype = loading.DTYPES[config.dtype]
     if dtype is None and not config.lora_rank:
@@ -353,7 +356,7 @@ def loaded_policy(config, device, path, adapter=None):
 
 
 def reference_policy(config, policy):
-    """The base model that beta keeps the policy near: without the adapter, or as a second model."""
+    """The reference of the KL penalty: the base without the adapter, or a second model."""
     if config.lora_rank:
         reference = policy.without_adapter()
         reference.rollout_batch_size = config.rollout_batch_size
@@ -366,7 +369,7 @@ def reference_policy(config, policy):
 
 
 def untrained_policy(config, policy, run_dir):
-    """What to measure as the base: `policy` itself, unless something of it was learned."""
+    """The policy to measure as the base: `policy` itself if it has not learned anything yet."""
     if checkpoint.saved_step(run_dir) == 0:
         return policy
     if not config.adapter:
@@ -379,18 +382,18 @@ def untrained_policy(config, policy, run_dir):
 
 
 def write_config(run_dir, config):
-    """Write config.json: after everything else that is checked or made, since it makes a run."""
+    """Write config.json. It comes last, because a folder with it counts as a run."""
     files.write_json(run_dir / "config.json", asdict(config) | {"run_dir": str(run_dir)})
 
 
 def create_run(run_dir, device):
-    """Make a run's folder and note in environment.txt what the run runs on."""
+    """Create a run's folder and record versions and device in environment.txt."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "environment.txt").write_text(describe_environment(device), encoding="utf-8")
 
 
 def compare_environments(run_dir, device):
-    """Warns if a run is resumed in another environment: its last digits may differ."""
+    """Warns if a run is resumed in another environment, where the last digits may differ."""
     file = run_dir / "environment.txt"
     if not file.is_file():
         return
@@ -398,7 +401,7 @@ def compare_environments(run_dir, device):
     differing = [line for line in describe_environment(device).splitlines() if line not in before]
     if differing:
         print(
-            f"{', '.join(differing)}: {file} differs, so sums may be rounded otherwise than in a "
+            f"{', '.join(differing)}: {file} differs, so sums may be rounded differently than in a "
             "run that was never interrupted",
             file=sys.stderr,
         )
