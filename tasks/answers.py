@@ -67,7 +67,9 @@ NEGATION = re.compile(
     r"(?i)\b(?:not|no|never|cannot|neither|nor|wrong|incorrect|false|unless|except)\b|n['’]t\b"
 )
 # A text command around words, so that it can be replaced by the words.
-TEXT_COMMAND = re.compile(r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it|sf)|mbox) ?\{([^{}]*)\}")
+TEXT_COMMAND = re.compile(
+    r"\\(?:text(?:bf|it|rm|tt|sf|normal)?|math(?:rm|bf|it|sf)|mbox) ?\{([^{}]*)\}"
+)
 # Words that change the number that a sentence states.
 CHANGE = re.compile(
     r"""
@@ -258,8 +260,8 @@ THOUSANDS_APART = re.compile(r"(?<![0-9.,])(?<![0-9.,] )([0-9]{1,3}(?: [0-9]{3})
 LATEX_SIGNS = {
     # \text{5 apples} -> 5 apples
     TEXT_COMMAND.pattern: r" \1 ",
-    # 1{,}234 and 1\,234 and 1,\!234 -> 1234
-    r"(?<=[0-9])(?:\{,\}|\\,|,?\\!)(?=[0-9]{3}(?![0-9]))": "",
+    # 1{,}234 and 1\,234 and 1,\!234 and 1, \! 234 -> 1234
+    r"(?<=[0-9])(?:\{,\}|\\,|(?:, ?)?\\! ?)(?=[0-9]{3}(?![0-9]))": "",
     # \sqrt {2} -> \sqrt{2}
     r"(\\(?:sqrt|[dtc]?frac|[dt]?binom)) +(?=[{\[])": r"\1",
     # \dfrac, \tfrac -> \frac

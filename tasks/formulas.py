@@ -17,6 +17,7 @@ import json
 import os
 import queue
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -145,14 +146,51 @@ def same_formula(answer, gold, tolerance="0"):
 POINTS_AND_DIGITS = ((8, 30), (1, 2600))
 
 
-def parse(formula):
-    """Returns the sympy expression of a formula in LaTeX; raises whatever the parser raises.
+FUNCTION = r"""
+    \\(?:arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])
+    (?: \ ?[_^]\ ? (?: \w | \{[^{}]*\} ) )*
+"""
+# A function's argument without brackets; it ends before a * or another function: the 2x of
+# \sin 2x * y, the x of \sin x \cos x.
+ARGUMENT = re.compile(
+    rf"""
+    (?P<function> {FUNCTION} ) \ ?
+    (?P<argument>
+        (?:
+            (?: [0-9.]+ | [A-Za-z] | \\(?:pi|alpha|beta|theta|phi)(?![a-z]) | \\sqrt\{{[^{{}}]*\}}
+              | \\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}} )
+            (?: \^ (?: \w | \{{[^{{}}]*\}} ) )?
+        )+
+    )
+    \ ? (?= \* | {FUNCTION} )
+    """,
+    re.VERBOSE,
+)
+# The place between two adjacent factors: 2(3), (2)3, \binom{4}{2}\binom{3}{1}. A function and its
+# argument, \sin^{2}(x), and a mixed number match too, in groups of their own, and stay as they are.
+FACTORS = re.compile(
+    rf"""
+    (?P<function> {FUNCTION} \ ? (?: \( | \\(?:frac|binom) )? )
+    | (?<=[0-9]) (?P<mixed> \ ? \\frac\{{[0-9]+\}}\{{[0-9]+\}} )
+    | (?: (?<=[0-9)}}]) | (?<=\\pi) ) \ ? (?= \( | \\(?:frac|binom) )
+    | (?<=\)) \ ? (?= [0-9] )
+    """,
+    re.VERBOSE,
+)
 
-    Decimals become exact fractions, and i becomes the imaginary unit.
+
+def parse(formula):
+    r"""Returns the sympy expression of a formula in LaTeX; raises whatever the parser raises.
+
+    Decimals become exact fractions, and i becomes the imaginary unit. What the parser would misread
+    is written out first: 2(3), which it takes for the mixed number 5, becomes 2*(3), and
+    \sin x * 2, which it takes for \sin(2x), becomes \sin(x) * 2.
     """
     import sympy
     from math_verify.parser import latex2sympy
 
+    formula = ARGUMENT.sub(r"\g<function>(\g<argument>)", formula)
+    formula = FACTORS.sub(lambda match: match["function"] or match["mixed"] or "*", formula)
     expression = latex2sympy(formula)
     replacements = {number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)}
     replacements[sympy.Symbol("i")] = sympy.I
@@ -214,7 +252,7 @@ def equal_relations(answer, gold):
     if factor == 0 or (has_direction and not factor > 0):
         return False
     return all(
-        close(answer_value, factor * gold_value, 0, digits - 20)
+        close(answer_value, to_number(factor * gold_value, digits), 0, digits - 20)
         for answer_value, gold_value in pairs
     )
 
@@ -236,11 +274,14 @@ def values_at_random_points(*expressions, num_points, digits):
             point[variable] = sympy.Rational(size * rng.randint(-999, 999), 100)
             if str(variable) in ("z", "w"):
                 point[variable] += sympy.I * sympy.Rational(rng.randint(1, 999), 100)
-        values = []
-        for expression in expressions:
-            value = expression.subs(point).doit()
-            values.append(value if value.is_Rational else sympy.N(value, digits + 20))
-        yield values
+        yield [to_number(expression.subs(point).doit(), digits) for expression in expressions]
+
+
+def to_number(value, digits):
+    """Returns the number that a sympy expression is: exact if rational, else with more digits."""
+    import sympy
+
+    return value if value.is_Rational else sympy.N(value, digits + 20)
 
 
 def close(value, other, tolerance, digits):

@@ -117,7 +117,9 @@ UNIT_OF_ONE_LETTER = re.compile(
     r"(?<=[0-9)}])(?:\\[,;: ]|[ ~])*\\(?:text|mathrm|mbox) ?\{[~ ]*([mgLshCF]) *\}"
 )
 # Words beside a number without a text command: 12 units, 15 cm^2, about 12.
-WORDS_AT_THE_END = re.compile(r"(?<=[0-9)}⟧]) ([A-Za-z]{2,}[A-Za-z /.]*)(?=(?: ?\^ ?\{?[23]\}?)?$)")
+WORDS_AT_THE_END = re.compile(
+    r"(?:(?<=[0-9)}⟧])|(?<=\\pi)) ([A-Za-z]{2,}[A-Za-z /.]*)(?=(?: ?\^ ?\{?[23]\}?)?$)"
+)
 WORDS_AT_THE_START = re.compile(r"^([A-Za-z]{2,}(?: [A-Za-z]+)*) (?=[-0-9\\])")
 WORDS = re.compile(r"(?<![\\A-Za-z⟦])[A-Za-z](?:[A-Za-z .'()/-]*[A-Za-z.)])?")
 AND_OR = re.compile(r"(?<![A-Za-z\\⟦])(?:and/or|and|or)(?![A-Za-z])")
@@ -199,7 +201,8 @@ def tidy(text, question_words, joins_thousands=True):
     """Returns a formula with each thing written in one way, and words between ⟦ and ⟧."""
     text = without_outer_braces(text.replace("⟦", "").replace("⟧", "").strip())
     text = TIME_OF_DAY.sub(r"\1m", text)
-    text = ROOT.sub(r"\\sqrt{\1}", text).translate(PLAIN_COMMANDS)
+    text = ROOT.sub(r"\\sqrt{\1}", text.replace("<=", "≤").replace(">=", "≥"))
+    text = text.translate(PLAIN_COMMANDS)
     if "\\" in text:
         text = UNIT_OF_ONE_LETTER.sub(r"⟦\1⟧", text)
         text = LETTER_IN_A_FONT.sub(r" \1\2 ", text)
@@ -255,8 +258,11 @@ def repeating_decimal(number):
 
 
 def join_thousands(text):
-    """Returns a text with 1234 for 1,234, unless the comma is inside brackets, as in (1,234)."""
-    depth = depths(text)
+    r"""Returns a text with 1234 for 1,234, unless the comma is inside brackets, as in (1,234).
+
+    Braces that only group do not count: of \frac{1}{1,234} it is \frac{1}{1234}.
+    """
+    depth = depths(re.sub(r"(?<!\\)[{}]", " ", text))
     return THOUSANDS.sub(
         lambda number: number[0] if depth[number.start()] else number[0].replace(",", ""), text
     )
@@ -266,7 +272,10 @@ def join_thousands(text):
 
 SEPARATOR = r"[,;]? ?⟦(?:and|or)⟧|[,;]"  # of several values
 UNION = r"\\cup(?![a-z]) ?"
-MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
+MATRIX = re.compile(
+    r"(-?(?:[0-9]+|\\frac\{[^{}]*\}\{[^{}]*\})?)\*?\\begin\{pmatrix\}(.*)\\end\{pmatrix\}",
+    re.DOTALL,
+)
 RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z]) ?|[<>]")
 REVERSED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
@@ -331,18 +340,30 @@ def same_answer(answer, gold, question_words, is_part=False):
             and answer[-1] == gold[-1]
             and same_one_by_one(answer_parts, gold_parts, question_words)
         )
-    answer_matrix = MATRIX.fullmatch(answer)
-    gold_matrix = MATRIX.fullmatch(gold)
-    if answer_matrix and gold_matrix:
-        answer_rows = answer_matrix[1].split("\\\\")
-        gold_rows = gold_matrix[1].split("\\\\")
+    answer_rows = matrix_rows(answer)
+    gold_rows = matrix_rows(gold)
+    if answer_rows and gold_rows:
         return len(answer_rows) == len(gold_rows) and all(
-            same_one_by_one(answer_row.split("&"), gold_row.split("&"), question_words)
+            same_one_by_one(answer_row, gold_row, question_words)
             for answer_row, gold_row in zip(answer_rows, gold_rows, strict=True)
         )
-    if answer_parts or gold_parts or answer_matrix or gold_matrix:
+    if answer_parts or gold_parts or answer_rows or gold_rows:
         return False
     return same_quantity(answer, gold, question_words, is_part)
+
+
+def matrix_rows(text):
+    r"""Returns the rows of a matrix, each a list of entries, or None.
+
+    A number before the matrix is multiplied in: \frac{1}{2}\begin{pmatrix}1\\3\end{pmatrix} has the
+    rows 1/2 and 3/2.
+    """
+    matrix = MATRIX.fullmatch(text)
+    if not matrix:
+        return None
+    factor, inside = matrix.groups()
+    rows = [row.split("&") for row in inside.split("\\\\")]
+    return [[f"{factor}({entry})" for entry in row] for row in rows] if factor else rows
 
 
 def same_one_by_one(answer_parts, gold_parts, question_words):
@@ -502,15 +523,30 @@ SAME_UNIT = {
     "feet": "foot",
     "ft": "foot",
     "in": "inch",
+    "millimeter": "mm",
+    "millimetre": "mm",
     "centimeter": "cm",
     "centimetre": "cm",
     "meter": "m",
     "metre": "m",
     "kilometer": "km",
     "kilometre": "km",
+    "mile": "mi",
+    "yard": "yd",
+    "gram": "g",
+    "gm": "g",
+    "kilogram": "kg",
+    "lb": "pound",
+    "lbs": "pound",
+    "ounce": "oz",
+    "liter": "l",
+    "litre": "l",
+    "milliliter": "ml",
+    "millilitre": "ml",
+    "mph": "mi per hour",
+    "/": "per",
     "hr": "hour",
     "hrs": "hour",
-    "lbs": "lb",
     "h": "hour",
     "min": "minute",
     "sec": "second",
@@ -534,6 +570,8 @@ def same_quantity(answer, gold, question_words, is_part):
     gold_unit = unit_of(gold_quantity)
     if answer_unit and answer_unit != gold_unit:
         words = set(answer_unit.split())
+        if "percent" not in words:  # dollars per hour are dollars
+            words = set(answer_unit.partition(" per ")[0].split())
         is_scale_of_another = len(words) > 1 and words & SCALES
         is_added = not gold_unit and not is_part and not is_scale_of_another
         if not (is_added and are_known(answer_quantity["unit"], UNITS, question_words)):
@@ -563,7 +601,7 @@ def same_quantity(answer, gold, question_words, is_part):
 
 def unit_of(quantity):
     """Returns the unit of a quantity in a standard spelling, "" if none: foot^2 for 3 sq ft."""
-    words = re.findall(r"[a-z]+|[°%]|\^\{?[23]\}?", quantity["unit"].lower().replace(".", ""))
+    words = re.findall(r"[a-z]+|[°%/]|\^\{?[23]\}?", quantity["unit"].lower().replace(".", ""))
     if "⟦dollar⟧" in quantity["leading"] and not {"dollar", "dollars"} & set(words):
         words.insert(0, "dollar")
     unit = []
@@ -650,7 +688,8 @@ def details(text):
 EXPENSIVE = re.compile(r"[0-9]{40}|binom\{[0-9]{4}")
 # An exponent in braces, a digit or a letter, with no further exponent behind it.
 EXPONENT = re.compile(r"\^ ?(\d+|[A-Za-z]|\{[^{}^]*(?:\{[^{}^]*\}[^{}^]*)*\})(?! ?\^)")
-MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied
+MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied; of those of letters, the largest
+POWER_OF_LETTER = re.compile(r"[A-Za-z] ?\^ ?(?:(\d+)|\{(\d+)\})")
 
 
 def is_safe(text):
@@ -659,8 +698,11 @@ def is_safe(text):
     A time limit cannot interrupt sympy's big integers, so large powers are never computed.
     """
     exponents = EXPONENT.findall(text)
-    exponent_numbers = re.findall("[0-9]+", " ".join(exponents))
-    total_exponent = prod(max(1, int(number)) for number in exponent_numbers)
+    letters = COMMAND.sub(" ", text)
+    powers_of_letters = [int(a or b) for a, b in POWER_OF_LETTER.findall(letters)]
+    other_exponents = " ".join(EXPONENT.findall(POWER_OF_LETTER.sub(" ", letters)))
+    other_numbers = [max(1, int(number)) for number in re.findall("[0-9]+", other_exponents)]
+    total_exponent = max([1, *powers_of_letters]) * prod(other_numbers)
     return (
         KNOWN_SIGNS.fullmatch(KNOWN_COMMANDS.sub(" ", text)) is not None
         and MEANINGLESS.search(LOGARITHM_BASE.sub(" ", text)) is None
