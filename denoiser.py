@@ -295,14 +295,28 @@ class DenoiserCalls:
         finally:
             self.memory = None
 
+    @contextmanager
     def casting_once(self):
-        """Context manager inside which autocast converts the trainable float32 adapter to bfloat16
-        once, not in every call.
+        """Context manager inside which a float32 adapter on a bfloat16 base is kept in bfloat16.
 
-        autocast keeps such copies until its outermost context ends. The weights must not change
-        inside this one.
+        Autocast would convert it in every call. (In an outer autocast context it keeps its copies,
+        but not those of a frozen adapter, and compiled calls cannot use them.) The weights must
+        not change inside this context.
         """
-        return torch.autocast(self.denoiser.device.type, enabled=False)
+        head = self.denoiser.get_output_embeddings()
+        adapter = []
+        if head is not None and head.weight.dtype == torch.bfloat16:
+            for name, weight in self.denoiser.named_parameters():
+                if ".lora_" in name and not hasattr(weight, "full_tensor"):  # split ones stay
+                    adapter.append(weight)
+        weights = [weight.data for weight in adapter]
+        try:
+            for weight in adapter:
+                weight.data = weight.data.to(torch.bfloat16)
+            yield
+        finally:
+            for weight, data in zip(adapter, weights, strict=True):
+                weight.data = data
 
     def compile_cached_calls(self):
         """Run calls with a filled cache under torch.compile. Split weights are not supported.
@@ -500,9 +514,11 @@ class BlockCache:
         moving = n + is_kept[n:].nonzero().squeeze(1)
         order[gaps] = moving
         device = self.keys[0].device
+        gaps = gaps.to(device)  # here the host waits for the GPU, so not once for each tensor
+        moving = moving.to(device)
         for tensors in (self.keys, self.values):
             for i, tensor in enumerate(tensors):
-                tensor[gaps.to(device)] = tensor[moving.to(device)]
+                tensor[gaps] = tensor[moving]
                 tensors[i] = tensor[:n]
         return order[:n]
 

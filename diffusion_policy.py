@@ -234,8 +234,8 @@ class DiffusionPolicy(DenoiserCalls):
         are read. Raises NotFinite if the denoiser's output is not finite.
 
         What the loop branches on (masks, ends, steps) is kept on the host. Each step synchronises
-        with the GPU to read the selection; with `stop_at_eos`, to read the tokens; and, unless a
-        cache is filled, to find equal canvases.
+        with the GPU before its call, to copy what it runs; after it, to read the selection; with
+        `stop_at_eos`, to read the tokens; and, unless a cache is filled, to find equal canvases.
         """
         B, P = prompt_ids.shape
         L = uniform.shape[1] - 1
@@ -263,7 +263,12 @@ class DiffusionPolicy(DenoiserCalls):
             if len(rows) == 0:
                 break
             rows, is_open = window.advance(rows, is_masked[rows])  # (b,), (b, L)
+            open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each, of the b rows
+            # A copy to the GPU waits for all work under way, so these stand before the call.
             rows_on_device = rows.to(device)
+            open_row = open_row.to(device)
+            open_position = open_position.to(device)
+            is_open_on_device = is_open.to(device)
 
             # 2. One denoiser call on prompt and completion, or on the window's columns of them.
             ids = canvas[rows_on_device]
@@ -281,9 +286,6 @@ class DiffusionPolicy(DenoiserCalls):
                 )
 
             # 4. The rule reads the distributions at the N open positions and selects some of them.
-            open_row, open_position = is_open.nonzero(as_tuple=True)  # (N,) each; among the b rows
-            open_row = open_row.to(device)
-            open_position = open_position.to(device)
             states = hidden[open_row, window.output_index(open_row, open_position)]  # (N, D)
             entropy = torch.zeros(is_open.shape, device=device)  # (b, L)
             confidence = torch.zeros(is_open.shape, device=device)
@@ -291,7 +293,7 @@ class DiffusionPolicy(DenoiserCalls):
                 self.entropy_and_confidence(states, decoder.rule)
             )
             is_selected = decoder.select(
-                entropy, confidence, is_open.to(device), gamma=threshold[rows_on_device]
+                entropy, confidence, is_open_on_device, gamma=threshold[rows_on_device]
             ).cpu()  # (b, L); here the host waits for the GPU
             if not is_selected.any(dim=1).all():  # without this the loop would never end
                 raise NotFinite("the denoiser's output is not finite: no position can be selected")

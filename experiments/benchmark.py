@@ -157,6 +157,7 @@ from diffusion_policy import DiffusionPolicy
 from likelihood import draw_boundaries, surrogate_logp
 from models import lora
 from models.device import peak_memory_gib
+from models.loading import fuse_norms
 from sampler import Decoder
 from train import InnerUpdate, update_denoiser
 
@@ -182,6 +183,7 @@ def make_policy(shape):
     torch.manual_seed(0)
     with torch.device(DEVICE):
         denoiser = LlamaForCausalLM._from_config(llama, dtype=dtype).eval()
+    fuse_norms(denoiser)  # as load_denoiser does
     tokenizer = SimpleNamespace(chat_template=None, mask_token_id=1, eos_token_id=2)
     return DiffusionPolicy(denoiser, tokenizer)
 

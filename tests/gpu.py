@@ -2,22 +2,27 @@
 
     profile     LLaDA-8B's shape: an opening call, a dual call and an update of one micro-batch;
                 which kernels take the time, how many are launched, the share that is products
-    rollouts    12 and 96 rows of that shape with each cache: tokens/s and TFLOP/s
-    updates     96 rows of it, with and without gradient checkpointing, in two micro-batches
+    updates     48 rows of it, with and without gradient checkpointing, in three micro-batches
+    uneven      96 rows of it with an adapter and the dual cache, which finish one after another as
+                in a run; the same with cuDNN's attention, which the project turns off, and with
+                padded prompts. The first rollout has new shapes, the second has none
     precision   bfloat16 at real depth: importance weights that must be 1, and rollouts with
                 attention's kernel for no mask against its kernel for a mask of padding
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
                 first step, seconds a step, peak memory beside training/estimate.py's
-    stop        the same, stopped between its two steps: whether it goes on exactly
-    split       its first step by two processes with split weights, by NCCL; with one GPU only the
-                tests' group of one process
+    rollouts    12 and 96 rows of LLaDA-8B's shape, all unmasking as many tokens, with each cache:
+                tokens/s and TFLOP/s
+    compiled    12 and 96 rows as in `uneven`, of a quarter of the layers, with and without
+                --compile; the first rollout compiles
+    stop        run 0.6b, stopped between its two steps: whether it goes on exactly
     main job    python train.py on the two small bases, countdown's and chain's: minutes, seconds to
                 the first step, and the accuracy
-    compiled    12 rows of LLaDA-8B's shape with an adapter and the dual cache, with and without
-                --compile: seconds of the first rollout, which compiles, and of the second
+    split       the first step of run 0.6b by two processes with split weights, by NCCL; with one
+                GPU only the tests' group of one process
 
 Each part is a process of its own with a time limit, and is written to gpu.json, with device, commit
-and versions, as soon as it ends. Fifteen minutes in all, and compiling. With 80 GB:
+and versions, as soon as it ends; one that exceeds its limit leaves what it has measured. They come
+in the order in which a stop loses least, and their limits add up to 23 minutes. With 80 GB:
 
     python tests/gpu.py --shape 8b --parts run "run 4bit"
                 LLaDA-8B's shape, layout and recipe, one step of 2 inner updates; its base in NF4,
@@ -394,11 +399,13 @@ def profile():
     hidden = []
 
     @torch.no_grad()
+    @policy.casting_once()  # as in a rollout
     def opening_call():
         cache.__init__()
         hidden[:] = [policy.hidden(ids, cache=cache)]
 
     @torch.no_grad()
+    @policy.casting_once()
     def dual_call():
         start = shape.prompt_tokens
         states = policy.hidden(ids, cache=cache, start=start, stop=start + block).flatten(0, 1)
@@ -415,118 +422,177 @@ def profile():
     results = {}
     for name, work in {"opening": opening_call, "dual": dual_call, "update": update}.items():
         work()  # the first call of a kernel is slow
+        milliseconds = time_call(work)  # without the profiler, which slows the host down
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if GPU else [])]
-        began = time.perf_counter()
         with torch.profiler.profile(activities=activities) as profiler:
             work()
             if GPU:
                 torch.cuda.synchronize()
-        milliseconds = 1000 * (time.perf_counter() - began)
         events = profiler.key_averages()
         kernels = {}  # name -> (microseconds, how many)
         for event in events:
             if not GPU:
                 kernels[event.key] = (event.self_cpu_time_total, event.count)
-            elif event.device_type == DeviceType.CUDA:  # an operator has its kernels' time too
+            # An operator has its kernels' time too, and so has an annotation (AdamW's step).
+            elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
                 kernels[event.key] = (event.self_device_time_total, event.count)
         total = sum(microseconds for microseconds, _ in kernels.values())
         is_product = re.compile("gemm|cutlass|nvjet|cublas|aten::(add)?mm|bmm", re.IGNORECASE)
-        products = sum(time for key, (time, _) in kernels.items() if is_product.search(key))
-        launches = sum(event.count for event in events if event.key == "cudaLaunchKernel")
+        # Their names hold "cutlass" too: pytorch_flash, fmha_cutlass, cudnn's sdpa.
+        is_attention = re.compile("flash|fmha|sdpa|scaled_dot", re.IGNORECASE)
+        attention = sum(time for key, (time, _) in kernels.items() if is_attention.search(key))
+        products = sum(
+            time
+            for key, (time, _) in kernels.items()
+            if is_product.search(key) and not is_attention.search(key)
+        )
+        # cudaLaunchKernel, and cudaLaunchKernelExC and cuLaunchKernelEx of newer libraries
+        launches = sum(event.count for event in events if "LaunchKernel" in event.key)
         results |= {
             f"{name}, ms": milliseconds,
             f"{name}, busy ms": total / 1000,
             f"{name}, share of products": products / total,
+            f"{name}, share of attention": attention / total,
             f"{name}, launches": launches,
         }
         longest = sorted(kernels.items(), key=lambda item: item[1], reverse=True)[:8]
         for key, (microseconds, count) in longest:
             results[f"{name}: {key[:60]}"] = f"{microseconds / 1000:.2f} ms, {count} times"
+        print_so_far(results)
     return results
+
+
+def time_call(work, repetitions=3):
+    """Milliseconds of a call by the clock, the least of a few."""
+    times = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        work()
+        if GPU:
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    return min(times)
 
 
 def rollouts():
     """Tokens and TFLOP a second, of 12 and of 96 rows, with each block cache."""
     results = {}
-    for rows in (12, 96):
-        for method in ("naive", "ours", "prefix", "dual"):
-            if GPU and rows == 96 and method in ("naive", "ours"):
-                continue  # minutes
-            shape = shape_of_8b(rows)
-            row = benchmark.measure(shape, method)
-            L = shape.config.max_completion_length
-            calls = L // shape.tokens_per_step
-            opening = max(1, L // shape.config.block_length)
-            block = shape.config.block_length
-            S = shape.prompt_tokens + L
-            part = {"naive": S, "ours": S, "prefix": L - L // 2, "dual": block}[method]
-            positions = rows * (opening * S + (calls - opening) * part)
-            flop = forward_flop(shape, positions)
-            results[f"{rows} rows, {method}: tokens/s"] = row["tokens_per_s"]
-            results[f"{rows} rows, {method}: TFLOP/s"] = flop / row["seconds"] / 1e12
-            results[f"{rows} rows, {method}: peak GiB"] = row["peak_gib"]
-            release()
+    for rows, method in (
+        (96, "dual"),
+        (96, "prefix"),
+        (12, "dual"),
+        (12, "prefix"),
+        (12, "ours"),
+        (12, "naive"),
+    ):
+        shape = shape_of_8b(rows)
+        row = benchmark.measure(shape, method)
+        L = shape.config.max_completion_length
+        calls = L // shape.tokens_per_step
+        opening = max(1, L // shape.config.block_length)
+        block = shape.config.block_length
+        S = shape.prompt_tokens + L
+        part = {"naive": S, "ours": S, "prefix": L - L // 2, "dual": block}[method]
+        positions = rows * (opening * S + (calls - opening) * part)
+        flop = forward_flop(shape, positions)
+        results[f"{rows} rows, {method}: tokens/s"] = row["tokens_per_s"]
+        results[f"{rows} rows, {method}: TFLOP/s"] = flop / row["seconds"] / 1e12
+        results[f"{rows} rows, {method}: peak GiB"] = row["peak_gib"]
+        print_so_far(results)
+        release()
+    return results
+
+
+def uneven_rollouts():
+    """Seconds of rollouts as in a run: under an adapter, rows finishing one after another.
+
+    With torch's attention as models/loading.py sets it, with cuDNN's too, and with padded prompts.
+    """
+    shape = shape_of_8b(rows=96)
+    policy = adapted_policy(shape)
+    results = {}
+    for name in ("plain", "cuDNN's attention", "padded prompts"):
+        torch.backends.cuda.enable_cudnn_sdp(name == "cuDNN's attention")
+        time_rollouts(policy, shape, 96, name, results, is_padded=name == "padded prompts")
     return results
 
 
 def compiled_rollouts():
-    """Seconds of a rollout under an adapter, with the dual cache, compiled and not."""
-    shape = shape_of_8b(rows=12)
+    """The same with and without --compile, of a quarter of the layers: compiling takes minutes."""
+    results = {}
+    for rows in (12, 96):
+        shape = shape_of_8b(rows)
+        policy = adapted_policy(replace(shape, layers=max(2, shape.layers // 4)))
+        plain = time_rollouts(policy, shape, rows, f"{rows} rows, plain", results)
+        policy.compile_cached_calls()
+        compiled = time_rollouts(policy, shape, rows, f"{rows} rows, compiled", results)
+        is_same = plain.completion == compiled.completion
+        results[f"{rows} rows: share of equal tokens"] = is_same.float().mean().item()
+        release()
+    return results
+
+
+def adapted_policy(shape):
     policy = benchmark.make_policy(shape)
     policy.denoiser = lora.add_lora(
         policy.denoiser, rank=shape.config.lora_rank, alpha=shape.config.lora_alpha
     )
+    return policy
+
+
+def time_rollouts(policy, shape, rows, name, results, is_padded=False):
+    """Adds the seconds of two equal rollouts to the results. Returns the second rollout."""
     seeded = torch.Generator(DEVICE).manual_seed(0)
-    prompt_ids = torch.randint(3, 100, (12, shape.prompt_tokens), generator=seeded, device=DEVICE)
+    prompt_ids = torch.randint(3, 100, (rows, shape.prompt_tokens), generator=seeded, device=DEVICE)
+    prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)
+    if is_padded:
+        prompt_mask[::2, :2] = False
     decoder = Decoder(
-        rule="eb",  # rows finish one after another, as in a run
+        rule="eb",  # rows finish one after another
         level=4.0,
         block_length=shape.config.block_length,
         cache="dual",
         stop_at_eos=False,
     )
-    results = {}
-    rollouts = []
-    for name in ("plain", "compiled"):
-        if name == "compiled":
-            policy.compile_cached_calls()
-        for turn in ("first", "second"):
-            began = time.perf_counter()
-            rollout = policy.rollout(
-                prompt_ids,
-                prompt_mask=torch.ones_like(prompt_ids, dtype=torch.bool),
-                length=shape.config.max_completion_length,
-                decoder=decoder,
-                generator=torch.Generator(DEVICE).manual_seed(1),
-            )
-            if GPU:
-                torch.cuda.synchronize()
-            results[f"{name}, {turn} rollout: seconds"] = time.perf_counter() - began
-        results[f"{name}: calls of the slowest row"] = int(rollout.nfe.max())
-        rollouts.append(rollout)
-    plain, compiled = rollouts
-    is_same = plain.completion == compiled.completion
-    results["share of equal tokens"] = is_same.float().mean().item()
-    return results
+    for turn in ("first", "second"):  # shapes are new in the first alone
+        began = time.perf_counter()
+        rollout = policy.rollout(
+            prompt_ids,
+            prompt_mask=prompt_mask,
+            length=shape.config.max_completion_length,
+            decoder=decoder,
+            generator=torch.Generator(DEVICE).manual_seed(1),
+        )
+        if GPU:
+            torch.cuda.synchronize()
+        results[f"{name}, {turn} rollout: seconds"] = time.perf_counter() - began
+        print_so_far(results)
+    results[f"{name}: calls of the slowest row"] = int(rollout.nfe.max())
+    return rollout
 
 
 def updates():
-    """Seconds of one step's updates, with and without checkpointing, in two micro-batches."""
+    """Seconds of one step's updates of 48 rows, by checkpointing and micro-batch."""
     results = {}
-    for checkpointing in (True, False):
-        for micro_batch in (6, 12):
-            shape = shape_of_8b(
-                24,
-                num_iterations=1,
-                micro_batch_size=micro_batch,
-                gradient_checkpointing=checkpointing,
-            )
-            row = benchmark.measure(shape, "learning")
-            title = f"24 rows, checkpointing {checkpointing}, micro-batches of {micro_batch}"
-            results[f"{title}: seconds"] = row["seconds"]
-            results[f"{title}: peak GiB"] = row["peak_gib"]
-            release()
+    for checkpointing, micro_batch in ((False, 12), (True, 12), (False, 24), (False, 6)):
+        shape = shape_of_8b(
+            48,
+            num_iterations=1,
+            micro_batch_size=micro_batch,
+            gradient_checkpointing=checkpointing,
+        )
+        row = benchmark.measure(shape, "learning")
+        title = f"checkpointing {checkpointing}, micro-batches of {micro_batch}"
+        results[f"{title}: seconds"] = row["seconds"]
+        results[f"{title}: peak GiB"] = row["peak_gib"]
+        print_so_far(results)
+        release()
     return results
+
+
+def print_so_far(results):
+    """Prints a part's results as JSON: what is left of it if it exceeds its time limit."""
+    print(json.dumps(results), flush=True)
 
 
 def release():
@@ -559,16 +625,17 @@ def main_job(work):
 
 # ---- the parts, one after the other --------------------------------------------------------------
 
-LIMITS = {  # seconds of each part, in this order
-    "profile": 120,
-    "rollouts": 240,
-    "updates": 150,
+LIMITS = {  # seconds of each part, in the order in which a stop loses least
+    "profile": 100,
+    "updates": 120,
+    "uneven": 120,
     "precision": 60,
     "run": 120,
+    "rollouts": 150,
+    "compiled": 240,
     "stop": 120,
-    "split": 120,
     "main job": 240,
-    "compiled": 400,
+    "split": 120,
     "run 4bit": 300,
 }
 BY_DEFAULT = [name for name in LIMITS if name != "run 4bit"]
@@ -580,10 +647,12 @@ def measure_part(name, shape, work):
     flags += [*RUNS[shape].split(), "--model", work / "model"]
     if name == "profile":
         return profile()
-    if name == "rollouts":
-        return rollouts()
     if name == "updates":
         return updates()
+    if name == "uneven":
+        return uneven_rollouts()
+    if name == "rollouts":
+        return rollouts()
     if name == "precision":
         return precision(work / "model")
     if name == "run":
@@ -609,11 +678,18 @@ def measure_apart(name, shape, work):
         out, errors = process.communicate(timeout=LIMITS[name])
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return {"failed": f"it took longer than {LIMITS[name]} s"}
+        out, _ = process.communicate()
+        return read_last(out) | {"failed": f"it took longer than {LIMITS[name]} s"}
     if process.returncode:
-        return {"failed": (errors.strip().splitlines() or ["?"])[-1][:300]}
-    return json.loads(out.splitlines()[-1])
+        reason = (errors.strip().splitlines() or ["?"])[-1][:300]
+        return read_last(out) | {"failed": reason}
+    return read_last(out)
+
+
+def read_last(out):
+    """The last line of JSON that a part printed: all its results, or those so far."""
+    lines = [line for line in out.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {}
 
 
 def main():
@@ -625,7 +701,7 @@ def main():
         nargs="+",
         choices=LIMITS,
         default=BY_DEFAULT,
-        help="default: those of 15 minutes",
+        help="default: all but run 4bit",
     )
     parser.add_argument("--measure", choices=LIMITS, help="one part, in this process, as JSON")
     parser.add_argument("--work", type=Path, help="with --measure: the folder of the checkpoint")

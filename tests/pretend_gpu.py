@@ -147,6 +147,9 @@ class PretendGpu(TorchFunctionMode):
         if device is None:
             return moved_to_gpu(result) if on_gpu else result
         if device.type == "cuda":
+            # A copy of pageable memory waits for all that the GPU has to do.
+            if tensors and not on_gpu and name in ("to", "cuda"):
+                self.syncs["copy to the GPU"] += 1
             return moved_to_gpu(result)
         return result.as_subclass(torch.Tensor) if is_on_gpu(result) else result
 

@@ -468,6 +468,32 @@ def test_a_rollout_casts_a_float32_adapter_once(cache):
     assert not torch.equal(rollouts[0].behaviour_logp, rollouts[1].behaviour_logp)
 
 
+def test_a_compiled_call_and_a_frozen_adapters_cast_nothing_either():
+    policy = half_policy(layers=2)
+    policy.denoiser = add_lora(policy.denoiser, rank=2, alpha=4).requires_grad_(False)
+    adapter = [p for name, p in policy.denoiser.named_parameters() if ".lora_" in name]
+    shapes = {p.shape for p in adapter}
+    dtypes = set()
+
+    def compile_nothing(graph, inputs):
+        for x in inputs:
+            if isinstance(x, torch.Tensor) and x.shape in shapes:
+                dtypes.add(x.dtype)
+        return graph
+
+    ids, mask = random_prompts(6, 5)
+    decoder = to_the_end("top_k", 2, 4, cache="dual")
+    with Casts(adapter) as casts:
+        policy.rollout(ids, mask, 8, decoder, generator(1))
+    assert set(casts.count.values()) == {1}
+    policy.compiled_decoder = torch.compile(
+        policy.denoiser.get_decoder(), dynamic=True, backend=compile_nothing
+    )
+    policy.rollout(ids, mask, 8, decoder, generator(1))
+    assert dtypes == {torch.bfloat16}
+    assert {p.dtype for p in adapter} == {torch.float32}
+
+
 # ---- other models: plain modules, and absolute positions -----------------------------------------
 
 

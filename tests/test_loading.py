@@ -67,6 +67,12 @@ def test_weights_that_are_split_later_wait_on_the_host_in_the_dtype_of_their_dev
 # ---- attention -----------------------------------------------------------------------------------
 
 
+def test_attention_is_not_cudnns():
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_the_first_position_sees_the_last_one_with_and_without_padding(tiny):
     denoiser, _ = tiny
     check_attention(denoiser)
@@ -654,3 +660,25 @@ def test_a_mask_id_against_the_tokenizers_own_is_refused(folder):
     edit_config(folder, mask_token_id=2)
     with pytest.raises(ValueError, match="mask_token_id 2"):
         load_denoiser(str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llada", "a2d-qwen3"])  # the second norms q and k as well
+def test_a_fused_norm_is_transformers_own(tmp_path, family, dtype):
+    """In float32 to the last bit, in bfloat16 up to rounding; under autocast too, as in a run."""
+    write_checkpoint(tmp_path, family)
+    denoiser, _ = load_denoiser(tmp_path, dtype=dtype)
+    norms = [m for m in denoiser.modules() if type(m).__name__.endswith("RMSNorm")]
+    assert len(norms) > 2 * denoiser.config.num_hidden_layers
+    for norm in norms:
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+        x = torch.randn(3, 5, len(norm.weight), dtype=dtype, requires_grad=True)
+        results = []
+        for forward in (norm.forward, type(norm).forward.__get__(norm)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                y = forward(x)
+            assert y.dtype == dtype
+            results.append((y, *torch.autograd.grad(y.float().square().sum(), x)))
+        for fused, own in zip(*results, strict=True):
+            tolerance = 0 if dtype == torch.float32 else 2**-5 * own.abs().max().item()
+            torch.testing.assert_close(fused, own, rtol=0, atol=tolerance)

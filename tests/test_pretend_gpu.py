@@ -10,6 +10,7 @@ from toy import metrics_of, to_the_end, toy_policy
 
 import evaluate
 import train
+from denoiser import BlockCache
 from experiments import gradients
 from likelihood import draw_boundaries, surrogate_logp
 from models.checkpoints import load_policy
@@ -50,12 +51,12 @@ def test_what_torch_allows_is_allowed():
         gpu = torch.arange(3.0).to("cuda")
         other = torch.full_like(gpu, 2) * torch.tensor(3.0) + 1
         assert other.device.type == "cuda" and other.cpu().device.type == "cpu"
-        assert mode.syncs == {"cpu": 1}
+        assert mode.syncs == {"copy to the GPU": 1, "cpu": 1}
         gpu[torch.tensor([0, 2])] = 7.0
         gpu[:2] = torch.ones(2)
         assert gpu.tolist() == [1.0, 1.0, 7.0]
         gpu[gpu > 5] = 0
-        assert mode.syncs == {"cpu": 1, "tolist": 1, "boolean index": 1}
+        assert mode.syncs["tolist"] == mode.syncs["boolean index"] == 1
         assert torch.equal(gpu.cpu(), torch.tensor([1.0, 1.0, 0.0]))
     assert not torch.cuda.is_available() or torch.cuda.get_device_name() != "pretended"
 
@@ -118,7 +119,11 @@ def test_statistics_of_gradients_that_are_on_a_gpu():
 
 
 @pytest.mark.parametrize(
-    "cache, per_call", [("none", {"cpu": 2, "unique": 1}), ("dual", {"cpu": 2})]
+    "cache, per_call",
+    [
+        ("none", {"copy to the GPU": 5, "cpu": 2, "unique": 1}),
+        ("dual", {"copy to the GPU": 5, "cpu": 2}),
+    ],
 )
 def test_a_rollout_waits_for_the_gpu_as_often_as_its_docstring_says(cache, per_call):
     """For the selection, for end tokens, and, unless a cache is filled, for equal canvases."""
@@ -135,3 +140,42 @@ def test_a_rollout_waits_for_the_gpu_as_often_as_its_docstring_says(cache, per_c
             waits.append(Counter(mode.syncs))
     ten_calls_more = waits[1] - waits[0]
     assert ten_calls_more == {name: 10 * number for name, number in per_call.items()}
+
+
+def test_a_call_and_what_is_read_from_it_are_queued_without_waiting(monkeypatch):
+    """Between the denoiser call and the copy of the selection the host never waits."""
+    decoder = Decoder("top_k", 1, block_length=10, cache="dual")
+    with pretend_gpu() as mode:
+        policy = toy_policy()
+        policy.denoiser.to("cuda")
+        run_decoder = policy.run_decoder
+        entropy_and_confidence = policy.entropy_and_confidence
+        waits = []
+
+        def run_and_forget(*args, **kwargs):
+            mode.syncs.clear()
+            return run_decoder(*args, **kwargs)
+
+        def count_waits(*args):
+            waits.append(Counter(mode.syncs))
+            return entropy_and_confidence(*args)
+
+        monkeypatch.setattr(policy, "run_decoder", run_and_forget)
+        monkeypatch.setattr(policy, "entropy_and_confidence", count_waits)
+        prompt_ids = torch.tensor([[2, 3], [3, 3]], device="cuda")
+        policy.rollout(prompt_ids, prompt_ids > 0, 10, decoder)
+    assert waits and not any(waits)
+
+
+def test_rows_leave_a_cache_with_two_waits_however_many_layers_it_has():
+    waits = []
+    with pretend_gpu() as mode:
+        for layers in (1, 8):
+            cache = BlockCache()
+            for layer in range(layers):
+                keys = torch.ones((4, 1, 3, 2), device="cuda")
+                cache.update(keys, keys.clone(), layer)
+            mode.syncs.clear()
+            cache.keep(torch.tensor([True, False, True, True]))
+            waits.append(dict(mode.syncs))
+    assert waits == [{"copy to the GPU": 2}] * 2
