@@ -219,7 +219,7 @@ def cards_differ():
     distributed.init()
     free_gib = [78.7, 48.7][distributed.rank()]
     recipe.find_gpu = lambda: recipe.Gpu("a card", gib=79.2, free_gib=free_gib)
-    assert run_folder.find_gpu(device="auto").free_gib == pytest.approx(48.7)
+    assert run_folder.gpu_with_least_free_memory(device="auto").free_gib == pytest.approx(48.7)
 
 
 def test_all_processes_choose_settings_that_fit_the_fullest_card(tmp_path):

@@ -126,7 +126,7 @@ def is_trained_measured(run_dir):
     )
 
 
-def is_base_measured(run_dir):
+def is_base_frontier_measured(run_dir):
     """Whether a run's frontier.json has rows of the base at other gammas than the starting one."""
     file = run_dir / "frontier.json"
     if not file.exists():

@@ -19,7 +19,7 @@ SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 class Gpu:
     name: str
     gib: float  # its memory
-    free_gib: float  # what no process uses; find_gpu of run_folder.py takes the least
+    free_gib: float  # what no process uses; run_folder.py takes the least of all processes
     used_gib: float = field(init=False)  # the rest, on this card
 
     def __post_init__(self):

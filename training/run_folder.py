@@ -61,7 +61,7 @@ def resolve_config(flags):
     if distributed.world_size() > 1 and "run_dir" not in settings:
         raise ValueError("several processes need one --run_dir, a new folder")
     reason = "from --model"
-    gpu = find_gpu(settings.get("device"))
+    gpu = gpu_with_least_free_memory(settings.get("device"))
     free_gib = gpu.free_gib if gpu else None
     if not settings.get("model"):
         settings["model"], reason = recipe.default_model(gpu)
@@ -106,7 +106,7 @@ def device_flag(flags):
     return flags.get("device", "auto")
 
 
-def find_gpu(device):
+def gpu_with_least_free_memory(device):
     """The recipe.Gpu whose memory decides the settings, or None if the run is on a CPU.
 
     Several processes have to choose the same settings, so the smallest free memory counts.
@@ -168,7 +168,7 @@ def resumed_config(settings):
         inputs.verify_model(run_dir, config.model, saved_inputs)
         # With a checkpoint the starting adapter is no longer needed for training, but it may still
         # have to be measured at the end.
-        is_to_be_measured = config.frontier and not checks.is_base_measured(run_dir)
+        is_to_be_measured = config.frontier and not checks.is_base_frontier_measured(run_dir)
         if find_checkpoint(run_dir) == run_dir or is_to_be_measured:
             inputs.verify_adapter(run_dir, config.adapter, saved_inputs)
     return config, run_dir
@@ -194,7 +194,7 @@ def prepare(config, run_dir, resume, export):
         checks.check_folders(config, run_dir, resume, export)
     distributed.barrier()
 
-    task = load_task(config)
+    task = load_run_task(config)
     problems = task.problems(config.eval_split, config.eval_problems, 0)  # fails before loading
     device = pick_device(config.device)
     policy = load_run_policy(config, run_dir, device)
@@ -237,7 +237,7 @@ def describe_step_time(config, policy, prompt):
     )
 
 
-def load_task(config):
+def load_run_task(config):
     """The run's task. Sets config.max_completion_length to the task's own if it is 0."""
     compact = reads_compact_prompts(config.model)
     task = registry.load_task(
