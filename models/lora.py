@@ -4,11 +4,9 @@ import json
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import MethodType
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.lora import Linear
 
 from models.errors import as_value_error
 from models.families import adaptable_matrices
@@ -216,23 +214,7 @@ def attach_adapter(denoiser, lora_config, seed=0):
     lora_config.base_model_name_or_path = getattr(denoiser, "source", None)
     for module in lora_layers(model).values():
         module.cast_input_dtype_enabled = False  # autocast does this (DenoiserCalls.run_decoder)
-        # A 4-bit base and peft's variants of LoRA have forward methods of their own.
-        if type(module) is Linear and not module.lora_variant and not lora_config.lora_bias:
-            module.forward = MethodType(_lora_forward, module)
     return model.eval()
-
-
-def _lora_forward(self, x):
-    """peft's forward method, W x + scaling * B A x, with two passes fewer over the output.
-
-    On a GPU each pass costs the time of reading and writing it, and the output is up to 96 times as
-    wide as A x. So A x is scaled instead, and the product is added in place.
-    """
-    if self.disable_adapters or self.merged:
-        return type(self).forward(self, x)
-    output = self.base_layer(x)
-    low = self.lora_A["default"](self.lora_dropout["default"](x)) * self.scaling["default"]
-    return output.add_(self.lora_B["default"](low))
 
 
 def lora_layers(model):
