@@ -1,17 +1,23 @@
 """Formulas compared in a worker: right, in any thread, and never for longer than its limit."""
 
+import math
 import os
 import queue
+import random
+import re
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import pytest
+from sympy import Rational
 
 from tasks import formulas
 from tasks.formulas import VerifierError, Worker, same_formula
+from tasks.latex import tidy
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +193,70 @@ def test_a_pair_is_compared_once(monkeypatch):
     assert same_formula("a", "b")
     assert compared == [("a", "b")]
     same_formula.cache_clear()
+
+
+# ---- how formulas are read -----------------------------------------------------------------------
+
+
+class RandomFormulas:
+    """Formulas in LaTeX as people write them, with their exact values.
+
+    A method returns (text, value). Factors stand side by side wherever mathematicians read a
+    product: not before a digit, not behind a function's argument without brackets, and not between
+    an integer and a fraction, which is a mixed number.
+    """
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+
+    def sum(self, depth):
+        text, value = self.product(depth)
+        for _ in range(self.rng.randrange(3)):
+            term, term_value = self.product(depth)
+            sign = self.rng.choice("+-")
+            text += f" {sign} {term}"
+            value += term_value if sign == "+" else -term_value
+        return text, value
+
+    def product(self, depth):
+        text, value = self.factor(depth)
+        for _ in range(self.rng.randrange(3)):
+            factor, factor_value = self.factor(depth)
+            is_mixed_number = text[-1].isdigit() and factor.startswith("\\frac")
+            is_argument = re.search(r"\\log_\{\d\} \d+$", text)
+            signs = [" \\cdot ", "\\times ", "*"]
+            if not factor[0].isdigit() and not is_mixed_number and not is_argument:
+                signs += ["", " "]
+            text += self.rng.choice(signs) + factor
+            value *= factor_value
+        return text, value
+
+    def factor(self, depth):
+        n = self.rng.randint(2, 9)
+        kind = self.rng.randrange(8 if depth else 5)
+        if kind == 0:
+            return str(n), Fraction(n)
+        if kind == 1:
+            k = self.rng.randint(1, n - 1)
+            return f"\\binom{{{n}}}{{{k}}}", Fraction(math.comb(n, k))
+        if kind == 2:
+            return f"\\sqrt{{{n * n}}}", Fraction(n)
+        if kind == 3:
+            return f"\\frac{{{n}}}{{7}}", Fraction(n, 7)
+        if kind == 4:
+            return f"\\log_{{{n}}} {n**2}", Fraction(2)
+        text, value = self.sum(depth - 1)
+        if kind == 5:
+            return f"\\left({text}\\right)", value
+        if kind == 6:
+            return f"({text})^{{2}}", value**2
+        return f"\\frac{{{text}}}{{{n}}}", value / n
+
+
+def test_random_formulas_have_the_values_that_they_were_made_with():
+    formula = RandomFormulas(seed=0)
+    for _ in range(60):
+        text, value = formula.sum(depth=1)
+        expression = formulas.parse(tidy(text, question_words=frozenset()))
+        read = expression.evalf(50)
+        assert abs(read - Rational(value.numerator, value.denominator)) < 1e-30, text
