@@ -161,7 +161,8 @@ class Config:
     )
     eval_split: str = setting(
         "test",
-        "split to evaluate on; tune on validation. all: every problem of --data, also in training",
+        "split to evaluate on; tune on validation. all: every problem of --data, and training uses "
+        "them too",
         choices=("test", "validation", "all"),
     )
     frontier: bool = setting(

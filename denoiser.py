@@ -300,14 +300,15 @@ class DenoiserCalls:
         """Context manager inside which a float32 adapter on a bfloat16 base is kept in bfloat16.
 
         Autocast would convert it in every call. (In an outer autocast context it keeps its copies,
-        but not those of a frozen adapter, and compiled calls cannot use them.) The weights must
-        not change inside this context.
+        but not those of a frozen adapter, and compiled calls cannot use them.) Inside this context
+        the weights must not change, and no gradient of the adapter may be computed. Split weights
+        are left as they are.
         """
         head = self.denoiser.get_output_embeddings()
         adapter = []
         if head is not None and head.weight.dtype == torch.bfloat16:
             for name, weight in self.denoiser.named_parameters():
-                if ".lora_" in name and not hasattr(weight, "full_tensor"):  # split ones stay
+                if ".lora_" in name and not hasattr(weight, "full_tensor"):  # not split
                     adapter.append(weight)
         weights = [weight.data for weight in adapter]
         try:

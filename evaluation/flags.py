@@ -112,7 +112,7 @@ def parse_flags(arguments=None):
         "--problems",
         type=at_least(1),
         metavar="N",
-        help="number of problems; of split all the first N, or the whole file [1000]",
+        help="number of problems [1000]; with --split all the file's first N [all of them]",
     )
     problems.add_argument(
         "--samples",

@@ -116,8 +116,8 @@ sorted by entropy, lowest first, and each is taken while the entropies before it
 &gamma;.</p>
 {"".join(section(trace) for trace in traces)}
 <h2>{HEADING}</h2>
-<p>Training scores a token from the last boundary's state before it, not from the state that it was
-drawn from. The importance weight corrects for this.</p>
+<p>Training scores a token from the state at the last boundary before it, not from the state that it
+was drawn from. The importance weight corrects for this.</p>
 <img alt="{alternative_text}" src="data:image/png;base64,{image}">
 <script>
 {SCRIPT}</script>

@@ -21,19 +21,22 @@ def existing_folder(path):
     return path
 
 
-def add_out_flag(parser, name, content):
+def add_out_flag(parser, name, content, has_plot=True):
     """Adds --out, the folder for NAME.json and NAME.png, which is created if it does not exist.
 
-    content: a text that every NAME.json of the program contains. Files of these names that the
-    program did not write are not replaced; it refuses them before it starts to measure.
+    content   a text that every NAME.json of the program contains. Files of these names that the
+              program did not write are not replaced; it refuses them before it starts to measure
+    has_plot  False: the program writes no NAME.png
     """
+    results = f"{name}.json and {name}.png go" if has_plot else f"{name}.json goes"
 
     def results_folder(path):
         folder = Path(path)
+        pictures = [folder / f"{name}.png"] if has_plot else []
         if folder.exists() and not folder.is_dir():
             raise argparse.ArgumentTypeError(f"{path} is a file")
         try:
-            verify_replaceable(folder / f"{name}.json", [folder / f"{name}.png"], content)
+            verify_replaceable(folder / f"{name}.json", pictures, content)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         return path
@@ -43,7 +46,7 @@ def add_out_flag(parser, name, content):
         type=results_folder,
         default=f"runs/{name}",
         metavar="DIR",
-        help=f"where {name}.json and {name}.png go [%(default)s]",
+        help=f"where {results} [%(default)s]",
     )
 
 

@@ -193,7 +193,10 @@ def group_runs(runs):
             raise ValueError(f"{run.path} has settings and seed of {twin.path}: leave one out")
         group[run.seed] = run
         if len(groups) > len(STYLES):
-            raise ValueError(f"{run.path} is of group {len(groups)}, but at most {len(STYLES)} fit")
+            raise ValueError(
+                f"{run.path} is of group {len(groups)}, but at most {len(STYLES)} fit: leave out "
+                "groups"
+            )
     return [[group[seed] for seed in sorted(group)] for group in groups.values()]
 
 

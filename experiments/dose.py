@@ -38,8 +38,8 @@ def parse_flags(arguments=None):
 When does the likelihood matter?
 
 Compares the estimators of finished runs, DOSE/ROW-SEED, with mean-field at each
-dose (a way of decoding): learning curves, end scores, the surrogate's error.
-Plots the differences against how sequential decoding is.""",
+dose (a task and a way of decoding): learning curves, end scores, the
+surrogate's error. Plots the differences against how sequential decoding is.""",
         epilog="""\
 example:
   python -m experiments.dose runs/chain/{blocks-?,free}/*-?""",

@@ -1,8 +1,7 @@
 """The runs behind EXPERIMENTS.md, which test each part of DiFFPO, as plain train.py commands.
 
     python -m experiments.grids grid --list       prints a part's commands
-    python -m experiments.grids states grid       makes two parts' runs, two at a time, one thread
-    each
+    python -m experiments.grids states grid       makes two parts' runs, two at a time
     python -m experiments.compare runs/grid/sudoku/{two-stage-w,mean-field,d1}-?     compares them
 
 Finished runs are skipped and stopped runs are resumed, so the same command can be repeated.

@@ -53,7 +53,7 @@ several runs also the mean.""",
         help="the folder of a run that trained its threshold head",
     )
     add_task_file_flag(parser)
-    add_out_flag(parser, "thresholds", content='"reward_gains"')
+    add_out_flag(parser, "thresholds", content='"reward_gains"', has_plot=False)
     return parser.parse_args(arguments)
 
 

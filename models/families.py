@@ -402,8 +402,9 @@ def read_config(folder, name=""):
     folder  a Path
     name    the name by which the user refers to the model; a hub name can tell its block size
 
-    The configuration is a transformers class, with is_causal False; the family is a key of FAMILIES
-    or of PLAIN. Raises a one-line ValueError for a checkpoint that is not understood.
+    The configuration is an instance of a transformers class, with is_causal False; the family is a
+    key of FAMILIES or of PLAIN. Raises a one-line ValueError for a checkpoint that is not
+    understood.
     """
     file = folder / "config.json"
     if (folder / "adapter_config.json").exists():  # transformers would silently apply the adapter

@@ -192,7 +192,7 @@ def fuse_norms(denoiser):
 
 def _rms_norm(self, hidden):
     """The forward method of transformers' RMSNorm, in one call."""
-    with torch.autocast(hidden.device.type, enabled=False):  # which would return float32
+    with torch.autocast(hidden.device.type, enabled=False):  # under it: float32
         return torch.nn.functional.rms_norm(
             hidden, self.weight.shape, self.weight, self.variance_epsilon
         )
@@ -228,7 +228,7 @@ def model_folder(name_or_path):
         if repository and owner not in (".", "..") and Path(owner).is_dir():
             reason = f"though {owner} is one, so the hub is not asked"
         raise ValueError(f"{name!r} is not a folder here {reason}: {advice}")
-    with as_value_error(f"{name} is not a folder, and cannot be had from the hub: {advice}"):
+    with as_value_error(f"{name} is not a folder, and cannot be downloaded from the hub: {advice}"):
         return Path(
             huggingface_hub.snapshot_download(
                 name,

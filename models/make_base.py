@@ -111,7 +111,9 @@ def read_turns(text, names):
     """--turns as a list of numbers, one for each task. Raises ValueError."""
     pattern = ",".join(r"[1-9]\d?" for _ in names)
     if not re.fullmatch(pattern, text):
-        raise ValueError(f"turns {text!r}: it has to be a number of 1 to 99 for each task, as 5,1")
+        raise ValueError(
+            f"turns {text!r}: it has to be a number of 1 to 99 for each task, such as 5,1"
+        )
     return [int(number) for number in text.split(",")]
 
 

@@ -152,14 +152,17 @@ FUNCTION = r"""
 """
 # A function's argument without brackets; it ends before a * or another function: the 2x of
 # \sin 2x * y, the x of \sin x \cos x.
+BRACES = r"\{ (?: [^{}] | \{[^{}]*\} )* \}"
 ARGUMENT = re.compile(
     rf"""
     (?P<function> {FUNCTION} ) \ ?
     (?P<argument>
         (?:
-            (?: [0-9.]+ | [A-Za-z] | \\(?:pi|alpha|beta|theta|phi)(?![a-z]) | \\sqrt\{{[^{{}}]*\}}
-              | \\frac\{{[^{{}}]*\}}\{{[^{{}}]*\}} )
-            (?: \^ (?: \w | \{{[^{{}}]*\}} ) )?
+            (?: [0-9.]++ | [A-Za-z] (?: _ (?: \w | \{{\w+\}} ) )? | \|[^|]+\|
+              | \\sqrt (?: \[[^]]*\] )? {BRACES} | \\(?:frac|binom) {BRACES} {BRACES}
+              | \\(?:pi|alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|omega|ell
+                  |Delta|Theta|Omega)(?![a-z]) )
+            !? (?: \^ (?: \w | \{{[^{{}}]*\}} ) )?
         )+
     )
     \ ? (?= \* | {FUNCTION} )
@@ -278,7 +281,7 @@ def values_at_random_points(*expressions, num_points, digits):
 
 
 def to_number(value, digits):
-    """Returns the number that a sympy expression is: exact if rational, else with more digits."""
+    """Returns the value of a sympy expression: exact if rational, else to `digits` + 20 digits."""
     import sympy
 
     return value if value.is_Rational else sympy.N(value, digits + 20)

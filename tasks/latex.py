@@ -260,7 +260,7 @@ def repeating_decimal(number):
 def join_thousands(text):
     r"""Returns a text with 1234 for 1,234, unless the comma is inside brackets, as in (1,234).
 
-    Braces that only group do not count: of \frac{1}{1,234} it is \frac{1}{1234}.
+    Braces that only group do not count: \frac{1}{1,234} gives \frac{1}{1234}.
     """
     depth = depths(re.sub(r"(?<!\\)[{}]", " ", text))
     return THOUSANDS.sub(
@@ -536,8 +536,8 @@ SAME_UNIT = {
     "gram": "g",
     "gm": "g",
     "kilogram": "kg",
-    "lb": "pound",
-    "lbs": "pound",
+    "lbs": "lb",
+    "pound": "lb",
     "ounce": "oz",
     "liter": "l",
     "litre": "l",
@@ -570,8 +570,9 @@ def same_quantity(answer, gold, question_words, is_part):
     gold_unit = unit_of(gold_quantity)
     if answer_unit and answer_unit != gold_unit:
         words = set(answer_unit.split())
-        if "percent" not in words:  # dollars per hour are dollars
-            words = set(answer_unit.partition(" per ")[0].split())
+        above, _, below = answer_unit.partition(" per ")
+        if "percent" not in words and not set(below.split()) & SCALES:
+            words = set(above.split())  # dollars per hour are dollars, cents per dollar are not
         is_scale_of_another = len(words) > 1 and words & SCALES
         is_added = not gold_unit and not is_part and not is_scale_of_another
         if not (is_added and are_known(answer_quantity["unit"], UNITS, question_words)):
@@ -688,7 +689,7 @@ def details(text):
 EXPENSIVE = re.compile(r"[0-9]{40}|binom\{[0-9]{4}")
 # An exponent in braces, a digit or a letter, with no further exponent behind it.
 EXPONENT = re.compile(r"\^ ?(\d+|[A-Za-z]|\{[^{}^]*(?:\{[^{}^]*\}[^{}^]*)*\})(?! ?\^)")
-MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied; of those of letters, the largest
+MAX_EXPONENT = 2500  # of all exponents' numbers, multiplied; those of letters are added
 POWER_OF_LETTER = re.compile(r"[A-Za-z] ?\^ ?(?:(\d+)|\{(\d+)\})")
 
 
@@ -702,7 +703,7 @@ def is_safe(text):
     powers_of_letters = [int(a or b) for a, b in POWER_OF_LETTER.findall(letters)]
     other_exponents = " ".join(EXPONENT.findall(POWER_OF_LETTER.sub(" ", letters)))
     other_numbers = [max(1, int(number)) for number in re.findall("[0-9]+", other_exponents)]
-    total_exponent = max([1, *powers_of_letters]) * prod(other_numbers)
+    total_exponent = max(1, sum(powers_of_letters)) * prod(other_numbers)
     return (
         KNOWN_SIGNS.fullmatch(KNOWN_COMMANDS.sub(" ", text)) is not None
         and MEANINGLESS.search(LOGARITHM_BASE.sub(" ", text)) is None

@@ -93,5 +93,7 @@ def load_task(names, compact, data="", length=0, train_on_all=False):
         raise ValueError(f"--data {data} is for one task, not for {names}")
     mixture = TaskMixture(tasks, compact=compact)
     if compact and length not in (0, mixture.length):
-        raise ValueError(f"{names} have own lengths: leave out --max_completion_length {length}")
+        raise ValueError(
+            f"{names} have their own lengths: leave out --max_completion_length {length}"
+        )
     return mixture

@@ -2,7 +2,8 @@
 
     profile     LLaDA-8B's shape: an opening call, a dual call and an update of one micro-batch;
                 which kernels take the time, how many are launched, the share that is products
-    updates     48 rows of it, with and without gradient checkpointing, in three micro-batches
+    updates     48 rows of it, in micro-batches of 6, 12 and 24, and of 12 with gradient
+                checkpointing
     uneven      96 rows of it with an adapter and the dual cache, which finish one after another as
                 in a run; the same with cuDNN's attention, which the project turns off, and with
                 padded prompts. The first rollout has new shapes, the second has none
@@ -10,8 +11,8 @@
                 attention's kernel for no mask against its kernel for a mask of padding
     run 0.6b    train.py on random weights in Qwen3-0.6B's exact shape and layout: seconds to the
                 first step, seconds a step, peak memory beside training/estimate.py's
-    rollouts    12 and 96 rows of LLaDA-8B's shape, all unmasking as many tokens, with each cache:
-                tokens/s and TFLOP/s
+    rollouts    12 and 96 rows of LLaDA-8B's shape, all unmasking the same number of tokens, with
+                each block cache, and 12 without: tokens/s and TFLOP/s
     compiled    12 and 96 rows as in `uneven`, of a quarter of the layers, with and without
                 --compile; the first rollout compiles
     stop        run 0.6b, stopped between its two steps: whether it goes on exactly

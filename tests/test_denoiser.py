@@ -468,6 +468,24 @@ def test_a_rollout_casts_a_float32_adapter_once(cache):
     assert not torch.equal(rollouts[0].behaviour_logp, rollouts[1].behaviour_logp)
 
 
+def test_a_rollout_that_fails_leaves_a_float32_adapter(monkeypatch):
+    policy = half_policy(layers=1)
+    policy.denoiser = add_lora(policy.denoiser, rank=2, alpha=4)
+    adapter = [p for p in policy.denoiser.parameters() if p.requires_grad]
+    seen = []
+
+    def interrupt(*_, **__):
+        seen.extend(p.dtype for p in adapter)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(policy, "sample_tokens", interrupt)
+    ids, mask = random_prompts(6)
+    with pytest.raises(KeyboardInterrupt):
+        policy.rollout(ids, mask, 8, to_the_end("top_k", 2), generator(1))
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in adapter} == {torch.float32}
+
+
 def test_a_compiled_call_and_a_frozen_adapters_cast_nothing_either():
     policy = half_policy(layers=2)
     policy.denoiser = add_lora(policy.denoiser, rank=2, alpha=4).requires_grad_(False)

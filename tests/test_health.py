@@ -189,7 +189,7 @@ def test_a_run_says_its_warnings_among_its_lines(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "a"
     assert train.main([*SMALL_RUN, "--steps", "3", "--run_dir", str(folder)]) == 0
     captured = capsys.readouterr()
-    text = "all completions of a prompt earn the same reward"
+    text = "in every group all completions earn the same reward"
     assert (captured.out + captured.err).count(text) == 1
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["frac_reward_zero_std"] for row in rows] == [1.0] * 3

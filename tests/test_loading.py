@@ -671,6 +671,7 @@ def test_a_fused_norm_is_transformers_own(tmp_path, family, dtype):
     norms = [m for m in denoiser.modules() if type(m).__name__.endswith("RMSNorm")]
     assert len(norms) > 2 * denoiser.config.num_hidden_layers
     for norm in norms:
+        assert norm.forward.__func__ is loading._rms_norm
         torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
         x = torch.randn(3, 5, len(norm.weight), dtype=dtype, requires_grad=True)
         results = []

@@ -204,11 +204,11 @@ def test_every_part_is_printed_and_what_fits(capsys):
     config = Config(
         **MODEL_RECIPES["LLaDA"] | MEMORY_RECIPES["24 GB"] | {"max_completion_length": 128}
     )
-    config = recipe.fit_to_memory(MODELS["LLaDA-8B"], config, {}, 24, prompt_tokens=200)
-    for name, gib in estimate_gib(MODELS["LLaDA-8B"], config).items():
+    config = recipe.fit_to_memory(MODELS["LLaDA-8B"], config, {}, 24, prompt_tokens=400)
+    for name, gib in estimate_gib(MODELS["LLaDA-8B"], config, prompt_tokens=400).items():
         assert f"{name:24}{gib:8.2f}\n" in text
     assert text.startswith(
-        "LLaDA-8B, 8.0 billion parameters: GiB with 200 prompt tokens and 128 completion tokens\n"
+        "LLaDA-8B, 8.0 billion parameters: GiB with 400 prompt tokens and 128 completion tokens\n"
     )
     assert text.splitlines()[-1] == f"It fits into 24 GiB, with {recipe.settings_of_memory(config)}"
 

@@ -126,7 +126,7 @@ def test_statistics_of_gradients_that_are_on_a_gpu():
     ],
 )
 def test_a_rollout_waits_for_the_gpu_as_often_as_its_docstring_says(cache, per_call):
-    """For the selection, for end tokens, and, unless a cache is filled, for equal canvases."""
+    """For a call's rows, the selection, end tokens and, without a filled cache, equal canvases."""
     decoder = Decoder("top_k", 1, block_length=30, cache=cache)
     waits = []
     with pretend_gpu() as mode:

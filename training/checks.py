@@ -105,7 +105,10 @@ def check_progress(config, run_dir):
     """
     step = checkpoint.saved_step(run_dir)
     if config.steps < step:
-        raise ValueError(f"--steps {config.steps}: {run_dir} has already done {step} steps")
+        raise ValueError(
+            f"--steps {config.steps}: {run_dir} has already done {step} steps: give --steps {step} "
+            "or more"
+        )
     if step == 0:
         rows = logging.read_metrics(run_dir)
         saved_every = read_run_config(run_dir).save_every

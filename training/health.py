@@ -109,8 +109,8 @@ WARNINGS = [
         metric="frac_reward_zero_std",
         low=1,
         high=1,
-        text="all completions of a prompt earn the same reward, so nothing is learned: try easier "
-        "--data, a larger --num_generations or a --temperature nearer 1",
+        text="in every group all completions earn the same reward, so nothing is learned: try "
+        "easier --data, a larger --num_generations or a --temperature nearer 1",
     ),
     RangeWarning(
         metric="completion_length_mean",

@@ -256,7 +256,7 @@ def open_tracker(report_to, run_dir, config, first_step):
         nonlocal has_failed
         try:
             report(metrics, step)
-        except Exception as error:  # each tracker raises its own; no metric is lost
+        except Exception as error:  # each tracker raises its own; metrics.jsonl has all
             if not has_failed:
                 reason = " ".join(str(error).split())[:160]
                 print(f"step {step}: {report_to} has failed ({reason})", file=sys.stderr)

@@ -74,8 +74,8 @@ def main(arguments=None):
         "--prompt_tokens",
         metavar="N",
         type=at_least(1),
-        default=200,
-        help="tokens per prompt [200]",
+        default=400,
+        help="tokens per prompt [400]",
     )
     parser.add_argument(
         "--processes", metavar="N", type=at_least(1), default=1, help="processes of torchrun [1]"

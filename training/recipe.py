@@ -19,7 +19,7 @@ SMALL = "dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1"
 class Gpu:
     name: str
     gib: float  # its memory
-    free_gib: float  # what no process uses; run_folder.py takes the least of all processes
+    free_gib: float  # what no process uses; run_folder.py takes the least of all cards
     used_gib: float = field(init=False)  # the rest, on this card
 
     def __post_init__(self):
@@ -175,6 +175,6 @@ def read_model_config(name):
         )
     folder = Path(name)
     if not is_folder:
-        with as_value_error(f"{unknown}, and cannot be had from the hub"):
+        with as_value_error(f"{unknown}, and cannot be downloaded from the hub"):
             folder = Path(hf_hub_download(name, "config.json")).parent
     return read_config(folder, name)[0]
