@@ -84,7 +84,10 @@ class Config:
         False, "run calls with a filled block cache under torch.compile; for GPUs"
     )
     initial_threshold: float = setting(
-        0.1, "gamma_0 in nats: the entropy threshold that the learned one starts from"
+        0.1,
+        "gamma_0 in nats: the entropy threshold that the learned one starts from",
+        minimum=1e-3,
+        maximum=10,
     )
     # objective
     num_stages: int = setting(
@@ -287,8 +290,9 @@ MEMORY_RECIPES = {
     "24 GB": {"rollout_batch_size": 24, "dtype": "4bit"},
 }
 
-# What --resume may change; config.json then has the new value. Only `steps` and `cache` change what
-# is learned, the others at most its last digits.
+# What --resume may change; config.json then has the new value. Only `steps`, `cache`, `device` (a
+# GPU draws other random numbers) and, with lora_dropout, `micro_batch_size` change what is learned;
+# the others change at most its last digits.
 CHANGEABLE_ON_RESUME = (
     "steps",
     "run_dir",
@@ -318,8 +322,8 @@ def config_from_json(saved, file):
     if set(saved) != expected:
         differing = sorted(set(saved) ^ expected)[0]
         raise ValueError(
-            f"{file} was written by another version of train.py (it differs in {differing}): "
-            "start a new run"
+            f"{file} has other fields than this train.py's ({differing}): it was edited, or "
+            "written by another version of train.py. Restore it, or start a new run"
         )
     try:
         return Config(**saved)

@@ -102,10 +102,12 @@ def draw_boundaries(nfe, num_stages, generator=None) -> torch.Tensor:
     """Random boundaries (B, m-1), sorted, distinct, uniform over 1 to T-1.
 
     Each completion has its own set, drawn afresh for each update (optimiser step) and shared by the
-    old and the new policy. [PAPER] They are uniform over the rollout's own steps [RECONSTRUCTED],
-    without step 0, which would give mean-field [OUR CHOICE]. If a row has at most m-1 such steps,
-    all become boundaries, which makes its likelihood exact; boundaries left over are set to T,
-    after which no token is scored.
+    old and the new policy. [PAPER] Shared, because a ratio of the two has to compare them from the
+    same states; afresh, so that over the updates a token is scored from several states.
+
+    They are uniform over the rollout's own steps [RECONSTRUCTED], without step 0, which would give
+    mean-field [OUR CHOICE]. If a row has at most m-1 such steps, all become boundaries, which makes
+    its likelihood exact; boundaries left over are set to T, after which no token is scored.
 
     nfe (B,) long, T of each row. Raises ValueError for less than one stage.
     """
@@ -139,8 +141,8 @@ def unit_weight_tokens(unmask_step, boundaries) -> torch.Tensor:
     """Tokens scored from the state they were drawn from: those unmasked in the first call after a
     boundary (step 1 or tau + 1).
 
-    In exact arithmetic their importance weight is 1, unless a block cache was used: then they were
-    drawn from a stale state.
+    In exact arithmetic the two policies agree on them, so their importance weight, before its cap,
+    is 1, unless a block cache was used: then they were drawn from a stale state.
 
     unmask_step (B, L), boundaries (B, m-1) -> (B, L) bool
     """

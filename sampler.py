@@ -59,8 +59,9 @@ def entropy_bounded(entropy, masked, gamma) -> torch.Tensor:
 
     Why this sum: tokens drawn at once, each from its own distribution, are treated as independent.
     The error this makes, the KL from their joint distribution to the product of the marginals, is
-    at most sum_U H - max_U H, so gamma bounds it. (The bound holds for the distributions whose
-    entropies are given. The policy's are those at temperature 1; if it draws at another
+    sum_U H less the joint entropy. The latter is at least max_U H, the largest marginal's, so the
+    error is at most sum_U H - max_U H, which gamma bounds. (The bound holds for the distributions
+    whose entropies are given. The policy's are those at temperature 1; if it draws at another
     temperature, the rule is a heuristic.)
 
     entropy (B, L) in nats, masked (B, L) bool, gamma scalar or (B,), >= 0 -> selected (B, L) bool

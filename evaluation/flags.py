@@ -258,7 +258,7 @@ def find_problem(flags):
             return f"--{name} {flags[name]}: there is no such file"
     if "json" in flags:
         file = Path(flags["json"])
-        if not flags["json"] or file.is_dir():
+        if not flags["json"] or (file.exists() and not file.is_file()):  # a folder, a device
             return f"--json {flags['json']!r}: give the name of a file"
         if not file.parent.is_dir():
             return f"--json {flags['json']}: there is no folder {file.parent}"

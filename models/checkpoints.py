@@ -128,7 +128,7 @@ def verify_checksums(folder):
         file = folder / name
         is_here = Path(name).name == name and file.is_file()  # excludes ../
         if not is_here or name not in saved or checksum(file) != saved[name]:
-            raise ValueError(f"{file} is not as it was written")
+            raise ValueError(f"{file} is not as it was written: it is damaged")
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_bad_input_gets_one_line(program, tmp_path, capsys):
         ((tiny,), "is not a run, so its task is unknown: give a --task"),
         ((tiny, "--task", "chess"), "unknown task 'chess'"),
         ((tiny, "--task", "gsm8k"), "no length"),
-        ((old,), "was written by another version of train.py"),
+        ((old,), "written by another version of train.py"),
         ((empty, "--task", "countdown"), "empty is not a checkpoint"),
     ]:
         flags = [*arguments, "--out", tmp_path / "out"]

@@ -761,7 +761,7 @@ def test_a_run_written_by_another_version_is_refused_and_not_measured_with_defau
     del old["max_completion_length"]
     write_json(tmp_path / "old" / "config.json", old)
     save_checkpoint(tmp_path / "old", policy, [], 1)
-    with pytest.raises(ValueError, match="was written by another version of train.py"):
+    with pytest.raises(ValueError, match="written by another version of train.py"):
         resolve_options(tmp_path / "old", {})
     assert evaluate.main([str(tmp_path / "old"), "--problems", "2"]) != 0
     assert "another version" in capsys.readouterr().err

@@ -101,6 +101,7 @@ def test_levels_are_refused_as_the_decoder_refuses_them(rule, level):
         ("tiny --colour", "unknown --colour"),
         ("tiny --leve 1", "did you mean --level?"),
         ("tiny --json .", "--json '.': give the name of a file"),
+        ("tiny --json /dev/null", "give the name of a file"),
         ("tiny --json=", "--json '': give the name of a file"),
         ("tiny --trace 1 --json rows.jsonl", "leave out --json"),
         ("tiny --adapter nope", "--adapter nope does not exist"),

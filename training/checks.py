@@ -11,7 +11,7 @@ from pathlib import Path
 from models import inputs
 from models.checkpoints import read_rows, read_run_config
 from models.errors import as_value_error
-from sampler import Decoder, ThresholdHead
+from sampler import Decoder
 from training import checkpoint, distributed, files, logging
 
 # ---- settings ------------------------------------------------------------------------------------
@@ -22,7 +22,6 @@ def check_settings(config, export):
     Decoder(  # raises for a cache without blocks
         block_length=config.block_length or None, cache=config.cache
     )
-    ThresholdHead(1, config.initial_threshold)  # raises for a threshold outside its bounds
     if config.eval_split == "all" and not config.data:
         raise ValueError("eval_split all means all problems of a file: give --data FILE")
     if config.compile and (config.cache == "none" or config.shard or config.dtype == "4bit"):

@@ -229,7 +229,9 @@ def run_lock(folder):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             handle.close()
-            raise ValueError(f"{folder} is in use by another run") from None
+            raise ValueError(
+                f"{folder} is in use by another run: wait for its end, or give another --run_dir"
+            ) from None
         if is_same_file(handle, folder / ".lock"):
             break
         handle.close()  # the previous run removed the file just before we locked it

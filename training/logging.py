@@ -23,7 +23,7 @@ from training import distributed, files
 
 METRICS = {
     # the rollouts
-    "step": "optimisation steps done",
+    "step": "RL steps done, each of num_iterations updates",
     "reward_mean": "the verifier's reward, before the penalty on NFE",
     "speed_reward_mean": "what is maximised: the reward times 1 - lambda * NFE / L",
     "solved_mean": "fraction of rollouts that solve their problem",

@@ -402,7 +402,7 @@ def compare_environments(run_dir, device):
     if differing:
         print(
             f"{', '.join(differing)}: {file} differs, so sums may be rounded differently than in a "
-            "run that was never interrupted",
+            "run that was never interrupted, and a GPU draws other random numbers than a CPU",
             file=sys.stderr,
         )
 
