@@ -1,16 +1,20 @@
 """What a run is made from, identified by content: its problems, task file, base and adapter.
 
-    runs/NAME/inputs.json   {"data", "task", "model", "adapter"}: a checksum each, "" for none
+    runs/NAME/inputs.json   {"data", "task", "model", "adapter"}: a checksum each, "" for none;
+                            {"settings"}: that of the settings that --resume may not change
 
 A path says where a file is, not what it holds. So code that resumes a run, measures it or compares
 it with another compares contents: a moved file counts as the same, a changed file does not.
 """
 
 import hashlib
+import json
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+from config import CHANGEABLE_ON_RESUME, MOVABLE_ON_RESUME
 from models.checkpoints import checksum, find_checkpoint, read_json_object
 from models.loading import model_folder
 
@@ -104,6 +108,15 @@ def adapter_checksum(name_or_path):
     return " ".join(checksum(folder / file) for file in files)
 
 
+def settings_checksum(config):
+    """The checksum of a Config's settings that --resume may not change, and of its tasks' names."""
+    settings = asdict(config)
+    for name in (*CHANGEABLE_ON_RESUME, *MOVABLE_ON_RESUME):
+        del settings[name]
+    settings["task"] = bare_names(config.task)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def input_checksums(config):
     """The content of inputs.json for a run's Config."""
     return {
@@ -111,6 +124,7 @@ def input_checksums(config):
         "task": task_checksum(config.task),
         "model": model_checksum(config.model),
         "adapter": adapter_checksum(config.adapter),
+        "settings": settings_checksum(config),
     }
 
 
@@ -142,6 +156,14 @@ def require_typed_task(run_dir, task):
         raise ValueError(
             f"{run_dir} has a task of its own, and its file runs only if you name it: "
             f"add{task_flag(task)}"
+        )
+
+
+def verify_settings(run_dir, config, inputs):
+    """Raises ValueError if config.json, read as `config`, was edited after the run began."""
+    if inputs and inputs.get("settings", settings_checksum(config)) != settings_checksum(config):
+        raise ValueError(
+            f"{run_dir}/config.json was edited after the run began: restore it, or start a new run"
         )
 
 

@@ -151,6 +151,17 @@ def test_a_run_whose_data_or_base_has_changed_is_not_gone_on_with(work, capsys, 
     assert (work / "run" / "config.json").read_text() == config
 
 
+def test_a_run_whose_settings_were_edited_is_not_gone_on_with(work, capsys):
+    file = work / "run" / "config.json"
+    config = read_json(file)
+    for edit in ({"lora_rank": config["lora_rank"] + 1}, {"nfe_penalty": 0.1}):
+        file.write_text(json.dumps(config | edit))
+        assert resume(*HERE, "--steps", "4") == 2
+        assert "config.json was edited after the run began" in one_line(capsys)
+    file.write_text(json.dumps(config | {"save_every": 1}))  # which --save_every may change as well
+    assert resume(*HERE, "--steps", "4") == 0
+
+
 def test_a_run_whose_base_has_changed_is_not_measured(work, made, capsys):
     original = (made / "base" / "config.json").read_text()
     (made / "base" / "config.json").write_text(original + "\n")

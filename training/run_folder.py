@@ -152,7 +152,8 @@ def resumed_config(settings):
     if "run_dir" not in settings:
         raise ValueError("--resume needs --run_dir, the folder of the run to resume")
     run_dir = Path(settings["run_dir"])
-    saved = asdict(read_run_config(run_dir))
+    saved_config = read_run_config(run_dir)
+    saved = asdict(saved_config)
     for name in sorted(settings.keys() - {*CHANGEABLE_ON_RESUME, *MOVABLE_ON_RESUME}):
         if saved[name] != settings[name]:
             raise ValueError(
@@ -163,6 +164,7 @@ def resumed_config(settings):
         if "task" not in settings:
             inputs.require_typed_task(run_dir, config.task)
         saved_inputs = inputs.read_inputs(run_dir)
+        inputs.verify_settings(run_dir, saved_config, saved_inputs)
         inputs.verify_task(run_dir, config.task, saved["task"], saved_inputs)
         inputs.verify_data(run_dir, config.data, saved_inputs)
         inputs.verify_model(run_dir, config.model, saved_inputs)
