@@ -12,7 +12,7 @@ Mean-field learning is J with m = 1 stage and w = 1. Apart from settings (config
 diffu-GRPO differs from that in two ways: it divides by the number of all tokens in a micro-batch,
 and it scores at temperature 1, whatever the sampling temperature.
 
-The setting `normalise_by` decides n_i ("canvas" is here that of the completion alone):
+The setting `normalise_by` decides n_i (its "canvas" is the completion's, without the prompt):
     "canvas"  n_i = L for every row: Dr. GRPO's division by a constant. With the exact likelihood,
               w = 1 and advantages not divided by the group's standard deviation, this gives the
               policy gradient up to a factor, except where a token after [EOS] was drawn before a
@@ -31,8 +31,8 @@ the model to hurry (config.py). [OUR CHOICE]
 
 The value of the loss says nothing. At the first update every ratio is 1, and the advantages of a
 group sum to 0. What remains is due to the weights' deviation from 1 and, under "canvas", to the
-covariance of advantage and length. The gradient is not 0: watch reward and gradient norm,
-and in later updates the ratio.
+covariance of advantage and length. The gradient is not 0: watch reward and gradient norm, and in
+later updates the ratio.
 
 This file needs torch alone. `python diffpo_loss.py` computes one objective token by token.
 

@@ -30,7 +30,7 @@ MARKS = {  # for the rows of eval.json, by name; other rows get a diamond
 
 @contextmanager
 def no_missing_glyphs():
-    """Suppresses warnings about glyphs that the font lacks: a token of such a script is boxes."""
+    """Suppresses warnings about glyphs that the font lacks, which are drawn as boxes."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

@@ -161,7 +161,9 @@ def require_typed_task(run_dir, task):
 
 def verify_settings(run_dir, config, inputs):
     """Raises ValueError if config.json, read as `config`, was edited after the run began."""
-    if inputs and inputs.get("settings", settings_checksum(config)) != settings_checksum(config):
+    checksum_now = settings_checksum(config)
+    # Runs that were begun before there was this checksum have none.
+    if inputs and inputs.get("settings", checksum_now) != checksum_now:
         raise ValueError(
             f"{run_dir}/config.json was edited after the run began: restore it, or start a new run"
         )

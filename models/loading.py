@@ -192,7 +192,7 @@ def fuse_norms(denoiser):
 
 def _rms_norm(self, hidden):
     """The forward method of transformers' RMSNorm, in one call."""
-    with torch.autocast(hidden.device.type, enabled=False):  # under it: float32
+    with torch.autocast(hidden.device.type, enabled=False):  # it would return float32
         return torch.nn.functional.rms_norm(
             hidden, self.weight.shape, self.weight, self.variance_epsilon
         )

@@ -146,13 +146,14 @@ def same_formula(answer, gold, tolerance="0"):
 POINTS_AND_DIGITS = ((8, 30), (1, 2600))
 
 
+# A function's name, with its base or power: \log_{2}, \sin^2.
 FUNCTION = r"""
     \\(?:arcsin|arccos|arctan|sin|cos|tan|cot|sec|csc|log|ln)(?![a-z])
     (?: \ ?[_^]\ ? (?: \w | \{[^{}]*\} ) )*
 """
+BRACES = r"\{ (?: [^{}] | \{[^{}]*\} )* \}"
 # A function's argument without brackets; it ends before a * or another function: the 2x of
 # \sin 2x * y, the x of \sin x \cos x.
-BRACES = r"\{ (?: [^{}] | \{[^{}]*\} )* \}"
 ARGUMENT = re.compile(
     rf"""
     (?P<function> {FUNCTION} ) \ ?

@@ -514,7 +514,7 @@ def uneven_rollouts():
     results = {}
     for name in ("plain", "cuDNN's attention", "padded prompts"):
         torch.backends.cuda.enable_cudnn_sdp(name == "cuDNN's attention")
-        time_rollouts(policy, shape, 96, name, results, is_padded=name == "padded prompts")
+        time_rollouts(policy, shape, name, results, is_padded=name == "padded prompts")
     return results
 
 
@@ -524,9 +524,9 @@ def compiled_rollouts():
     for rows in (12, 96):
         shape = shape_of_8b(rows)
         policy = adapted_policy(replace(shape, layers=max(2, shape.layers // 4)))
-        plain = time_rollouts(policy, shape, rows, f"{rows} rows, plain", results)
+        plain = time_rollouts(policy, shape, f"{rows} rows, plain", results)
         policy.compile_cached_calls()
-        compiled = time_rollouts(policy, shape, rows, f"{rows} rows, compiled", results)
+        compiled = time_rollouts(policy, shape, f"{rows} rows, compiled", results)
         is_same = plain.completion == compiled.completion
         results[f"{rows} rows: share of equal tokens"] = is_same.float().mean().item()
         release()
@@ -534,6 +534,7 @@ def compiled_rollouts():
 
 
 def adapted_policy(shape):
+    """A policy of this shape, with random weights, under a LoRA adapter."""
     policy = benchmark.make_policy(shape)
     policy.denoiser = lora.add_lora(
         policy.denoiser, rank=shape.config.lora_rank, alpha=shape.config.lora_alpha
@@ -541,8 +542,9 @@ def adapted_policy(shape):
     return policy
 
 
-def time_rollouts(policy, shape, rows, name, results, is_padded=False):
+def time_rollouts(policy, shape, name, results, is_padded=False):
     """Adds the seconds of two equal rollouts to the results. Returns the second rollout."""
+    rows = shape.config.prompts_per_step * shape.config.num_generations
     seeded = torch.Generator(DEVICE).manual_seed(0)
     prompt_ids = torch.randint(3, 100, (rows, shape.prompt_tokens), generator=seeded, device=DEVICE)
     prompt_mask = torch.ones_like(prompt_ids, dtype=torch.bool)

@@ -98,3 +98,9 @@ def test_a_bare_decoder_and_head_are_those_of_a_training_run():
     head = sampler.ThresholdHead(8)
     assert head.sigma == CONFIG.threshold_sigma
     assert head.linear.bias.exp().item() == pytest.approx(CONFIG.initial_threshold)
+
+
+def test_gamma_may_start_wherever_the_head_allows():
+    setting = Config.__dataclass_fields__["initial_threshold"].metadata
+    head = sampler.ThresholdHead(hidden_size=4)
+    assert (setting["minimum"], setting["maximum"]) == (head.floor, head.ceiling)
